@@ -1,0 +1,1 @@
+"""natattn: transformer training experiments in which attention informs the optimizer."""
