@@ -1,0 +1,258 @@
+"""The metrics file of a run: one JSON object a line, appended while training and read back as columns."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from natattn.errors import UserError
+from natattn.tracking import Record
+
+FILE_NAME = "metrics.jsonl"
+
+# Strict JSON has no word for these, so they are written as strings.
+_NON_FINITE = {"nan", "inf", "-inf"}
+_FIELDS = itemgetter(*Record._fields)
+# Read this many bytes of whole lines at a time: large enough for speed, small enough that a long file fits in memory.
+_READ_BYTES = 1 << 22
+
+
+class MetricsFile:
+    """Appends records to a metrics file; a context manager.
+
+    `truncate_at` is the `position()` that a checkpoint stored: what a killed run wrote after it is cut. Without it a
+    line that a killed run left unfinished is cut, so that what follows starts on a line of its own.
+
+    Raises UserError where the file cannot be written (a full disk) or is not the one that the position belongs to.
+    """
+
+    def __init__(self, path: Path, *, truncate_at: int | None = None) -> None:
+        self._path = Path(path)
+        self._truncate_at = truncate_at
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "ab")
+            self._file.truncate(_end_of_valid_lines(self._path, self._truncate_at))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            self._fail(error)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+        except UserError:
+            if error is None:  # else the first error is the one to tell
+                raise
+        finally:
+            self._close()
+
+    def log(self, records: Sequence[Record]) -> None:
+        """Appends the records; they reach the disk with the next `flush`."""
+        try:
+            self._open_file().write(b"".join(_encode(record) for record in records))
+        except OSError as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        """Returns when everything logged so far is on the disk."""
+        file = self._open_file()
+        try:
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            self._fail(error)
+
+    def position(self) -> int:
+        """Flushes and returns the file's size in bytes: a checkpoint stores it, a resumed run cuts the file there."""
+        self.flush()
+        return self._open_file().tell()
+
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise RuntimeError(f"{self._path} is not open: use `with MetricsFile(...)`")
+        return self._file
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # the buffered rest, which flush has reported
+                file.close()
+
+    def _fail(self, error: OSError) -> NoReturn:
+        raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The columns of a metrics file, all of one length, in the order of the file."""
+
+    step: NDArray[np.int64]
+    arm: NDArray[np.object_]  # str, or None for what belongs to the whole run
+    name: NDArray[np.object_]
+    value: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+    def select(
+        self, *, arm: str | None, name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Steps, values and seconds of one series; `arm=None` is the series of the whole run."""
+        # Object arrays compare element by element; `== None` is what finds the records without an arm.
+        chosen = (self.name == name) & (self.arm == arm)
+        return self.step[chosen], self.value[chosen], self.seconds[chosen]
+
+    def names(self) -> list[str]:
+        """The names that occur, sorted."""
+        return sorted(set(self.name))
+
+    def arms(self) -> list[str]:
+        """The arms that occur, in order of appearance."""
+        return [arm for arm in dict.fromkeys(self.arm) if arm is not None]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Reads a metrics file into columns. A last line that a killed run left unfinished is left out.
+
+    Raises UserError naming file and line where another line is not a metrics record, or the file cannot be read.
+    """
+    columns = _Columns()
+    line_number = 1
+    try:
+        with open(path, "rb") as file:
+            while lines := file.readlines(_READ_BYTES):
+                if not lines[-1].endswith(b"\n") and not _is_record(lines[-1]):
+                    lines.pop()
+                columns.extend(lines, path, line_number)
+                line_number += len(lines)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return columns.metrics()
+
+
+class _Columns:
+    """Grows the columns chunk by chunk, keeping one string object for each distinct arm and name."""
+
+    def __init__(self) -> None:
+        self._chunks: list[tuple[Any, ...]] = []
+        self._known: dict[str | None, str | None] = {}
+
+    def extend(self, lines: list[bytes], path: Path, first_line: int) -> None:
+        if not lines:
+            return
+        try:
+            rows = _decode_lines(lines)
+        except (ValueError, KeyError, TypeError):
+            raise UserError(_broken_line(lines, path, first_line)) from None
+        step, arm, name, value, seconds = zip(*rows, strict=True)
+        known = self._known
+        self._chunks.append(
+            (
+                np.array(step, dtype=np.int64),
+                np.array([known.setdefault(each, each) for each in arm], dtype=object),
+                np.array([known.setdefault(each, each) for each in name], dtype=object),
+                np.array(value, dtype=np.float64),  # reads "nan", "inf" and "-inf" too
+                np.array(seconds, dtype=np.float64),
+            )
+        )
+
+    def metrics(self) -> Metrics:
+        kinds = (np.int64, object, object, np.float64, np.float64)
+        chunks = self._chunks or [tuple(np.empty(0, dtype=kind) for kind in kinds)]
+        return Metrics(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+
+
+def _encode(record: Record) -> bytes:
+    value = float(record.value)
+    line = {
+        "step": int(record.step),
+        "arm": record.arm,
+        "name": record.name,
+        "value": value if math.isfinite(value) else str(value),
+        "seconds": round(float(record.seconds), 6),
+    }
+    return json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _refuse_constant(token: str) -> NoReturn:
+    raise ValueError(f"{token} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _decode_lines(lines: list[bytes]) -> list[tuple[Any, ...]]:
+    """Decodes the lines as one JSON array: several times as quick as one by one."""
+    rows = [_FIELDS(each) for each in _DECODER.decode(f"[{b','.join(lines).decode()}]")]
+    if len(rows) != len(lines):
+        raise ValueError("a line holds no record, or more than one")
+    _check_rows(rows)
+    return rows
+
+
+def _check_rows(rows: list[tuple[Any, ...]]) -> None:
+    """Raises ValueError where a field has another type than a record's."""
+    for step, arm, name, value, seconds in rows:
+        if type(step) is not int or type(name) is not str or not (arm is None or type(arm) is str):
+            raise ValueError("step, arm or name")
+        if type(value) is not float and type(value) is not int and value not in _NON_FINITE:
+            raise ValueError("value")
+        if type(seconds) is not float and type(seconds) is not int:
+            raise ValueError("seconds")
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        _decode_lines([line])
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _broken_line(lines: list[bytes], path: Path, first_line: int) -> str:
+    for number, line in enumerate(lines, start=first_line):
+        if not _is_record(line):
+            shown = line.decode(errors="replace").strip()
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            return f"{path}:{number}: not a metrics record: {shown!r} (valid: {', '.join(Record._fields)} as JSON)"
+    return f"{path}:{first_line}: lines that are metrics records only when taken together"
+
+
+def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
+    """The size to cut the file to before appending."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if truncate_at is None:
+            return _after_last_newline(file, size)
+        if truncate_at > size:
+            raise UserError(f"{path} has {size} bytes, fewer than the {truncate_at} of the checkpoint: it was changed")
+        if truncate_at > 0:
+            file.seek(truncate_at - 1)
+            if file.read(1) != b"\n":
+                raise UserError(f"{path}: byte {truncate_at} of the checkpoint is inside a line: it was changed")
+        return truncate_at
+
+
+def _after_last_newline(file: BinaryIO, size: int, block: int = 1 << 16) -> int:
+    end = size
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

@@ -1,0 +1,33 @@
+"""The settings of `tracker=offline|online|off`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from natattn.settings import Settings
+
+
+class WandbSettings(Settings):
+    """A mirror of the metrics file in Weights & Biases.
+
+    `group` null is the sweep's name, `name` null the run's; `timeout_seconds` bounds the wait for wandb to start, and
+    the wait for it to finish.
+    """
+
+    kind: Literal["wandb"]
+    mode: Literal["offline", "online"]
+    project: str = Field(min_length=1)
+    entity: str | None
+    group: str | None
+    name: str | None
+    tags: tuple[str, ...]
+    timeout_seconds: float = Field(gt=0)
+
+
+class OffSettings(Settings):
+    """No mirror: the metrics file alone."""
+
+    kind: Literal["off"]
+
+
+TrackerSettings = Annotated[WandbSettings | OffSettings, Field(discriminator="kind")]
