@@ -1,0 +1,1 @@
+"""Sizes and attention types → transformers models."""

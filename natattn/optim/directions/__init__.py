@@ -1,0 +1,18 @@
+"""Directions: pure functions (gradient, state, statistics) → update, one per file.
+
+``DirectionSettings`` is the union of their schemas, told apart by ``kind``; ``build_direction`` turns one into a direction.
+To add a direction: write its file and add its settings to the union.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from natattn.optim.directions.adam import AdamSettings
+from natattn.optim.directions.base import Direction, Statistics
+from natattn.optim.directions.energy_scaled import EnergyScaledSettings
+from natattn.optim.directions.orthogonal import OrthogonalSettings
+
+DirectionSettings = Annotated[AdamSettings | OrthogonalSettings | EnergyScaledSettings, Field(discriminator="kind")]
+
+__all__ = ["Direction", "DirectionSettings", "Statistics"]

@@ -1,0 +1,174 @@
+"""Sizes, attention types and initialisations → transformers models.
+
+The natural model is the same GPT-2 (same parameters, initialisation, checkpoints and generation): only the name of its
+attention function differs.
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from natattn.errors import UserError
+from natattn.settings import Settings
+
+
+class SizeSettings(Settings):
+    """Width, depth and context of a model; ``None`` takes the pretrained model's own."""
+
+    name: str
+    n_layer: Annotated[int, Field(ge=1)] | None
+    n_embd: Annotated[int, Field(ge=1)] | None
+    n_head: Annotated[int, Field(ge=1)] | None
+    context: Annotated[int, Field(ge=2)] | None
+
+
+class ModelSettings(Settings):
+    """An attention type: how attention is computed, and whether it can be observed."""
+
+    name: str
+    attention: Literal["sdpa", "natural"]
+    dropout: float = Field(ge=0, lt=1)
+
+    @property
+    def observable(self) -> bool:
+        """Whether a probe may observe this model's attention during training."""
+        return self.attention == "natural"
+
+
+class RandomInit(Settings):
+    """GPT-2's random initialisation, from the run's seed."""
+
+    kind: Literal["random"]
+
+
+class PretrainedInit(Settings):
+    """The weights of a transformers folder or hub name."""
+
+    kind: Literal["pretrained"]
+    path: str
+
+
+InitSettings = Annotated[RandomInit | PretrainedInit, Field(discriminator="kind")]
+
+
+def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
+    """Refuse sizes that no model can have, before anything is built.
+
+    Raises: UserError naming the key.
+    """
+    if isinstance(init, PretrainedInit):
+        return
+    missing = [key for key in ("n_layer", "n_embd", "n_head", "context") if getattr(size, key) is None]
+    if missing:
+        raise UserError(f"size.{missing[0]}: no value; size={size.name} is for init=pretrained, choose another size")
+    if size.n_embd % size.n_head:  # type: ignore[operator]
+        raise UserError(
+            f"size.n_head={size.n_head}: does not divide size.n_embd={size.n_embd}; "
+            f"valid: a divisor, such as {_nearest_divisor(size.n_embd, size.n_head)}"  # type: ignore[arg-type]
+        )
+
+
+def build_model(
+    model: ModelSettings,
+    size: SizeSettings,
+    init: RandomInit | PretrainedInit,
+    *,
+    vocab_size: int,
+    end_token_id: int,
+    seed: int,
+) -> nn.Module:
+    """Build one arm's causal language model in float32 on the CPU.
+
+    The same (size, init, vocab_size, seed) gives the same weights whatever the attention type.
+
+    Raises: UserError when the sizes, the vocabulary or the pretrained folder do not fit together.
+    """
+    from natattn.attention.interface import register
+
+    register()
+    check_size(size, init)
+    if isinstance(init, PretrainedInit):
+        return _load_pretrained(model, size, init.path, vocab_size)
+    return _random_gpt2(model, size, vocab_size=vocab_size, end_token_id=end_token_id, seed=seed)
+
+
+def context_of(model: nn.Module, size: SizeSettings) -> int:
+    """Tokens of context that the run trains with: ``size.context``, else all that the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if size.context is None:
+        if positions is None:
+            raise UserError("size.context: the pretrained model states no longest context; give size.context=N")
+        return int(positions)
+    if positions is not None and size.context > positions:
+        raise UserError(f"size.context={size.context}: the pretrained model has {positions} positions")
+    return size.context
+
+
+def _random_gpt2(
+    model: ModelSettings, size: SizeSettings, *, vocab_size: int, end_token_id: int, seed: int
+) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=size.context,
+        n_embd=size.n_embd,
+        n_layer=size.n_layer,
+        n_head=size.n_head,
+        # The tanh form of GELU that GPT-2 calls gelu_new, as one fused kernel.
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=model.dropout,
+        embd_pdrop=model.dropout,
+        attn_pdrop=model.dropout,
+        bos_token_id=end_token_id,
+        eos_token_id=end_token_id,
+        use_cache=True,
+    )
+    config._attn_implementation = model.attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
+
+
+def _load_pretrained(model: ModelSettings, size: SizeSettings, path: str, vocab_size: int) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, attn_implementation=model.attention, dtype=torch.float32, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"init.path={path}: cannot be loaded as a causal language model: {reason}") from error
+    _check_against_pretrained(size, loaded.config, path, vocab_size)
+    _set_dropout(loaded, model.dropout)
+    return loaded  # type: ignore[no-any-return]
+
+
+def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_size: int) -> None:
+    names = {"n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_head": "num_attention_heads"}
+    for key, name in names.items():
+        asked, actual = getattr(size, key), getattr(config, name, None)
+        if asked is not None and asked != actual:
+            raise UserError(f"size.{key}={asked}: the model at init.path={path} has {actual}; use size=pretrained")
+    # Vocabularies are often padded to a round number; a smaller one cannot be embedded at all.
+    if not vocab_size <= config.vocab_size < vocab_size + 512:
+        raise UserError(
+            f"tokenizer: has {vocab_size} tokens but the model at init.path={path} has {config.vocab_size}; "
+            "use tokenizer=pretrained"
+        )
+
+
+def _set_dropout(model: nn.Module, probability: float) -> None:
+    """Dropout of every layer: as modules (GPT-2) or as a number on the attention layer (Llama and later)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = probability  # type: ignore[assignment]
+
+
+def _nearest_divisor(width: int, heads: int) -> int:
+    return min((d for d in range(1, width + 1) if width % d == 0), key=lambda d: (abs(d - heads), d))

@@ -1,0 +1,128 @@
+"""Named parameters → roles: every parameter of a model has exactly one owner and one or more roles.
+
+Weights that fuse query, key and value are seen as separate matrices through views, so that an optimizer never mixes them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+Role = Literal["embedding", "vector", "query", "key", "value", "output", "mlp", "head"]
+ROLES: tuple[Role, ...] = get_args(Role)
+HIDDEN_ROLES: frozenset[Role] = frozenset({"query", "key", "value", "output", "mlp"})
+
+_FUSED_QUERY_KEY_VALUE = re.compile(r"(^|\.)c_attn$")
+# Fused too, but in layouts (interleaved heads, grouped keys) that thirds would cut wrongly.
+_FUSED_UNKNOWN_LAYOUT = re.compile(r"(^|\.)(qkv|qkv_proj|query_key_value|W_pack)$")
+_ROLE_BY_MODULE_NAME: tuple[tuple[re.Pattern[str], Role], ...] = (
+    (re.compile(r"(^|\.)(q_proj|q_lin|q_attn|query)$"), "query"),
+    (re.compile(r"(^|\.)(k_proj|k_lin|key)$"), "key"),
+    (re.compile(r"(^|\.)(v_proj|v_lin|value)$"), "value"),
+    (re.compile(r"attn\.(c_proj|o_proj|out_proj|dense)$|attention\.(output\.)?(dense|o_proj|out_lin)$"), "output"),
+)
+
+
+@dataclass(frozen=True)
+class ParameterView:
+    """One matrix or vector as an optimizer sees it: a whole parameter or a slice of a fused one.
+
+    Attributes:
+        name: the parameter's name, with the role appended for a slice of a fused weight.
+        layer: index of the transformer block, None outside blocks.
+        start, stop, dim: the slice of the stored tensor; ``dim`` is None for a whole parameter.
+        transposed: stored as (inputs, outputs) and shown as (outputs, inputs), like nn.Linear.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    role: Role
+    layer: int | None
+    dim: int | None = None
+    start: int = 0
+    stop: int = 0
+    transposed: bool = False
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This view of a tensor that is shaped like the parameter (the parameter, its gradient, its update)."""
+        part = tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.stop - self.start)
+        return part.t() if self.transposed else part
+
+    @property
+    def state_prefix(self) -> str:
+        """Prefix of this view's entries in the parameter's optimizer state: empty for a whole parameter."""
+        return "" if self.dim is None else f"{self.role}."
+
+
+def partition(model: nn.Module) -> list[ParameterView]:
+    """Views of every trainable parameter of a transformers model, complete and disjoint.
+
+    Raises: ValueError naming a matrix inside no block and of no known kind.
+    """
+    views: list[ParameterView] = []
+    output_embeddings = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            name = f"{module_name}.{parameter_name}".lstrip(".")
+            views.extend(_views(name, module_name, module, parameter, is_head=module is output_embeddings))
+    check_partition(views, model)
+    return views
+
+
+def check_partition(views: list[ParameterView], model: nn.Module) -> None:
+    """Assert that the views cover every element of every trainable parameter exactly once.
+
+    Raises: ValueError naming the parameter that is missed or covered twice.
+    """
+    covered: dict[int, int] = {}
+    for view in views:
+        covered[id(view.parameter)] = covered.get(id(view.parameter), 0) + view.of(view.parameter).numel()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and covered.get(id(parameter), 0) != parameter.numel():
+            raise ValueError(f"parameter {name}: {covered.get(id(parameter), 0)} of {parameter.numel()} elements in groups")
+
+
+def _views(
+    name: str, module_name: str, module: nn.Module, parameter: nn.Parameter, *, is_head: bool
+) -> Iterator[ParameterView]:
+    layer = _layer_index(module_name)
+    # transformers' Conv1D stores (inputs, outputs).
+    transposed = type(module).__name__ == "Conv1D"
+    if isinstance(module, nn.Embedding):
+        yield ParameterView(name, parameter, "embedding", layer)
+    elif parameter.ndim < 2:
+        yield ParameterView(name, parameter, "vector", layer)
+    elif is_head:
+        yield ParameterView(name, parameter, "head", layer)
+    elif _FUSED_QUERY_KEY_VALUE.search(module_name):
+        dim = 1 if transposed else 0
+        third = parameter.shape[dim] // 3
+        roles: tuple[Role, ...] = ("query", "key", "value")
+        for index, role in enumerate(roles):
+            yield ParameterView(
+                f"{name}[{role}]", parameter, role, layer, dim, index * third, (index + 1) * third, transposed
+            )
+    else:
+        yield ParameterView(name, parameter, _matrix_role(name, module_name, layer), layer, transposed=transposed)
+
+
+def _matrix_role(name: str, module_name: str, layer: int | None) -> Role:
+    if _FUSED_UNKNOWN_LAYOUT.search(module_name):
+        raise ValueError(f"parameter {name}: a fused query-key-value weight whose layout is not known")
+    for pattern, role in _ROLE_BY_MODULE_NAME:
+        if pattern.search(module_name):
+            return role
+    if layer is None:
+        raise ValueError(f"parameter {name}: neither an embedding, a head nor inside a block; its role is unknown")
+    return "mlp"
+
+
+def _layer_index(module_name: str) -> int | None:
+    """The first number in a dotted module name: transformer.h.3.attn → 3."""
+    return next((int(part) for part in module_name.split(".") if part.isdigit()), None)

@@ -1,0 +1,146 @@
+"""An arm is a model, its attention probe and its optimizer; the arms of a run start from the same weights."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from natattn.attention.probe import AttentionProbe
+from natattn.optim.optimizer import DirectionalOptimizer
+from natattn.randomness import addressed_seed
+
+Status = Literal["running", "finished", "diverged", "interrupted"]
+
+
+class Stopwatch:
+    """Seconds spent in an arm's training steps, without making the host wait for a GPU at every step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._cuda = device.type == "cuda"
+        self._pending: list[tuple[Any, Any]] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time spent inside."""
+        if self._cuda:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._pending.append((start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - begin
+
+    def read(self) -> float:
+        """Total so far; waits for the GPU."""
+        for start, end in self._pending:
+            end.synchronize()
+            self.seconds += start.elapsed_time(end) / 1000
+        self._pending.clear()
+        return self.seconds
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step measured, still on the device: the batch's mean loss (nats/token) and the gradient's norm."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+
+
+@dataclass
+class Arm:
+    """One model in training."""
+
+    name: str
+    model: nn.Module
+    optimizer: DirectionalOptimizer
+    probe: AttentionProbe | None
+    device: torch.device
+    seed: int
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    clip_norm: float | None = None
+    compiled: Callable[..., Any] | None = None
+    status: Status = "running"
+    cause: str | None = None
+    stopwatch: Stopwatch = field(init=False)
+    _rates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.device)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
+    def active(self) -> bool:
+        """Whether the arm still trains."""
+        return self.status == "running"
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Mean next-token loss in nats of int64 tokens [batch, context + 1]: labels are the tokens, shifted once, here."""
+        inputs, labels = tokens[:, :-1], tokens[:, 1:]
+        forward = self.compiled or self.model
+        with self.autocast():
+            logits = forward(input_ids=inputs, use_cache=False).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+    def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> StepResult:
+        """One update from a batch given as accumulation slices [slice, context + 1] of equal size.
+
+        Dropout draws from a stream addressed by (seed, step), so that arms drop the same units.
+        """
+        with self.stopwatch.running():
+            self.model.train()
+            torch.manual_seed(addressed_seed(self.seed, "dropout", step))
+            total = torch.zeros((), device=self.device)
+            with self.probe.step(step) if self.probe else contextlib.nullcontext():
+                for tokens in slices:
+                    loss = self.loss(tokens) / len(slices)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
+            gradient_norm = nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.clip_norm if self.clip_norm is not None else float("inf")
+            )
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * learning_rate_factor
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(total, gradient_norm)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the first parameter group at the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def diverge(self, step: int, cause: str) -> None:
+        """Stop the arm for good."""
+        self.status, self.cause = "diverged", f"{cause} at step {step}"
+
+    def unique_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, tied ones once."""
+        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
+        persistent = self.model.state_dict().keys()
+        tensors.update({name: buffer for name, buffer in self.model.named_buffers() if name in persistent})
+        return tensors
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and values of all parameters: what pairs runs that were trained separately."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identical(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two models of the same architecture have equal weights to the bit."""
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

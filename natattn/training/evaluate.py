@@ -1,0 +1,59 @@
+"""Evaluation: the loss over a whole split, and attention's energies and entropy on a fixed probe batch."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from natattn.attention.probe import AttentionProbe
+from natattn.data import evaluation_batches
+from natattn.training.arms import Arm
+
+PROBE_SEQUENCES = 8
+
+
+@torch.no_grad()
+def split_loss(arm: Arm, tokens: np.ndarray, *, batch_size: int, context: int) -> float:
+    """Mean loss in nats/token over a split, every token but the first predicted exactly once."""
+    arm.model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=arm.device)
+    count = 0
+    for inputs, labels in evaluation_batches(tokens, batch_size=batch_size, context=context):
+        with arm.autocast():
+            logits = arm.model(input_ids=torch.from_numpy(inputs).to(arm.device), use_cache=False).logits
+        labels_device = torch.from_numpy(labels).to(arm.device).flatten()
+        total += F.cross_entropy(logits.float().flatten(0, 1), labels_device, ignore_index=-100, reduction="sum")
+        count += int((labels != -100).sum())
+    return float(total) / count
+
+
+@torch.no_grad()
+def attention_metrics(arm: Arm, probe_batch: Tensor) -> dict[str, float]:
+    """Mean |E| and mean pattern entropy (nats) of every layer, exact over all pairs of a fixed batch of tokens.
+
+    Any model can be observed so, whether or not its attention is observed in training.
+    """
+    arm.model.eval()
+    metrics = {}
+    with AttentionProbe(arm.model, row_count=None, with_entropy=True) as probe:
+        with probe.step(0), arm.autocast():
+            arm.model(input_ids=probe_batch, use_cache=False)
+        for layer in probe.layers:
+            sums = probe.sums(layer)
+            entropy = sums.mean_entropy
+            assert entropy is not None
+            metrics[f"attention/layer_{layer}/mean_absolute_energy"] = float(sums.mean_absolute_energy.mean())
+            metrics[f"attention/layer_{layer}/entropy"] = float(entropy.mean())
+    return metrics
+
+
+def first_sequences(tokens: np.ndarray, context: int, device: torch.device) -> Tensor:
+    """The probe batch: the split's first few whole windows, int64 [sequences, context]."""
+    batches: Iterable[tuple[np.ndarray, np.ndarray]] = evaluation_batches(
+        tokens, batch_size=PROBE_SEQUENCES, context=context
+    )
+    inputs, labels = next(iter(batches))
+    whole = (labels != -100).all(axis=1)
+    return torch.from_numpy(inputs[whole] if whole.any() else inputs).to(device)

@@ -1,0 +1,64 @@
+"""Checks made before a run trains: no look into the future, labels shifted once."""
+
+import torch
+from torch import Tensor
+
+from natattn.errors import UserError
+from natattn.training.arms import Arm
+
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
+    """Largest change of any logit before position t when the token at t changes, for t in the middle and at the end."""
+    arm.model.eval()
+    generator = torch.Generator().manual_seed(0)
+    length = min(context, 64)
+    tokens = torch.randint(vocab_size, (1, length), generator=generator)
+    original = _logits(arm, tokens)
+    leak = 0.0
+    for position in {length // 2, length - 1}:
+        changed = tokens.clone()
+        changed[0, position] = (changed[0, position] + 1) % vocab_size
+        difference = (_logits(arm, changed) - original)[:, :position].abs().max()
+        leak = max(leak, float(difference))
+    return leak
+
+
+def check_causality(arm: Arm, context: int, vocab_size: int) -> None:
+    """Refuse an arm whose logits depend on later tokens.
+
+    Raises: UserError naming the arm and the size of the leak.
+    """
+    leak = causality_leak(arm, context, vocab_size)
+    if leak > TOLERANCE:
+        raise UserError(f"arm {arm.name}: a logit moves by {leak:.2g} when a later token changes; the model is not causal")
+
+
+def check_label_shift(arm: Arm, vocab_size: int) -> None:
+    """Refuse a loss whose label at position t is not token t + 1.
+
+    A stand-in model that knows the next token must have (almost) no loss.
+
+    Raises: UserError.
+    """
+    tokens = torch.arange(8)[None] % vocab_size
+
+    def oracle(input_ids: Tensor, **_: object) -> object:
+        following = torch.roll(tokens, -1, dims=1)[:, : input_ids.shape[1]]
+        logits = 100.0 * torch.nn.functional.one_hot(following, vocab_size).float()
+        return type("Output", (), {"logits": logits})()
+
+    compiled, arm.compiled = arm.compiled, oracle
+    try:
+        loss = float(arm.loss(tokens))
+    finally:
+        arm.compiled = compiled
+    if loss > TOLERANCE:
+        raise UserError(f"arm {arm.name}: labels are not the tokens shifted once (an oracle's loss is {loss:.2f})")
+
+
+def _logits(arm: Arm, tokens: Tensor) -> Tensor:
+    logits: Tensor = arm.model(input_ids=tokens.to(arm.device), use_cache=False).logits
+    return logits.float().cpu()
