@@ -73,6 +73,7 @@ class Arm:
     status: Status = "running"
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
+    peak_memory: int = 0  # bytes of GPU memory at the worst moment of this arm's steps; the CPU keeps no such count
     _rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +98,8 @@ class Arm:
 
         Dropout draws from a stream addressed by (seed, step), so that arms drop the same units.
         """
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         with self.stopwatch.running():
             self.model.train()
             torch.manual_seed(addressed_seed(self.seed, "dropout", step))
@@ -113,12 +116,14 @@ class Arm:
                 group["lr"] = rate * learning_rate_factor
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
         return StepResult(total, gradient_norm)
 
     @property
-    def learning_rate(self) -> float:
-        """Rate of the first parameter group at the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+    def base_learning_rate(self) -> float:
+        """Rate of the first parameter group before the schedule's factor."""
+        return float(self._rates[0])
 
     def diverge(self, step: int, cause: str) -> None:
         """Stop the arm for good."""

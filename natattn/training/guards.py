@@ -33,7 +33,9 @@ def check_causality(arm: Arm, context: int, vocab_size: int) -> None:
     """
     leak = causality_leak(arm, context, vocab_size)
     if leak > TOLERANCE:
-        raise UserError(f"arm {arm.name}: a logit moves by {leak:.2g} when a later token changes; the model is not causal")
+        raise UserError(
+            f"arm {arm.name}: a logit moves by {leak:.2g} when a later token changes; the model is not causal"
+        )
 
 
 def check_label_shift(arm: Arm, vocab_size: int) -> None:

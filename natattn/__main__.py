@@ -1,0 +1,8 @@
+"""`python -m natattn` is the `natattn` command."""
+
+import sys
+
+from natattn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

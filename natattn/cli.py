@@ -1,0 +1,57 @@
+"""The `natattn` command: which sub-command, and how its errors end. Nothing heavy is imported for help and version."""
+
+import sys
+
+HELP = """\
+natattn: transformer training experiments in which attention informs the optimizer
+
+usage: natattn COMMAND [key=value ...]
+
+commands:
+  train    train a standard and a natural-attention model side by side on the same batches
+  report   print the result table of one or more run folders
+  sample   let a trained arm of a run write text
+
+examples:
+  natattn train model=natural optim=aif            the default: GPT-2 nano on Python's standard library
+  natattn train size=pico data=text data.train=my.txt train.steps=500
+  natattn train -m optim=adamw,aif seed=0,1        a sweep: four runs
+  natattn train resume=outputs/RUN                 go on with an interrupted run
+  natattn report outputs/RUN                       its table again
+  natattn sample run=outputs/RUN prompt="def "
+
+natattn COMMAND --help tells more; natattn --version prints the version.
+shell completion: eval "$(natattn -sc install=bash)" (or zsh: same line; fish: natattn -sc install=fish | source)
+"""
+
+COMMANDS = ("train", "report", "sample")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0
+    if command in ("--version", "-V", "version"):
+        from importlib.metadata import version
+
+        print(f"natattn {version('natattn')}")
+        return 0
+    if command in ("-sc", "--shell-completion"):
+        command, rest = "train", arguments
+    if command not in COMMANDS:
+        return _unknown_command(command)
+    from natattn import commands
+
+    return commands.guarded(lambda: getattr(commands, command)(rest))
+
+
+def _unknown_command(command: str) -> int:
+    from difflib import get_close_matches
+
+    near = get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    print(f"natattn: {command}: no such command; {hint}valid: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2

@@ -1,0 +1,255 @@
+"""The sub-commands: from their arguments to an exit code."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from natattn import config
+from natattn.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from natattn.training.settings import RunSettings
+
+TRAIN_HELP = """\
+usage: natattn train [key=value ...] [-m] [--cfg job] [--info]
+
+Trains a reference arm (model=standard, optimizer from reference=) and a candidate arm (model=, optim=) from the same
+initial weights on the same batches. Everything lands in a folder under outputs/.
+
+  -m, --multirun   a run for every combination of comma-separated values: optim=adamw,aif seed=0,1
+  --cfg job        print the composed configuration (every key) and exit
+  --info           Hydra's own information; --hydra-help: Hydra's own options
+  resume=FOLDER    go on with an interrupted run, exactly
+
+groups (group=option; * is the default):
+"""
+
+REPORT_HELP = """\
+usage: natattn report [FOLDER ...]
+
+Prints the result table of run folders, sweep folders or globs (default: everything under outputs/); several runs are
+grouped by everything but the seed, with mean and spread over seeds.
+"""
+
+SAMPLE_HELP = """\
+usage: natattn sample run=FOLDER [key=value ...]
+
+  run=FOLDER         a finished run
+  prompt=TEXT        text to go on from (default: the start of a document)
+  arm=NAME           which arm (default: the candidate)
+  tokens=100         how many tokens to write
+  temperature=0.8    0 takes the likeliest token every time
+  top_k=50           choose among the likeliest tokens only; 0 for all
+  seed=0
+"""
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; a user's mistake is one line and exit code 2, Ctrl-C is 130."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"natattn: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("natattn: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has gone (natattn report | head): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def train(arguments: list[str]) -> int:
+    """`natattn train`: validate everything first, then hand the jobs to Hydra."""
+    from hydra._internal.utils import get_args_parser
+
+    if "--help" in arguments or "-h" in arguments:
+        print(train_help(), end="")
+        return 0
+    options = get_args_parser().parse_args(arguments)
+    if options.experimental_rerun:
+        raise UserError("--experimental-rerun: not supported (it would unpickle a file); use resume=FOLDER")
+    if options.shell_completion:
+        return _complete(arguments)
+    overrides = config.quote_paths(options.overrides)
+    flags = [argument for argument in arguments if argument not in options.overrides]
+    if options.cfg or options.info or options.hydra_help:
+        if options.cfg:
+            config.compose(overrides)
+        return _hydra([*flags, *overrides], lambda _: None)
+
+    resumed = [override for override in config.parse(overrides) if override.key_or_group == "resume"]
+    if resumed and not options.multirun and resumed[-1].value() is not None:
+        return _resume(str(resumed[-1].value()), overrides)
+    jobs = config.jobs(overrides)
+    if not options.multirun and len(jobs) > 1:
+        raise UserError("several values for one key: add -m to run a sweep, or quote the value")
+    for job in jobs:
+        config.settings_of(config.compose(job))
+
+    codes: list[int] = []
+    code = _hydra([*flags, *overrides], lambda composed: codes.append(_job(composed)))
+    return max([code, *codes])
+
+
+def train_help() -> str:
+    """Every group with its options and one line on each, read from the files themselves."""
+    defaults = _defaults()
+    lines = [TRAIN_HELP]
+    for group, options in config.groups().items():
+        lines.append(f"  {group}\n")
+        for option in options:
+            star = "*" if defaults.get(group) == option else " "
+            lines.append(f"   {star} {option:<14} {config.description(group, option)}\n")
+    lines.append("\nother keys with their defaults (natattn train --cfg job prints all):\n\n")
+    text = (config.conf_folder() / "train.yaml").read_text(encoding="utf-8")
+    body = text.split("\n\n", 1)[1].split("\nhydra:")[0]
+    lines.extend(f"  {line}".rstrip() + "\n" for line in body.splitlines())
+    return "".join(lines)
+
+
+def report(arguments: list[str]) -> int:
+    """`natattn report`: the table of finished (and unfinished) runs."""
+    if "--help" in arguments or "-h" in arguments:
+        print(REPORT_HELP, end="")
+        return 0
+    from natattn.analysis.summary import print_report
+
+    print_report(arguments or ["outputs"], stream=sys.stdout)
+    return 0
+
+
+def sample(arguments: list[str]) -> int:
+    """`natattn sample`: text from a trained arm."""
+    if "--help" in arguments or "-h" in arguments or not arguments:
+        print(SAMPLE_HELP, end="")
+        return 0 if arguments else 2
+    from natattn.training.sampling import SampleSettings, sample_text
+
+    values = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: not understood; write key=value")
+        if key not in SampleSettings.model_fields:
+            raise UserError(config.unknown_key(key, sorted(SampleSettings.model_fields)))
+        values[key] = value
+    for text in sample_text(config.validated(values, SampleSettings)):
+        print(text, end="", flush=True)
+    print()
+    return 0
+
+
+def _job(composed: "DictConfig") -> int:
+    """One job that Hydra launches; its errors end the job, never the sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
+    group = Path(hydra_config.sweep.dir).name if sweeping else None
+    try:
+        code = guarded(lambda: _run(config.settings_of(composed), folder, group))
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code == 2:
+        _remove_empty(folder)
+    if code > 128 and sweeping:
+        raise SystemExit(code)  # Ctrl-C ends the whole sweep, not only the job
+    return code
+
+
+def _run(settings: "RunSettings", folder: Path, group: str | None) -> int:
+    """Train, then show what came out."""
+    from natattn.analysis.summary import print_report
+    from natattn.analysis.visualization import plot_curves
+    from natattn.training.run import train as train_run
+
+    with contextlib.suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    result = train_run(settings, folder, group=group)
+    if result.outcome == "interrupted":
+        print(f"natattn: interrupted; go on with: natattn train resume={folder}", file=sys.stderr)
+        return 128 + (result.signal or signal.SIGINT)
+    picture = plot_curves(folder)
+    print_report([str(folder)], stream=sys.stdout)
+    print(f"curves: {picture}")
+    return 1 if result.outcome == "diverged" else 0
+
+
+def _resume(path: str, overrides: list[str]) -> int:
+    """Go on with a run under its own configuration, after checking that nothing else was asked for."""
+    from natattn.training.run_folder import read_config, read_run
+
+    folder = Path(path)
+    saved = read_config(folder)
+    settings = config.resumed_settings(saved, overrides)
+    facts = read_run(folder)
+    if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
+        print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
+        return 0
+    return _run(settings, folder, None)
+
+
+def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
+    """Run Hydra's own main with our arguments."""
+    import hydra
+
+    def job(composed: "DictConfig") -> None:
+        task(composed)
+
+    previous = sys.argv
+    sys.argv = ["natattn", *arguments]
+    try:
+        hydra.main(config_path=str(config.conf_folder()), config_name=config.CONFIG_NAME, version_base="1.3")(job)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    finally:
+        sys.argv = previous
+    return 0
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: Hydra completes what follows `natattn train`, we complete the sub-command before it."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if any(argument.startswith("query=") for argument in arguments):
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            from natattn.cli import COMMANDS
+
+            print(" ".join(COMMANDS))
+            return 0
+        if words[1] != "train":
+            return 0
+        os.environ["COMP_LINE"] = line.replace(" train", "", 1)
+    return _hydra(arguments, lambda _: None)
+
+
+def _defaults() -> dict[str, str]:
+    """{group: option} of the defaults list of train.yaml."""
+    import yaml
+
+    content = yaml.safe_load((config.conf_folder() / "train.yaml").read_text(encoding="utf-8"))
+    return {
+        group: option for entry in content["defaults"] if isinstance(entry, dict) for group, option in entry.items()
+    }
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a run folder that nothing was written to, and what Hydra made around it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        sweep = folder.parent / "multirun.yaml"
+        if [path.name for path in folder.parent.iterdir()] == [sweep.name]:
+            sweep.unlink()
+        folder.parent.rmdir()

@@ -1,0 +1,29 @@
+"""Small statistics that tracking, analysis and reports share."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def time_to_target(steps: ArrayLike, values: ArrayLike, target: float) -> int | None:
+    """The first of `steps` at which its value is `target` or less; None if there is none (the time is censored).
+
+    A value that is not a number has not reached anything.
+    """
+    reached = np.flatnonzero(np.asarray(values, dtype=np.float64) <= target)
+    return int(np.asarray(steps)[reached[0]]) if reached.size else None
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; nan for no values."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation (n − 1); nan for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    center = mean(values)
+    return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1))

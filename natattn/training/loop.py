@@ -1,0 +1,258 @@
+"""The loop: the same batches to every arm, evaluations and checkpoints in between.
+
+Step s is the state after s updates: ``train/loss`` at step s is the loss of batch s under those weights, and
+``validation/loss`` at step s is measured before update s.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from natattn.data import Batches, TokenSplit
+from natattn.settings import Settings
+from natattn.tracking import Record, Tracker
+from natattn.tracking.metrics_file import MetricsFile
+from natattn.training.arms import Arm, StepResult, identical
+from natattn.training.checkpoint import save_checkpoint
+from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
+from natattn.training.interruption import Interruption
+from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
+
+Outcome = Literal["finished", "interrupted", "time_limit", "diverged"]
+
+
+class TrainSettings(Settings):
+    """How long, with what batches, and how often to evaluate and to checkpoint."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    accumulation_steps: int = Field(ge=1)
+    sampling: Literal["random", "epochs"]
+    clip_norm: float | None = Field(gt=0)
+    evaluate_every: int = Field(ge=1)
+    evaluation_batch_size: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=1)
+    keep_checkpoints: int = Field(ge=1)
+    log_every: int = Field(ge=1)
+    max_seconds: float | None = Field(gt=0)
+    compile: bool
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint must hold beside weights and optimizer states."""
+
+    step: int = 0
+    evaluated_step: int = -1  # the last step whose evaluation is in the metrics file
+    best_loss: float = math.inf  # the candidate's validation loss at the best checkpoint
+    seconds: float = 0.0  # wall seconds of training so far, over all sittings
+    arm_seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in a checkpoint."""
+        best = self.best_loss if math.isfinite(self.best_loss) else None
+        return {**vars(self), "best_loss": best}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Progress":
+        """The inverse of ``to_json``."""
+        best = content["best_loss"]
+        return cls(**{**content, "best_loss": math.inf if best is None else best})
+
+
+class Loop:
+    """Trains the arms of one run to the end, to the time limit or to an interruption.
+
+    Args:
+        arms: the reference first where there is one, the candidate last.
+        trackers: told every record, the metrics file among them.
+    """
+
+    def __init__(
+        self,
+        arms: list[Arm],
+        settings: TrainSettings,
+        schedule: CosineSettings | WSDSettings | ConstantSettings,
+        batches: Batches,
+        validation: TokenSplit,
+        *,
+        context: int,
+        folder: Path,
+        metrics: MetricsFile,
+        trackers: Sequence[Tracker],
+        progress: Progress,
+    ) -> None:
+        self.arms = arms
+        self.settings = settings
+        self.schedule = schedule
+        self.batches = batches
+        self.validation = validation
+        self.context = context
+        self.folder = folder
+        self.metrics = metrics
+        self.trackers = [metrics, *trackers]
+        self.progress = progress
+        self.device = arms[0].device
+        self.identical = False
+        self._candidate_loss = math.inf  # at the last evaluation
+        self._probe_batch = first_sequences(validation.tokens, context, self.device)
+        self._pending: list[tuple[int, Arm, StepResult]] = []
+        self._started = time.perf_counter() - progress.seconds
+        for arm in arms:
+            arm.stopwatch.seconds = progress.arm_seconds.get(arm.name, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of training so far, over all sittings."""
+        return time.perf_counter() - self._started
+
+    def run(self, interruption: Interruption) -> Outcome:
+        """Train; afterwards the metrics and a checkpoint of the last step are on disk."""
+        settings, progress = self.settings, self.progress
+        # Every checkpoint follows an evaluation, so a run that has evaluated starts from a checkpoint of this step.
+        saved_step = progress.step if progress.evaluated_step >= 0 else -1
+        while True:
+            step = progress.step
+            outcome = self._outcome(interruption)
+            # A time limit still ends with an evaluation; an interruption must not wait for one.
+            due = step % settings.evaluate_every == 0 or outcome in ("finished", "time_limit", "diverged")
+            if due and step > progress.evaluated_step:
+                self.evaluate()
+            if saved_step != step and (outcome is not None or (step and step % settings.checkpoint_every == 0)):
+                self.checkpoint()
+                saved_step = step
+            if outcome is not None:
+                self._drain()
+                return outcome
+            self._train_step(step)
+            progress.step += 1
+            if progress.step % settings.log_every == 0:
+                self._drain()
+
+    def _outcome(self, interruption: Interruption) -> Outcome | None:
+        """Whether, and why, training stops before the next step."""
+        if not any(arm.active for arm in self.arms):
+            return "diverged"
+        if self.progress.step >= self.settings.steps:
+            return "finished"
+        if interruption.signal is not None:
+            return "interrupted"
+        limit = self.settings.max_seconds
+        return "time_limit" if limit is not None and self.seconds >= limit else None
+
+    def _train_step(self, step: int) -> None:
+        factor = self.schedule.factor(step, self.settings.steps)
+        slices = [self._tokens(step, index) for index in range(self.settings.accumulation_steps)]
+        for arm in self.arms:
+            if arm.active:
+                self._pending.append((step, arm, arm.train_step(slices, step, factor)))
+
+    def _tokens(self, step: int, index: int) -> Tensor:
+        batch = torch.from_numpy(
+            self.batches.batch(step, accumulation_index=index, accumulation_steps=self.settings.accumulation_steps)
+        )
+        if self.device.type == "cuda":
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch
+
+    def _drain(self) -> None:
+        """Read the pending losses off the device, log them, and stop arms whose loss is not finite."""
+        records = []
+        for step, arm, result in self._pending:
+            if not arm.active:
+                continue
+            loss = float(result.loss)
+            records.append(self._record("train/loss", loss, arm, step))
+            if step % self.settings.log_every == 0:
+                records.append(self._record("train/gradient_norm", float(result.gradient_norm), arm, step))
+                rate = arm.base_learning_rate * self.schedule.factor(step, self.settings.steps)
+                records.append(self._record("train/learning_rate", rate, arm, step))
+            if not math.isfinite(loss):
+                arm.diverge(step, f"the training loss is {loss}")
+                records.append(self._record("diverged", float(step), arm, step))
+        self._pending.clear()
+        self._log(records)
+
+    def evaluate(self) -> None:
+        """Log every active arm's validation loss, attention, energy factors and clock, and make it all durable."""
+        self._drain()
+        step = self.progress.step
+        records: list[Record] = []
+        losses: dict[str, float] = {}
+        for arm in self.arms:
+            if not arm.active:
+                continue
+            losses[arm.name] = split_loss(
+                arm, self.validation.tokens, batch_size=self.settings.evaluation_batch_size, context=self.context
+            )
+            values = {"validation/loss": losses[arm.name], **attention_metrics(arm, self._probe_batch)}
+            values.update(self._energy_factors(arm))
+            values.update(self._clock_metrics(arm))
+            records.extend(self._record(name, value, arm, step) for name, value in values.items())
+        if self.device.type == "cpu":
+            records.append(Record(step, None, "time/peak_memory_bytes", _peak_memory(), self.seconds))
+        self._log(records)
+        for tracker in self.trackers:
+            tracker.flush()
+        self.progress.evaluated_step = step
+        if step and len(self.arms) == 2 and len(losses) == 2:
+            self.identical = identical(self.arms[0].model, self.arms[1].model)
+        self._candidate_loss = losses.get(self.arms[-1].name, math.inf)
+
+    def checkpoint(self) -> None:
+        """Save everything that going on from this step needs; the best is the candidate's lowest validation loss."""
+        self._drain()
+        self.metrics.flush()
+        evaluated = self.progress.evaluated_step == self.progress.step
+        best = evaluated and self._candidate_loss < self.progress.best_loss
+        if best:
+            self.progress.best_loss = self._candidate_loss
+        self.progress.seconds = self.seconds
+        self.progress.arm_seconds = {arm.name: arm.stopwatch.read() for arm in self.arms}
+        state = {
+            "progress": self.progress.to_json(),
+            "metrics_position": self.metrics.position(),
+            "arms": {arm.name: {"status": arm.status, "cause": arm.cause} for arm in self.arms},
+        }
+        keep = self.settings.keep_checkpoints
+        save_checkpoint(self.folder / "checkpoints", self.progress.step, self.arms, state, keep=keep, best=best)
+
+    def _energy_factors(self, arm: Arm) -> dict[str, float]:
+        if self.progress.step == 0:
+            return {}  # nothing has been observed yet
+        factors = arm.optimizer.energy_factors()
+        return {f"optim/layer_{layer}/energy_factor": float(factor) for layer, factor in factors.items()}
+
+    def _clock_metrics(self, arm: Arm) -> dict[str, float]:
+        seconds = arm.stopwatch.read()
+        metrics = {"time/train_seconds": seconds}
+        if self.progress.step and seconds:
+            tokens = self.progress.step * self.settings.batch_size * self.context
+            metrics["time/tokens_per_second"] = tokens / seconds
+        if self.device.type == "cuda":
+            metrics["time/peak_memory_bytes"] = float(arm.peak_memory)
+        return metrics
+
+    def _record(self, name: str, value: float, arm: Arm, step: int) -> Record:
+        return Record(step, arm.name, name, value, self.seconds)
+
+    def _log(self, records: list[Record]) -> None:
+        if records:
+            for tracker in self.trackers:
+                tracker.log(records)
+
+
+def _peak_memory() -> float:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,154 @@
+"""A run's folder: what is written beside the metrics, and the lock that keeps a second process out."""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from natattn.errors import UserError
+from natattn.training.checkpoint import write_json
+
+CONFIG = "config.yaml"
+RUN = "run.json"
+ENVIRONMENT = "environment.json"
+LOCK = "run.lock"
+PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
+
+
+class RunLock:
+    """Held while a process trains in a run folder; released by the system when the process dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise UserError(f"{self._path.parent}: another process is training in this run folder") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()) -> str:
+    """SHA-256 of a configuration's canonical JSON, leaving out dotted keys (and all below them)."""
+    kept = {key: value for key, value in flatten(config).items() if not covers(without, key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration → {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def covers(keys: frozenset[str], key: str) -> bool:
+    """Whether a dotted key, or one above it, is among ``keys``."""
+    return any(key == other or key.startswith(other + ".") for other in keys)
+
+
+def write_config(folder: Path, config: dict[str, Any], digest: str) -> None:
+    """Save the resolved configuration as YAML with its hash on the first line."""
+    text = f"# sha256 {digest}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    temporary = folder / f".{CONFIG}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / CONFIG)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises: UserError where the folder is no run's.
+    """
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        inner = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
+        hint = f"it is a sweep; name one of its runs: {', '.join(inner[:4])}" if inner else f"it has no {CONFIG}"
+        raise UserError(f"{folder}: not a run folder: {hint}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a configuration")
+    return config
+
+
+def write_environment(folder: Path, device: str) -> None:
+    """Save what a repetition would need to know of this machine and code: versions, device, threads, git commit."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    write_json(
+        folder / ENVIRONMENT,
+        {
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "packages": versions,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "threads": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+        },
+    )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run's facts (``run.json``); empty where it has none yet."""
+    try:
+        content = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, with "+changes" where it is modified; None outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def announce(message: str) -> None:
+    """One line to standard error."""
+    print(message, file=sys.stderr, flush=True)

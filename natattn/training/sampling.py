@@ -1,0 +1,67 @@
+"""Text from a trained arm."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from natattn.errors import UserError
+from natattn.settings import Settings
+from natattn.training.run_folder import read_run
+
+
+class SampleSettings(Settings):
+    """What `natattn sample` takes; the only schema with defaults, as no YAML stands behind it."""
+
+    run: str
+    prompt: str = ""
+    arm: str | None = None
+    tokens: int = Field(default=100, ge=1)
+    temperature: float = Field(default=0.8, ge=0)
+    top_k: int = Field(default=50, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+def sample_text(settings: SampleSettings) -> Iterator[str]:
+    """Yield the prompt, then the text that the arm's model continues it with.
+
+    Raises: UserError where the run, the arm or its model is not there, or the prompt leaves no room.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _model_folder(settings)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.encode(settings.prompt, add_special_tokens=False) or [model.config.eos_token_id]
+    room = model.config.max_position_embeddings - len(prompt)
+    if room < 1:
+        raise UserError(
+            f"prompt: has {len(prompt)} tokens, the model's context is {model.config.max_position_embeddings}; shorten it"
+        )
+    torch.manual_seed(settings.seed)
+    sampling = settings.temperature > 0
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=min(settings.tokens, room),
+        do_sample=sampling,
+        temperature=settings.temperature if sampling else None,
+        top_k=settings.top_k if sampling else None,
+        pad_token_id=model.config.eos_token_id,
+    )
+    yield settings.prompt
+    yield tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+
+
+def _model_folder(settings: SampleSettings) -> Path:
+    run = Path(settings.run)
+    if not run.is_dir():
+        raise UserError(f"run={settings.run}: no such run folder")
+    arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
+    if not arms:
+        raise UserError(f"run={settings.run}: no trained model in it; an interrupted run is finished with resume={run}")
+    arm = settings.arm or read_run(run).get("candidate") or arms[0]
+    if arm not in arms:
+        raise UserError(f"arm={arm}: run {run} has no model of that arm; valid: {', '.join(arms)}")
+    return run / "arms" / arm / "model"

@@ -1,0 +1,97 @@
+"""The schema of `natattn train`: one typed object for everything that is composed."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from natattn.data import DataSettings, TokenizerSettings
+from natattn.errors import UserError
+from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, check_size
+from natattn.optim.optimizer import OptimSettings
+from natattn.settings import Settings
+from natattn.tracking.settings import TrackerSettings
+from natattn.training.loop import TrainSettings
+from natattn.training.schedule import ConstantSettings, ScheduleSettings
+
+REFERENCE = "standard"
+# What may differ between a run and its resumption: it changes how a run is watched or how long it may take, not what it computes.
+CHANGEABLE = frozenset({"tracker", "resume", "train.max_seconds", "train.keep_checkpoints"})
+
+
+class NoReference(Settings):
+    """Only the candidate is trained."""
+
+    name: Literal["none"]
+
+
+class PrecisionSettings(Settings):
+    """Arithmetic of the forward pass."""
+
+    kind: Literal["fp32", "bf16"]
+
+
+class ProbeSettings(Settings):
+    """How attention is observed in training."""
+
+    row_count: int | None = Field(ge=1)
+    every: int = Field(ge=1)
+
+
+class RunSettings(Settings):
+    """Everything that `natattn train` composes."""
+
+    model: ModelSettings
+    size: SizeSettings
+    optim: OptimSettings
+    reference: OptimSettings | NoReference
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    schedule: ScheduleSettings
+    precision: PrecisionSettings
+    tracker: TrackerSettings
+    init: InitSettings
+    train: TrainSettings
+    probe: ProbeSettings
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    resume: str | None
+
+    def check(self) -> None:
+        """Refuse impossible combinations, before anything is built.
+
+        Raises: UserError naming the keys.
+        """
+        check_size(self.size, self.init)
+        if self.optim.needs_statistics and not self.model.observable:
+            raise UserError(
+                f"optim={self.optim.name}: reads attention, which model={self.model.name} does not show; "
+                "valid: model=natural"
+            )
+        if isinstance(self.reference, OptimSettings) and self.reference.needs_statistics:
+            raise UserError(f"reference={self.reference.name}: the standard arm's attention is not observed")
+        if self.train.batch_size % self.train.accumulation_steps:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size}: not divisible by "
+                f"train.accumulation_steps={self.train.accumulation_steps}"
+            )
+        if self.train.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"train.device={self.train.device}: no CUDA device here; valid: auto, cpu")
+
+    @property
+    def candidate_name(self) -> str:
+        """The candidate arm's name: its attention type, with the optimizer's where the reference has the same."""
+        if self.model.name == REFERENCE and isinstance(self.reference, OptimSettings):
+            return f"{REFERENCE}_{self.optim.name}"
+        return self.model.name
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the run; auto prefers CUDA."""
+        if self.train.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.train.device)
+
+
+def changeable(settings: RunSettings) -> frozenset[str]:
+    """Keys that may differ when a run of these settings is resumed; its length only where the schedule ignores it."""
+    return CHANGEABLE | {"train.steps"} if isinstance(settings.schedule, ConstantSettings) else CHANGEABLE
