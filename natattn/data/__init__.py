@@ -1,0 +1,20 @@
+"""Text → tokens (memory-mapped, cached by content) → batches that are addressed by (seed, step)."""
+
+from natattn.data.blocks import Batches, TokenSplit, evaluation_batches
+from natattn.data.corpora import DataSettings
+from natattn.data.entropy import bigram_entropy, unigram_entropy
+from natattn.data.prepare import TokenizedCorpus, prepare
+from natattn.data.tokenizers import Tokenizer, TokenizerSettings
+
+__all__ = [
+    "Batches",
+    "DataSettings",
+    "TokenSplit",
+    "TokenizedCorpus",
+    "Tokenizer",
+    "TokenizerSettings",
+    "bigram_entropy",
+    "evaluation_batches",
+    "prepare",
+    "unigram_entropy",
+]

@@ -1,0 +1,156 @@
+"""Tokens → batches. A batch is addressed by (seed, step, sample index), so nothing has to be replayed or shared."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from natattn.errors import UserError
+
+IGNORED_LABEL = -100  # what cross-entropy in torch and transformers leaves out
+
+# Purposes key the generators, so that two uses of one seed never see the same numbers.
+_WINDOW, _PERMUTATION, _OFFSET = 1, 2, 3
+
+_WORDS_PER_COUNTER = 4  # one Philox counter value yields four 64-bit words
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSplit:
+    """One split of a tokenized corpus.
+
+    `tokens`: [tokens] uint16 or uint32, memory-mapped, with the end token after each document.
+    `byte_count`: UTF-8 bytes of the text behind them, so that losses can be given in nats per byte.
+    """
+
+    tokens: np.ndarray
+    byte_count: int
+    document_count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Training batches as a pure function of (seed, step, sample index within the global batch).
+
+    Sample i of step s has the global index s · batch_size + i, and that index alone decides what it holds:
+
+    - `random`: a window of context + 1 tokens whose start is uniform over the split.
+    - `epochs`: a block without replacement. Each epoch cuts the split at its own seeded offset into blocks that
+      overlap in one token only (the last label of one is the first input of the next) and visits them in a seeded
+      order. The offset leaves out up to two contexts of tokens at the ends, different ones each epoch.
+
+    Raises UserError if the split is shorter than context + 1 tokens.
+    """
+
+    split: TokenSplit
+    batch_size: int
+    context: int
+    seed: int
+    sampling: Literal["random", "epochs"]
+
+    def __post_init__(self) -> None:
+        _check_length(self.split.tokens, self.context)
+
+    @property
+    def blocks_per_epoch(self) -> int:
+        """Blocks that one epoch of `epochs` visits."""
+        return max(1, (len(self.split.tokens) - self.context) // self.context)
+
+    def batch(
+        self,
+        step: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation_index: int = 0,
+        accumulation_steps: int = 1,
+    ) -> np.ndarray:
+        """Int64 [batch_size / (world_size · accumulation_steps), context + 1]: inputs [:, :-1], labels [:, 1:].
+
+        Each rank has a contiguous part of the global batch and cuts it, in order, into accumulation slices:
+        concatenated by rank and then by slice the parts are the global batch, whatever their number.
+        Raises UserError if the batch cannot be divided into that many equal parts.
+        """
+        part_size, remainder = divmod(self.batch_size, world_size * accumulation_steps)
+        if remainder or not part_size:
+            raise UserError(
+                f"train.batch_size={self.batch_size} cannot be divided equally among "
+                f"{world_size} ranks × {accumulation_steps} accumulation steps"
+            )
+        part = rank * accumulation_steps + accumulation_index
+        first = step * self.batch_size + part * part_size
+        starts = self._starts(first, part_size)
+        return _windows(self.split.tokens, starts, self.context + 1)
+
+    def _starts(self, first: int, count: int) -> np.ndarray:
+        """Int64 [count]: where the windows of the global samples first … first + count - 1 begin."""
+        if self.sampling == "random":
+            words = _philox(self.seed, _WINDOW, counter=first).random_raw(count * _WORDS_PER_COUNTER)
+            return _scale(words[::_WORDS_PER_COUNTER], len(self.split.tokens) - self.context)
+        blocks = self.blocks_per_epoch
+        spare = len(self.split.tokens) - 1 - blocks * self.context
+        starts = np.empty(count, dtype=np.int64)
+        done = 0
+        while done < count:  # more than once only where the batch crosses the end of an epoch
+            epoch, position = divmod(first + done, blocks)
+            taken = min(count - done, blocks - position)
+            offset = _scale(_philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1)
+            order = _permutation(self.seed, epoch, blocks)[position : position + taken]
+            starts[done : done + taken] = offset + order * self.context
+            done += taken
+        return starts
+
+
+def evaluation_batches(tokens: np.ndarray, *, batch_size: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs, labels), both int64 [at most batch_size, context], that predict each token but the first exactly once.
+
+    Rows are consecutive blocks in a fixed order that batch_size does not change. The last row is the last context + 1
+    tokens of the split, so that nothing is padded; the labels it shares with the row before are -100 (ignored).
+    Raises UserError if there are fewer than context + 1 tokens.
+    """
+    _check_length(tokens, context)
+    last_start = len(tokens) - 1 - context
+    starts = np.arange(0, last_start + context, context, dtype=np.int64)
+    for first in range(0, len(starts), batch_size):
+        wanted = starts[first : first + batch_size]
+        rows = _windows(tokens, np.minimum(wanted, last_start), context + 1)
+        labels = rows[:, 1:].copy()
+        repeated = int(wanted[-1] - min(wanted[-1], last_start))
+        labels[-1, :repeated] = IGNORED_LABEL
+        yield rows[:, :-1], labels
+
+
+def _check_length(tokens: np.ndarray, context: int) -> None:
+    if len(tokens) < context + 1:
+        raise UserError(
+            f"data has {len(tokens)} tokens, size.context is {context}: one sequence needs {context + 1}; "
+            "give more text or a smaller size.context"
+        )
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Int64 [len(starts), length]: the tokens from each start on."""
+    # A plain view: indexing through np.memmap's own class costs more than the reading.
+    view = np.lib.stride_tricks.sliding_window_view(tokens.view(np.ndarray), length)
+    return view[starts].astype(np.int64)
+
+
+def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np.random.Philox:
+    """The counter-based generator of one purpose, standing at `counter` of one of its streams."""
+    # The seed fills one key word; Python's modulo keeps negative seeds apart from their absolute values.
+    return np.random.Philox(key=[seed % 2**64, purpose], counter=[counter, stream, 0, 0])
+
+
+def _scale(words: np.ndarray, count: int) -> np.ndarray:
+    """Int64: uniform 64-bit words → uniform integers in 0 … count - 1."""
+    # 53 bits make the float exact; the product cannot reach `count`, and numpy's own `integers` may draw again.
+    return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * count).astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Int64 [count]: the order of one epoch's blocks."""
+    # Sorting raw words is the same in every numpy version, which Generator.permutation does not promise.
+    return np.argsort(_philox(seed, _PERMUTATION, stream=epoch).random_raw(count), kind="stable")

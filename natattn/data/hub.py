@@ -1,0 +1,18 @@
+"""Whether the Hugging Face Hub can be reached: asked once and briefly, for its clients retry for half a minute."""
+
+from functools import cache
+
+_SECONDS = 5
+
+
+@cache
+def hub_reachable() -> bool:
+    """True if the hub answers within five seconds and offline mode (HF_HUB_OFFLINE=1) is off."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)  # the hub's own session: proxies are honoured
+    except Exception:  # the type depends on the HTTP library that this version of the hub's client uses
+        return False
+    return True

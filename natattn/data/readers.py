@@ -1,0 +1,195 @@
+"""One file → text: .txt as one document in pieces, .jsonl and .parquet as many; each may be gzipped."""
+
+import codecs
+import contextlib
+import gzip
+import json
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from natattn.errors import UserError
+
+Errors = Literal["strict", "replace"]
+
+FORMATS = (".txt", ".jsonl", ".parquet")
+
+_CHUNK = 1 << 20  # bytes read at a time
+_PIECE = 1 << 16  # characters given at a time
+_WORD_BOUNDARY = re.compile(r"\w(?= \w)")
+_BOUNDARY_SEARCH = 4096  # characters at the end of a piece in which a word boundary is looked for
+
+
+def format_of(path: Path) -> str | None:
+    """`.txt`, `.jsonl` or `.parquet`, also where `.gz` follows; None for any other extension."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((extension for extension in FORMATS if name.endswith(extension)), None)
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The (decompressed) bytes of a file. Raises UserError if it cannot be read or decompressed."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield cast(IO[bytes], file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a complete gzip file ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def text_size(path: Path) -> int:
+    """Bytes of a text file, decompressed."""
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size
+    with open_bytes(path) as file:
+        return sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
+
+
+def text_pieces(path: Path, errors: Errors, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """Bytes start … stop - 1 of a UTF-8 file, as pieces that end at words; a byte order mark is left out.
+
+    Raises UserError at invalid UTF-8 (unless errors=replace) and at a NUL byte, naming position and line.
+    """
+    with open_bytes(path) as file:
+        file.seek(start)
+        position, undecoded, text = start, b"", ""
+        while chunk := file.read(_CHUNK if stop is None else min(_CHUNK, stop - position - len(undecoded))):
+            data = undecoded + chunk
+            if position == 0:
+                bare = data.removeprefix(codecs.BOM_UTF8)
+                position, data = len(data) - len(bare), bare
+            decoded, used = _decode(path, data, position, errors, final=False)
+            text, position, undecoded = text + decoded, position + used, data[used:]
+            *pieces, text = cut_pieces(text)
+            yield from pieces
+        yield from cut_pieces(text + _decode(path, undecoded, position, errors, final=True)[0])
+
+
+def cut_pieces(text: str) -> Iterator[str]:
+    """A text in pieces of bounded length; all but the last are cut between words.
+
+    Tokenizers see each piece alone. Between "word" and " word" all byte-level BPEs cut too, so their tokens are the
+    same as those of the whole text; a SentencePiece model may begin a piece otherwise, once in 65,536 characters.
+    """
+    start = 0
+    while len(text) - start > _PIECE:
+        stop = start + _PIECE
+        for boundary in _WORD_BOUNDARY.finditer(text, stop - _BOUNDARY_SEARCH, stop + 2):
+            stop = min(boundary.end(), start + _PIECE)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def jsonl_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
+    """The string under `field` of each line that is not blank. Raises UserError naming file and line."""
+    position = 0
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            text = _decode(path, line, position, errors, final=True)[0]
+            position += len(line)
+            if text.strip():
+                yield _field_of(f"{path}:{number}", text, field, errors)
+
+
+def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
+    """The values of the text column `field`, null ones left out. Raises UserError naming file and row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    with _seekable(path) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            if field not in table.schema_arrow.names:
+                raise UserError(f"{path}: no column {field!r}; data.field can be {_names(table.schema_arrow.names)}")
+            for batch in table.iter_batches(batch_size=256, columns=[field]):
+                # As bytes, so that invalid UTF-8 is met here and not inside pyarrow.
+                for value in _bytes_of(batch.column(0), path, field).to_pylist():
+                    row += 1
+                    if value is not None:
+                        yield _decode_value(value, f"{path}: row {row}", errors)
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _seekable(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes with fast seeking, which gzip has not."""
+    with open_bytes(path) as file:
+        if path.suffix.lower() != ".gz":
+            yield file
+            return
+        with tempfile.TemporaryFile() as unpacked:
+            shutil.copyfileobj(file, unpacked, _CHUNK)
+            unpacked.seek(0)
+            yield unpacked
+
+
+def _bytes_of(column: Any, path: Path, field: str) -> Any:
+    import pyarrow
+
+    kind = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)):
+        raise UserError(f"{path}: column {field!r} holds {kind}, not text; data.field names a column of strings")
+    return column.cast(kind).cast(pyarrow.large_binary())
+
+
+def _field_of(place: str, line: str, field: str, errors: Errors) -> str:
+    try:
+        entry = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{place}: not a line of JSON ({_first_line(error)})") from error
+    if not isinstance(entry, dict):
+        raise UserError(f"{place}: a JSON {type(entry).__name__}, not an object with the field {field!r}")
+    if field not in entry:
+        raise UserError(f"{place}: no field {field!r}; data.field can be {_names(entry)}")
+    if not isinstance(value := entry[field], str):
+        raise UserError(f"{place}: field {field!r} holds {type(value).__name__}, not text")
+    # JSON can spell half a surrogate pair, which is no character and has no UTF-8.
+    return _decode_value(value.encode("utf-8", "surrogatepass"), place, errors)
+
+
+def _decode_value(value: bytes, place: str, errors: Errors) -> str:
+    try:
+        return value.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place}: invalid UTF-8 at byte {error.start} of the text; data.errors=replace goes on"
+        ) from error
+
+
+def _decode(path: Path, data: bytes, position: int, errors: Errors, *, final: bool) -> tuple[str, int]:
+    """(text, bytes used) of data found at `position`; without `final` an unfinished character at the end may wait."""
+    if (nul := data.find(b"\0")) >= 0:
+        raise UserError(f"{path}: a binary file (NUL at byte {position + nul}); text must be UTF-8")
+    try:
+        return codecs.utf_8_decode(data, errors, final)
+    except UnicodeDecodeError as error:
+        place = position + error.start
+        raise UserError(
+            f"{path}: invalid UTF-8 at byte {place} (line {_line_of(path, place)}); data.errors=replace goes on"
+        ) from error
+
+
+def _line_of(path: Path, position: int) -> int:
+    """The line, from 1, that a byte is on."""
+    lines = 1
+    with open_bytes(path) as file:
+        while position > 0 and (chunk := file.read(min(_CHUNK, position))):
+            lines += chunk.count(b"\n")
+            position -= len(chunk)
+    return lines
+
+
+def _names(names: Any) -> str:
+    return ", ".join(map(str, names)) or "nothing: there are none"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
