@@ -1,0 +1,213 @@
+"""The table of a run, and of any set of runs with mean and spread over seeds."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from natattn.analysis.groups import Group, group_runs
+from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, Quantity, memory
+from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
+from natattn.statistics import mean, standard_deviation
+
+__all__ = ["ArmSummary", "RunSummary", "find_runs", "print_report", "run_table", "summarise_run", "sweep_table"]
+
+# Wide enough for the table of a sweep; where there is no terminal nothing needs to be folded.
+_WIDTH_WITHOUT_TERMINAL = 180
+
+# What the table of a sweep says about one arm of one group.
+_Cell = Callable[[Group, str], str | Text]
+
+
+def run_table(summary: RunSummary) -> Table:
+    """The table of one run: quantities in rows, arms in columns, and the difference candidate − reference."""
+    title = summary.label if summary.seed is None else f"{summary.label} · seed {summary.seed}"
+    return _group_table(Group(title, (summary,)))
+
+
+def sweep_table(summaries: list[RunSummary]) -> Table:
+    """The table of many runs: a row for each arm of each group of runs that are equal in all but the seed.
+
+    Cells are mean ± sample standard deviation over the seeds; a diverged arm counts in `n` and not in the mean. Runs
+    that are broken, incomplete or repeated are left out (see `group_runs`), as are quantities that no run knows.
+    """
+    groups, _ = group_runs(summaries)
+    return _sweep_table(groups)
+
+
+def print_report(paths: Sequence[str], *, stream: TextIO) -> None:
+    """Prints the table of the run, or of the runs, in the folders `paths`. Raises UserError if there is none."""
+    width = None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL
+    console = Console(file=stream, highlight=False, width=width)
+    summaries = [summarise_run(folder) for folder in find_runs(paths)]
+    if len(summaries) == 1 and summaries[0].problem is None:
+        console.print(run_table(summaries[0]))
+        return
+    groups, left_out = group_runs(summaries)
+    by_data: dict[str, list[Group]] = {}
+    for group in groups:
+        by_data.setdefault(group.data.fingerprint if group.data else "", []).append(group)
+    if len(by_data) > 1:
+        console.print(f"{len(by_data)} different data sets: their losses do not compare, and are not pooled\n")
+    for of_one_data in by_data.values():
+        _print_groups(console, of_one_data)
+    for line in left_out:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _print_groups(console: Console, groups: list[Group]) -> None:
+    """One table where it is not wider than the screen, else one for each group."""
+    table = _sweep_table(groups)
+    fits = console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width
+    for each in [table] if fits else [_group_table(group) for group in groups]:
+        console.print(each)
+        console.print()
+
+
+def _group_table(group: Group) -> Table:
+    compares = group.reference is not None and group.candidate is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title=Text(group.label, style="bold"))
+    table.title_justify = table.caption_justify = "left"
+    table.caption = Text("\n".join(_notes([group])), style="not italic")
+    table.add_column("nats/token", style="dim", no_wrap=True)
+    for name in group.arm_names:
+        table.add_column(_arm_label(group, name), justify="right")
+    if compares:
+        table.add_column("difference", justify="right", style="cyan")
+    table.add_row("status", *(_status(group, name) for name in group.arm_names))
+    for quantity in _known([group]):
+        cells = [_cell(quantity, group, name) for name in group.arm_names]
+        table.add_row(quantity.title, *cells, *([_difference(quantity, group)] if compares else []))
+    table.add_row("below the bigram entropy", *(_below_bigram(group, name) for name in group.arm_names))
+    return table
+
+
+def _sweep_table(groups: list[Group]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption_justify="left")
+    table.caption = Text("\n".join(_notes(groups)), style="not italic")
+    columns = _sweep_columns(groups)
+    table.add_column("", max_width=40)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in ("arm", "status") else "right")
+    for group in groups:
+        for index, name in enumerate(group.arm_names):
+            cells = (_folded(cell(group, name)) for cell in columns.values())
+            table.add_row(Text("" if index else group.label, style="bold"), *cells)
+        table.add_row()
+    return table
+
+
+def _sweep_columns(groups: list[Group]) -> dict[str, _Cell]:
+    columns: dict[str, _Cell] = {"arm": _arm_label, "n": lambda group, name: str(len(group.runs))}
+    for quantity in _known(groups):
+        if quantity.heading is not None:
+            columns[quantity.heading] = partial(_cell, quantity)
+        if quantity is FINAL_LOSS:
+            columns["difference"] = lambda group, name: (
+                _difference(FINAL_LOSS, group) if name == group.candidate else ""
+            )
+    return columns | {"< bigram": _below_bigram, "status": _status}
+
+
+def _folded(cell: str | Text) -> str | Text:
+    """Spread and number under the mean: a column as narrow as its longest number."""
+    return cell if isinstance(cell, Text) else cell.replace(" ± ", "\n± ").replace(" (", "\n(")
+
+
+def _known(groups: list[Group]) -> list[Quantity]:
+    """The quantities that some arm has; a target that no arm reached is known not to be reached."""
+    arms = [arm for group in groups for name in group.arm_names for arm in group.arms(name)]
+    return [
+        each for each in QUANTITIES if any(each.value(*arm) is not None or each.missing(*arm) != "—" for arm in arms)
+    ]
+
+
+def _cell(quantity: Quantity, group: Group, name: str) -> str:
+    arms = group.arms(name)
+    # The best loss of an arm that diverged half-way is worth a look, but not a place in a mean.
+    counted = [(run, arm) for run, arm in arms if arm.diverged_at is None] or arms
+    values = [value for arm in counted if (value := quantity.value(*arm)) is not None]
+    if not values:
+        return quantity.missing(*arms[0])
+    text = quantity.show(mean(values))
+    if len(values) > 1:
+        text += f" ± {quantity.show(standard_deviation(values))}"
+    return text if len(values) == len(arms) else f"{text} ({len(values)} of {len(arms)})"
+
+
+def _difference(quantity: Quantity, group: Group) -> str:
+    """Candidate minus reference, taken within each run and then averaged."""
+    if not quantity.is_loss or group.candidate is None or group.reference is None:
+        return ""
+    differences = []
+    for run in group.runs:
+        candidate, reference = run.arm(group.candidate), run.arm(group.reference)
+        if candidate is None or reference is None or candidate.diverged_at != reference.diverged_at:
+            continue
+        mine, theirs = quantity.value(run, candidate), quantity.value(run, reference)
+        if mine is not None and theirs is not None:
+            differences.append(mine - theirs)
+    if not differences:
+        return "—"
+    text = f"{mean(differences):+.5f}"
+    return text if len(differences) == 1 else f"{text} ± {standard_deviation(differences):.5f}"
+
+
+def _below_bigram(group: Group, name: str) -> str:
+    arms = group.arms(name)
+    below = sum(
+        arm.final_loss is not None and run.data is not None and arm.final_loss < run.data.bigram_entropy
+        for run, arm in arms
+    )
+    return ("yes" if below else "no") if len(arms) == 1 else f"{below} of {len(arms)}"
+
+
+def _status(group: Group, name: str) -> str:
+    """How the arm ended, or where it is; over several runs, how many."""
+    if len(group.runs) == 1:
+        return _arm_status(*group.arms(name)[0])
+    counts = Counter("diverged" if arm.diverged_at is not None else run.status for run, arm in group.arms(name))
+    words = [status.replace("_", " ") for status in counts]
+    return (
+        words[0]
+        if len(words) == 1
+        else "\n".join(f"{n} {word}" for n, word in zip(counts.values(), words, strict=True))
+    )
+
+
+def _arm_status(run: RunSummary, arm: ArmSummary) -> str:
+    if arm.diverged_at is not None:
+        return f"diverged at step {arm.diverged_at}"
+    status = run.status.replace("_", " ")
+    return status if run.status == "finished" or arm.last_step is None else f"{status} at step {arm.last_step}"
+
+
+def _arm_label(group: Group, name: str) -> Text:
+    leaky = any(arm.leaky for _, arm in group.arms(name))
+    return Text.assemble(name, (" LEAKY", "bold red")) if leaky else Text(name)
+
+
+def _notes(groups: list[Group]) -> list[str]:
+    """What belongs to the data and the runs, rather than to an arm."""
+    runs = [run for group in groups for run in group.runs]
+    notes = []
+    if groups and (data := groups[0].data) is not None:
+        floor = "" if data.floor is None else f", floor {data.floor:.4f}"
+        notes.append(f"data: {data.name} ({data.fingerprint[:12]}), {1 / data.tokens_per_byte:.2f} bytes/token")
+        notes.append(f"unigram entropy {data.unigram_entropy:.4f}, bigram entropy {data.bigram_entropy:.4f}{floor}")
+    if targets := [run.target for run in runs if run.target is not None]:
+        shown = f", {targets[0]:.4f}" if len(runs) == 1 else ""
+        notes.append(f"target: the reference's final validation loss{shown}")
+    if memories := [run.process_peak_memory_bytes for run in runs if run.process_peak_memory_bytes is not None]:
+        notes.append(f"peak memory of the process: {memory(max(memories))}")
+    notes += [f"{arm.name} diverged: {arm.cause}" for run in runs for arm in run.arms if arm.cause and len(runs) == 1]
+    if identical := sum(run.identical for run in runs):
+        where = "" if len(runs) == 1 else f" in {identical} of {len(runs)} runs"
+        notes.append(f"identical arms{where}: updated alike, nothing was compared")
+    if any(arm.leaky for run in runs for arm in run.arms):
+        notes.append("LEAKY: sees the tokens it predicts; its losses are no evidence")
+    return notes
