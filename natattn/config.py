@@ -157,7 +157,7 @@ def compose(overrides: Sequence[str]) -> "DictConfig":
                     and key not in known
                     and not key.startswith("hydra")
                 ):
-                    raise UserError(unknown_key(key, known)) from error
+                    raise UserError(unknown_key(key, [*known, "experiment"])) from error
             raise UserError(_first_line(error)) from error
 
 
@@ -266,7 +266,9 @@ def _check_option(override: "Override") -> None:
     if group is None or override.is_sweep_override() or override.is_delete():
         return
     option = override.value()
-    if option is not None and (not isinstance(option, str) or option not in groups()[group]):
+    if option is None and group == "experiment":
+        return  # no experiment
+    if not isinstance(option, str) or option not in groups()[group]:
         raise UserError(
             f"{group}={override.get_value_element_as_str()}: no such option; "
             + _suggestion(str(option), groups()[group])
@@ -300,10 +302,10 @@ def _explain(error: Any, values: dict[str, Any]) -> str:
         return f"{key}: unknown key; {_suggestion(last, siblings)}" + _place_in_experiment(last)
     if error["type"] == "missing":
         return f"{key}: missing"
-    message = re.sub(r"^(Input should be|Value error,) ?", "", error["msg"])
+    message = re.sub(r"^(Input should be|String should|Value error,) ?", "", error["msg"])
     value = error["input"]
     shown = f"{key}={value}" if not isinstance(value, dict | list) else key
-    return f"{shown}: valid: {message}" if error["msg"].startswith("Input should") else f"{shown}: {message}"
+    return f"{shown}: valid: {message}" if " should " in error["msg"] else f"{shown}: {message}"
 
 
 def _locate(location: Sequence[int | str], values: Any) -> tuple[str, Any]:

@@ -128,7 +128,9 @@ class AttentionProbe:
         for site in self.sites:
             if site.layer == layer:
                 if site.sums is None:
-                    raise RuntimeError(f"layer {layer} has not been observed yet: run a forward pass inside probe.step()")
+                    raise RuntimeError(
+                        f"layer {layer} has not been observed yet: run a forward pass inside probe.step()"
+                    )
                 return site.sums
         raise KeyError(f"the probe has no layer {layer}; it observes {self.layers}")
 

@@ -104,7 +104,9 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 for view in members
             }
             if len(keys) > 1:
-                raise ValueError(f"{members[0].name}: the slices of a fused weight need one direction and learning rate")
+                raise ValueError(
+                    f"{members[0].name}: the slices of a fused weight need one direction and learning rate"
+                )
             key, rate, _ = identity = keys.pop()
             group = {"params": [], "direction": key, "lr": rate, "weight_decay": decay}
             groups.setdefault(identity, group)["params"].append(parameter)

@@ -85,7 +85,9 @@ def check_partition(views: list[ParameterView], model: nn.Module) -> None:
         covered[id(view.parameter)] = covered.get(id(view.parameter), 0) + view.of(view.parameter).numel()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and covered.get(id(parameter), 0) != parameter.numel():
-            raise ValueError(f"parameter {name}: {covered.get(id(parameter), 0)} of {parameter.numel()} elements in groups")
+            raise ValueError(
+                f"parameter {name}: {covered.get(id(parameter), 0)} of {parameter.numel()} elements in groups"
+            )
 
 
 def _views(

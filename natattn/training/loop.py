@@ -5,6 +5,7 @@ Step s is the state after s updates: ``train/loss`` at step s is the loss of bat
 """
 
 import math
+import re
 import resource
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from natattn.data import Batches, TokenSplit
@@ -45,7 +46,14 @@ class TrainSettings(Settings):
     log_every: int = Field(ge=1)
     max_seconds: float | None = Field(gt=0)
     compile: bool
-    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("valid: auto, cpu, cuda, cuda:N")
+        return value
 
 
 @dataclass
