@@ -134,7 +134,8 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     """Int64 [len(starts), length]: the tokens from each start on."""
     # A plain view: indexing through np.memmap's own class costs more than the reading.
     view = np.lib.stride_tricks.sliding_window_view(tokens.view(np.ndarray), length)
-    return view[starts].astype(np.int64)
+    windows: np.ndarray = view[starts].astype(np.int64)
+    return windows
 
 
 def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np.random.Philox:

@@ -1,12 +1,17 @@
 """Where tokens are kept between runs, and files that are there wholly or not at all."""
 
 import contextlib
+import errno
 import os
-import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from natattn.errors import UserError
+
+_STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is nobody's
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def cache_root() -> Path:
@@ -34,20 +39,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whoever reads `path`, or writes it at the same time, sees one whole file. After an error nothing is left.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of processes that were killed while they wrote
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                stale.unlink()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); make room or set NATATTN_CACHE to another folder"
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

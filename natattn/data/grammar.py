@@ -206,12 +206,18 @@ def sample_trees(settings: GrammarSettings, split: SplitName) -> Iterator[tuple[
     """
     grammar = build_grammar(settings)
     random = Random(f"natattn grammar {settings.seed} {split}")
-    wanted = {"train": settings.train_tokens, "validation": settings.validation_tokens, "test": settings.test_tokens}
+    wanted = token_count(settings, split)
     tokens = 0
-    while tokens < wanted[split]:
+    while tokens < wanted:
         words, tree, _ = grammar.sample(random)
         tokens += len(words) + 1
         yield words, tree
+
+
+def token_count(settings: GrammarSettings, split: SplitName) -> int:
+    """Words and sentence ends that a split has at least."""
+    counts = {"train": settings.train_tokens, "validation": settings.validation_tokens, "test": settings.test_tokens}
+    return counts[split]
 
 
 class GrammarCorpus:
@@ -237,7 +243,7 @@ class GrammarCorpus:
         return hashlib.sha256(f"{_FORMAT} {split} {self.settings.model_dump_json()}".encode()).hexdigest()
 
     def size(self, split: SplitName) -> int:
-        return getattr(self.settings, f"{split}_tokens") * (len(self._spelling[0]) + 1)
+        return token_count(self.settings, split) * (len(self._spelling[0]) + 1)
 
     def documents(self, split: SplitName) -> Iterator[Iterable[str]]:
         for words, _ in sample_trees(self.settings, split):

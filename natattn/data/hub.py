@@ -8,8 +8,7 @@ _SECONDS = 5
 @cache
 def hub_reachable() -> bool:
     """True if the hub answers within five seconds and offline mode (HF_HUB_OFFLINE=1) is off."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)  # the hub's own session: proxies are honoured

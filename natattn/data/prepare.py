@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,13 @@ def prepare(
     root = cache or cache_root()
     corpus = open_corpus(data)
     digests = {split: corpus.digest(split) for split in corpus.splits}
-    encoder, encoder_fingerprint = _build_tokenizer(tokenizer, corpus, digests["train"], root, progress)
+    unchanged = partial(_check_unchanged, data, digests)
+    encoder, encoder_fingerprint = _build_tokenizer(tokenizer, corpus, digests["train"], unchanged, root, progress)
     fingerprint = _hash([_FORMAT, digests, encoder_fingerprint])
     folder = root / "tokens" / fingerprint
     splits = _read_splits(folder)
     if splits is None:
-        _write_splits(folder, corpus, encoder, progress)
-        again = open_corpus(data)
-        if {split: again.digest(split) for split in again.splits} != digests:
-            (folder / _META).unlink(missing_ok=True)
-            raise UserError("data: the text changed while it was being read; start again")
+        _write_splits(folder, corpus, encoder, unchanged, progress)
         splits = _read_splits(folder)
     if splits is None:
         raise UserError(f"the cache folder {folder} does not keep what is written to it")
@@ -88,8 +86,20 @@ def prepare(
     )
 
 
+def _check_unchanged(data: DataSettings, digests: dict[SplitName, str]) -> None:
+    """Raise UserError if the text is not what it was: what was made of it must not be kept under the old hash."""
+    corpus = open_corpus(data)
+    if {split: corpus.digest(split) for split in corpus.splits} != digests:
+        raise UserError("data: the text changed while it was being read; start again")
+
+
 def _build_tokenizer(
-    settings: TokenizerSettings, corpus: Corpus, train_digest: str, root: Path, progress: bool
+    settings: TokenizerSettings,
+    corpus: Corpus,
+    train_digest: str,
+    unchanged: Callable[[], None],
+    root: Path,
+    progress: bool,
 ) -> tuple[Tokenizer, str]:
     """(tokenizer, fingerprint)."""
     match settings:
@@ -106,6 +116,7 @@ def _build_tokenizer(
                 make_folder(folder)
                 with Progress("training the tokenizer", corpus.size("train"), progress) as bar:
                     trained = train_bpe(settings, bar.watch(_text_pieces(corpus, "train")))
+                unchanged()
                 trained.save(folder)
             return trained, fingerprint
 
@@ -131,7 +142,9 @@ def _read_split(path: Path, entry: dict[str, Any]) -> TokenSplit:
     return TokenSplit(tokens=tokens, byte_count=entry["bytes"], document_count=entry["documents"])
 
 
-def _write_splits(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: bool) -> None:
+def _write_splits(
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, unchanged: Callable[[], None], progress: bool
+) -> None:
     """Write each split's tokens and, last of all, the description that makes them an entry."""
     # Two processes at once write the same bytes, and each file is replaced whole, so both end well.
     make_folder(folder)
@@ -144,6 +157,7 @@ def _write_splits(folder: Path, corpus: Corpus, tokenizer: Tokenizer, progress: 
             meta[split] = _write_tokens(temporary, corpus.documents(split), tokenizer, bar.advance)
             if not meta[split]["bytes"]:
                 raise UserError(f"data: the {split} split holds no text")
+    unchanged()
     with replacing(folder / _META) as temporary:
         temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 

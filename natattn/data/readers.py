@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -30,21 +31,35 @@ def format_of(path: Path) -> str | None:
     return next((extension for extension in FORMATS if name.endswith(extension)), None)
 
 
+def is_gzipped(path: Path) -> bool:
+    """Whether the name says that the content is compressed."""
+    return path.name.lower().endswith(".gz")
+
+
+def content_digest(path: Path) -> bytes:
+    """Hash of a file's bytes as they lie on the disk. Raises UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The (decompressed) bytes of a file. Raises UserError if it cannot be read or decompressed."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        with gzip.open(path) if is_gzipped(path) else open(path, "rb") as file:
             yield cast(IO[bytes], file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file ({error})") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise _unreadable(path, error) from error
 
 
 def text_size(path: Path) -> int:
     """Bytes of a text file, decompressed."""
-    if path.suffix.lower() != ".gz":
+    if not is_gzipped(path):
         return path.stat().st_size
     with open_bytes(path) as file:
         return sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
@@ -79,8 +94,8 @@ def cut_pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > _PIECE:
         stop = start + _PIECE
-        for boundary in _WORD_BOUNDARY.finditer(text, stop - _BOUNDARY_SEARCH, stop + 2):
-            stop = min(boundary.end(), start + _PIECE)
+        boundaries = [match.end() for match in _WORD_BOUNDARY.finditer(text, stop - _BOUNDARY_SEARCH, stop)]
+        stop = boundaries[-1] if boundaries else stop
         yield text[start:stop]
         start = stop
     yield text[start:]
@@ -93,6 +108,7 @@ def jsonl_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
         for number, line in enumerate(file, start=1):
             text = _decode(path, line, position, errors, final=True)[0]
             position += len(line)
+            text = text.removeprefix("\ufeff") if number == 1 else text  # a byte order mark
             if text.strip():
                 yield _field_of(f"{path}:{number}", text, field, errors)
 
@@ -122,7 +138,7 @@ def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
 def _seekable(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes with fast seeking, which gzip has not."""
     with open_bytes(path) as file:
-        if path.suffix.lower() != ".gz":
+        if not is_gzipped(path):
             yield file
             return
         with tempfile.TemporaryFile() as unpacked:
@@ -185,6 +201,10 @@ def _line_of(path: Path, position: int) -> int:
             lines += chunk.count(b"\n")
             position -= len(chunk)
     return lines
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def _names(names: Any) -> str:

@@ -17,7 +17,10 @@ from pydantic import Field
 from natattn.data.readers import (
     FORMATS,
     Errors,
+    content_digest,
+    cut_pieces,
     format_of,
+    is_gzipped,
     jsonl_documents,
     open_bytes,
     parquet_documents,
@@ -29,7 +32,7 @@ from natattn.errors import UserError
 from natattn.settings import Settings
 
 _SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-_CUT_SEARCH = 1 << 16  # bytes after a wanted cut in which a blank line is looked for
+_CUT_SEARCH = 1 << 16  # most bytes after a wanted cut in which a blank line is looked for
 _EXTENSIONS = f"{', '.join(FORMATS)}, each also with .gz"
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
@@ -85,7 +88,7 @@ class TextCorpus:
 
     def size(self, split: SplitName) -> int | None:
         files = self._files.get(split, self._files["train"])
-        if any(file.suffix.lower() == ".gz" or format_of(file) == ".parquet" for file in files):
+        if any(is_gzipped(file) or format_of(file) == ".parquet" for file in files):
             return None
         held_out = self._held_out_fractions
         share = held_out.get(split, 1 - sum(held_out.values()) if split == "train" else 1)
@@ -120,11 +123,7 @@ class TextCorpus:
     @cached_property
     def _file_digests(self) -> dict[Path, bytes]:
         """Hash of each file's bytes as they lie on the disk: read anew for each corpus, so no change is missed."""
-        digests = {}
-        for file in {file for files in self._files.values() for file in files}:
-            with open(file, "rb") as stream:
-                digests[file] = hashlib.file_digest(stream, "sha256").digest()
-        return digests
+        return {file: content_digest(file) for files in self._files.values() for file in files}
 
     def _keyed_documents(self, files: list[Path]) -> Iterator[tuple[int, Iterable[str]]]:
         """(hash of the content, pieces) of each document."""
@@ -146,10 +145,12 @@ class TextCorpus:
         size = text_size(file)
         held_out = self._held_out_fractions
         spans: dict[SplitName, tuple[int, int]] = {}
-        start, remaining = 0, 1.0
+        start, remaining, smallest = 0, 1.0, min(held_out.values())
         for split, share in [("train", 1 - sum(held_out.values())), *held_out.items()]:
             remaining -= share
-            stop = size if split == list(held_out)[-1] else _cut_after(file, int(size * (1 - remaining)))
+            last = split == list(held_out)[-1]
+            # The cut moves by less than half of the smallest part, so that no part is lost to it.
+            stop = size if last else _cut_after(file, int(size * (1 - remaining)), int(size * smallest / 2))
             if stop <= start:
                 raise UserError(
                     f"data.train={self.settings.train}: {size} bytes are too few to be split; "
@@ -199,6 +200,8 @@ def find_files(value: str | tuple[str, ...], key: str) -> list[Path]:
 
 
 def _files_of(value: str, key: str) -> list[Path]:
+    if value in ("", "???"):  # three question marks are YAML for "must be given", and also a glob
+        raise UserError(f"{key} must be given: a file, a folder, a glob or a list of these")
     path = Path(value).expanduser()
     if path.is_file():
         if format_of(path) is None:
@@ -218,11 +221,14 @@ def _files_of(value: str, key: str) -> list[Path]:
     return files
 
 
-def _cut_after(file: Path, position: int) -> int:
-    """Where to cut a text file: behind the first blank line, line or character that ends after `position`."""
+def _cut_after(file: Path, position: int, reach: int) -> int:
+    """Where to cut a text file: behind the first blank line, else line, else character that ends after `position`.
+
+    Lines are looked for in `reach` bytes.
+    """
     with open_bytes(file) as stream:
         stream.seek(position)
-        window = stream.read(_CUT_SEARCH)
+        window = stream.read(max(4, min(reach, _CUT_SEARCH)))
     if blank := _BLANK_LINE.search(window):
         return position + blank.end()
     if (line := window.find(b"\n")) >= 0:

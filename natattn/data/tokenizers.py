@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -80,14 +80,14 @@ class LibraryTokenizer:
         self.end_token_id: int = tokenizer.token_to_id(END_TOKEN)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ class HFTokenizer:
         self.end_token_id: int = tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0].tolist()
+        return [int(token) for token in self.encode_batch([text])[0]]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         # verbose=False: a document longer than the pretrained model's context is no reason for a warning here.
@@ -142,7 +142,8 @@ class HFTokenizer:
         return [np.array(ids, dtype=np.uint32) for ids in encoded["input_ids"]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
@@ -218,7 +219,8 @@ def load_bpe(folder: Path) -> LibraryTokenizer | None:
 
 def _byte_level(vocabulary: dict[str, int]) -> Any:
     """A byte-level BPE without merges: any text is its bytes."""
-    from tokenizers import AddedToken, Tokenizer as Library, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
 
     tokenizer = Library(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -31,7 +31,7 @@ class WikitextCorpus:
 
     def __init__(self, settings: WikitextSettings) -> None:
         self.settings = settings
-        self.name = settings.release
+        self.name: str = settings.release
 
     def digest(self, split: SplitName) -> str:
         """Hash of the split's rows."""
