@@ -22,6 +22,7 @@ FILE_NAME = "metrics.jsonl"
 # Strict JSON has no word for these, so they are written as strings.
 _NON_FINITE = {"nan", "inf", "-inf"}
 _FIELDS = itemgetter(*Record._fields)
+_LARGEST = 2**63
 # Read this many bytes of whole lines at a time: large enough for speed, small enough that a long file fits in memory.
 _READ_BYTES = 1 << 22
 
@@ -43,9 +44,9 @@ class MetricsFile:
     def __enter__(self) -> Self:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+            os.truncate(self._path, _end_of_valid_lines(self._path, self._truncate_at))
             self._file = open(self._path, "ab")
-            self._file.truncate(_end_of_valid_lines(self._path, self._truncate_at))
-            self._file.seek(0, os.SEEK_END)
         except OSError as error:
             self._fail(error)
         return self
@@ -155,7 +156,7 @@ class _Columns:
             return
         try:
             rows = _decode_lines(lines)
-        except (ValueError, KeyError, TypeError):
+        except _NOT_A_RECORD:
             raise UserError(_broken_line(lines, path, first_line)) from None
         step, arm, name, value, seconds = zip(*rows, strict=True)
         known = self._known
@@ -191,14 +192,15 @@ def _refuse_constant(token: str) -> NoReturn:
     raise ValueError(f"{token} is not JSON")
 
 
+_NOT_A_RECORD = (ValueError, KeyError, TypeError)
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _decode_lines(lines: list[bytes]) -> list[tuple[Any, ...]]:
     """Decodes the lines as one JSON array: several times as quick as one by one."""
     rows = [_FIELDS(each) for each in _DECODER.decode(f"[{b','.join(lines).decode()}]")]
-    if len(rows) != len(lines):
-        raise ValueError("a line holds no record, or more than one")
+    if len(rows) != len(lines) or not all(each[:1] == b"{" and each.rstrip()[-1:] == b"}" for each in lines):
+        raise ValueError("a line holds no record, or more than one, or a part of one")
     _check_rows(rows)
     return rows
 
@@ -206,18 +208,25 @@ def _decode_lines(lines: list[bytes]) -> list[tuple[Any, ...]]:
 def _check_rows(rows: list[tuple[Any, ...]]) -> None:
     """Raises ValueError where a field has another type than a record's."""
     for step, arm, name, value, seconds in rows:
-        if type(step) is not int or type(name) is not str or not (arm is None or type(arm) is str):
-            raise ValueError("step, arm or name")
-        if type(value) is not float and type(value) is not int and value not in _NON_FINITE:
+        if type(step) is not int or not 0 <= step < _LARGEST or type(name) is not str:
+            raise ValueError("step or name")
+        if arm is not None and type(arm) is not str:
+            raise ValueError("arm")
+        if not _is_number(value) and value not in _NON_FINITE:
             raise ValueError("value")
-        if type(seconds) is not float and type(seconds) is not int:
+        if not _is_number(seconds):
             raise ValueError("seconds")
+
+
+def _is_number(value: Any) -> bool:
+    # Not isinstance: a bool is none. An integer that no float can hold is none either.
+    return type(value) is float or (type(value) is int and abs(value) < _LARGEST)
 
 
 def _is_record(line: bytes) -> bool:
     try:
         _decode_lines([line])
-    except (ValueError, KeyError, TypeError):
+    except _NOT_A_RECORD:
         return False
     return True
 
@@ -228,7 +237,7 @@ def _broken_line(lines: list[bytes], path: Path, first_line: int) -> str:
             shown = line.decode(errors="replace").strip()
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
             return f"{path}:{number}: not a metrics record: {shown!r} (valid: {', '.join(Record._fields)} as JSON)"
-    return f"{path}:{first_line}: lines that are metrics records only when taken together"
+    raise AssertionError(f"{path}:{first_line}: every line is a record, but not all of them together")
 
 
 def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
