@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 
+# Additive masks forbid with −inf, the dtype's minimum or −1e9; no position bias comes near that.
+FORBIDDEN_BELOW = -1e8
+
+
 class EnergySums(NamedTuple):
     """Sums from which the means over pairs and rows are made; they add up over micro-batches and ranks.
 
@@ -88,7 +92,7 @@ def allowed_pairs(
     mask = attention_mask[:, :, rows_R] if attention_mask.shape[2] == query_length else attention_mask
     mask = mask[..., :key_length]
     if mask.dtype != torch.bool:
-        mask = mask > torch.finfo(mask.dtype).min / 2
+        mask = mask > max(torch.finfo(mask.dtype).min / 2, FORBIDDEN_BELOW)
     return mask.expand(-1, -1, rows_R.shape[0], -1)
 
 

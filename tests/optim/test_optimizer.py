@@ -1,0 +1,252 @@
+"""Every optimizer against the library it stands for, and what all of them must do."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from natattn import config
+from natattn.attention.probe import AttentionProbe
+from natattn.optim.directions.adam import Adam
+from natattn.optim.directions.energy_scaled import EnergyScaled, energy_factor
+from natattn.optim.optimizer import DirectionalOptimizer, OptimSettings
+from natattn.optim.partition import partition
+
+OPTIMIZERS = config.groups()["optim"]
+
+
+def _settings(name: str, *overrides: str) -> OptimSettings:
+    return config.settings_of(config.compose([f"optim={name}", *overrides])).optim
+
+
+def _model() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    settings = GPT2Config(
+        vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(settings)
+
+
+def _loss(model, step: int) -> torch.Tensor:
+    tokens = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(step))
+    tokens[:, 1:] = (tokens[:, :1] + torch.arange(1, 12)) % 30  # something that can be learned
+    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def _train(model, optimizer, probe, steps):
+    losses = []
+    for step in steps:
+        with probe.step(step):
+            loss = _loss(model, step)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def trained(request):
+    """(model, optimizer, probe, settings) of every optimizer there is, before its first step."""
+    model = _model()
+    probe = AttentionProbe(model, row_count=4)
+    settings = _settings(request.param)
+    return model, settings.build(model, probe), probe, settings
+
+
+def test_descends(trained):
+    model, optimizer, probe, _ = trained
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    losses = _train(model, optimizer, probe, range(30))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_resumes_exactly_from_its_state_dict(trained):
+    model, optimizer, probe, settings = trained
+    _train(model, optimizer, probe, range(3))
+    twin = copy.deepcopy(model)
+    twin_probe = AttentionProbe(twin, row_count=4)
+    twin_optimizer = settings.build(twin, twin_probe)
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert _train(model, optimizer, probe, range(3, 6)) == _train(twin, twin_optimizer, twin_probe, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_every_parameter_moves_and_gradients_are_left_as_they_were(trained):
+    model, optimizer, probe, _ = trained
+    with probe.step(0):
+        _loss(model, 0).backward()
+    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in model.named_parameters()}
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if before[name][1].any():
+            assert not torch.equal(parameter, before[name][0]), name
+        assert torch.equal(parameter.grad, before[name][1]), name
+
+
+def test_parameters_without_a_gradient_stay(trained):
+    model, optimizer, probe, _ = trained
+    with probe.step(0):
+        _loss(model, 0).backward()
+    model.transformer.h[0].attn.c_attn.weight.grad = None
+    before = model.transformer.h[0].attn.c_attn.weight.clone()
+    optimizer.step()
+    assert torch.equal(model.transformer.h[0].attn.c_attn.weight, before)
+
+
+def test_weight_decay_is_for_matrices_only(trained):
+    _, optimizer, _, _ = trained
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
+
+
+def test_every_parameter_is_in_exactly_one_group(trained):
+    model, optimizer, _, _ = trained
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+def test_closure_and_schedulers_work_as_in_pytorch(trained):
+    model, optimizer, probe, _ = trained
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+
+    def closure():
+        optimizer.zero_grad()
+        with probe.step(0):
+            loss = _loss(model, 0)
+            loss.backward()
+        return loss
+
+    before = [p.clone() for p in model.parameters()]
+    assert float(optimizer.step(closure).detach()) > 0
+    scheduler.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "the rate was zero"
+
+
+def test_adamw_equals_torch():
+    model, twin = _model(), _model()
+    settings = _settings("adamw", "optim.weight_decay=0.1")
+    optimizer = settings.build(model)
+    decayed = [p for p in twin.parameters() if p.ndim > 1]
+    others = [p for p in twin.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    for step in range(5):
+        for each, its in ((model, optimizer), (twin, reference)):
+            its.zero_grad()
+            _loss(each, step).backward()
+            its.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_the_fused_step_equals_the_written_direction():
+    torch.manual_seed(0)
+    direction = Adam((0.9, 0.99), 1e-8)
+    parameters = [torch.randn(4, 3), torch.randn(5)]
+    fast, plain = ([p.clone() for p in parameters] for _ in range(2))
+    fast_states, plain_states = ([direction.initial_state(p) for p in parameters] for _ in range(2))
+    shared = {"learning_rate": 0.1, "weight_decay": 0.2}
+    for _ in range(4):
+        gradients = [torch.randn_like(p) for p in parameters]
+        direction.step_(fast, gradients, fast_states, [None, None], None, **shared)
+        super(Adam, direction).step_(plain, gradients, plain_states, [None, None], None, **shared)
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_muon_equals_torch_on_query_key_and_value_apart():
+    model = _model()
+    settings = _settings("muon", "optim.weight_decay=0.1")
+    optimizer = settings.build(model)
+    weight = model.transformer.h[0].attn.c_attn.weight
+    parts = [torch.nn.Parameter(part.t().detach().clone()) for part in weight.split(16, dim=1)]
+    reference = torch.optim.Muon(
+        parts, lr=settings.learning_rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for step in range(3):
+        optimizer.zero_grad()
+        _loss(model, step).backward()
+        for part, gradient in zip(parts, weight.grad.split(16, dim=1), strict=True):
+            part.grad = gradient.t().clone()
+        optimizer.step()
+        reference.step()
+    for part, ours in zip(parts, weight.split(16, dim=1), strict=True):
+        torch.testing.assert_close(ours, part.t(), atol=1e-6, rtol=1e-5)
+
+
+def test_energy_factor_is_the_published_formula():
+    energy = torch.tensor([0.0, 1.0, 5.0, 100.0])
+    expected = torch.tensor([1.0, 1 + 0.099668, 1 + 0.462117, 2.0])
+    torch.testing.assert_close(energy_factor(energy, 0.1), expected, atol=1e-6, rtol=0)
+
+
+class _Energies:
+    """Statistics with given mean absolute energies."""
+
+    def __init__(self, energies):
+        self.energies = energies
+
+    @property
+    def layers(self):
+        return list(self.energies)
+
+    def mean_absolute_energy(self, layer):
+        return torch.tensor(self.energies[layer])
+
+
+def test_aif_scales_each_block_by_its_own_factor():
+    seen = []
+
+    class Inner(Adam):
+        def updates(self, gradients, states, layers, statistics):
+            seen.extend(gradients)
+            return list(gradients)
+
+    direction = EnergyScaled(0.5, Inner((0.9, 0.99), 1e-8))
+    gradients = [torch.ones(2), torch.ones(3), torch.ones(4)]
+    direction.updates(gradients, [{}, {}, {}], [0, None, 1], _Energies({0: 1.0, 1: 3.0}))
+    factors = [float(gradient[0]) for gradient in seen]
+    assert factors == pytest.approx(
+        [1 + float(torch.tanh(torch.tensor(0.5))), 1.0, 1 + float(torch.tanh(torch.tensor(1.5)))]
+    )
+    assert all(bool((gradient == 1).all()) for gradient in gradients)
+
+
+def test_aif_with_constant_energies_is_adamw_almost_exactly():
+    """AdamW is invariant to a constant scale of the gradient, but for eps."""
+    # In float64: the gradient of the key's bias is zero but for rounding, which Adam would blow up.
+    model, twin = _model().double(), _model().double()
+    views = partition(model)
+    scaled = DirectionalOptimizer(
+        views, {"default": EnergyScaled(1.0, Adam((0.9, 0.999), 1e-16))}, learning_rate=1e-3, weight_decay=0.0,
+        statistics=_Energies({0: 0.3, 1: 2.0}),
+    )  # fmt: skip
+    plain = DirectionalOptimizer(
+        partition(twin), {"default": Adam((0.9, 0.999), 1e-16)}, learning_rate=1e-3, weight_decay=0.0
+    )
+    for step in range(3):
+        for each, its in ((model, scaled), (twin, plain)):
+            its.zero_grad()
+            _loss(each, step).backward()
+            its.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+def test_aif_without_statistics_says_what_it_needs():
+    model = _model()
+    optimizer = _settings("aif").build(model)
+    _loss(model, 0).backward()
+    with pytest.raises(ValueError, match="probe"):
+        optimizer.step()
+
+
+def test_slices_of_a_fused_weight_need_one_group():
+    directions = {"default": Adam((0.9, 0.999), 1e-8), "query": Adam((0.9, 0.999), 1e-8)}
+    with pytest.raises(ValueError, match="fused"):
+        DirectionalOptimizer(partition(_model()), directions, learning_rate=1e-3, weight_decay=0.0)

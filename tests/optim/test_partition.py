@@ -1,0 +1,78 @@
+"""Roles of parameters over architectures: complete, disjoint, and what a reader of the model would say."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from natattn.optim.partition import check_partition, partition
+
+
+@pytest.fixture
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=20, n_positions=8, n_embd=12, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+
+
+def test_gpt2_roles(gpt2):
+    views = {view.name: view for view in partition(gpt2)}
+    assert views["transformer.wte.weight"].role == "embedding"
+    assert views["transformer.wpe.weight"].role == "embedding"
+    assert views["transformer.h.1.attn.c_attn.weight[key]"].role == "key"
+    assert views["transformer.h.1.attn.c_attn.weight[key]"].layer == 1
+    assert views["transformer.h.0.attn.c_proj.weight"].role == "output"
+    assert views["transformer.h.0.mlp.c_proj.weight"].role == "mlp"
+    assert views["transformer.h.0.ln_1.weight"].role == "vector"
+    assert views["transformer.h.0.attn.c_attn.bias"].role == "vector"
+    assert not any("lm_head" in name for name in views), "the tied head is the embedding"
+
+
+def test_slices_of_the_fused_weight_are_shown_as_outputs_by_inputs(gpt2):
+    attention = gpt2.transformer.h[0].attn
+    views = {view.role: view for view in partition(gpt2) if view.name.startswith("transformer.h.0.attn.c_attn.weight")}
+    inputs = torch.randn(5, 12)
+    query, key, value = attention.c_attn(inputs).split(12, dim=-1)
+    bias = attention.c_attn.bias.split(12)
+    for index, (role, output) in enumerate([("query", query), ("key", key), ("value", value)]):
+        matrix = views[role].of(attention.c_attn.weight)
+        torch.testing.assert_close(inputs @ matrix.T + bias[index], output)
+
+
+def test_llama_roles_with_an_untied_head():
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )
+    )  # fmt: skip
+    roles = {view.name: view.role for view in partition(model)}
+    layer = "model.layers.0"
+    assert roles[f"{layer}.self_attn.q_proj.weight"] == "query"
+    assert roles[f"{layer}.self_attn.k_proj.weight"] == "key"
+    assert roles[f"{layer}.self_attn.v_proj.weight"] == "value"
+    assert roles[f"{layer}.self_attn.o_proj.weight"] == "output"
+    assert roles[f"{layer}.mlp.gate_proj.weight"] == "mlp"
+    assert roles["lm_head.weight"] == "head"
+
+
+def test_frozen_parameters_are_left_out(gpt2):
+    gpt2.transformer.wpe.weight.requires_grad_(False)
+    assert "transformer.wpe.weight" not in {view.name for view in partition(gpt2)}
+
+
+def test_a_parameter_that_is_missed_is_an_error(gpt2):
+    views = partition(gpt2)
+    with pytest.raises(ValueError, match=r"ln_f\.bias"):
+        check_partition([view for view in views if view.name != "transformer.ln_f.bias"], gpt2)
+
+
+def test_unknown_matrices_and_unknown_fused_layouts_are_errors():
+    model = nn.Module()
+    model.strange = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"strange\.weight"):
+        partition(model)
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.ModuleDict({"query_key_value": nn.Linear(3, 9)})])
+    with pytest.raises(ValueError, match="layout"):
+        partition(model)
