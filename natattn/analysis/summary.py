@@ -17,7 +17,7 @@ from natattn.statistics import mean, standard_deviation
 __all__ = ["ArmSummary", "RunSummary", "find_runs", "print_report", "run_table", "summarise_run", "sweep_table"]
 
 # Wide enough for the table of a sweep; where there is no terminal nothing needs to be folded.
-_WIDTH_WITHOUT_TERMINAL = 180
+_WIDTH_WITHOUT_TERMINAL = 240
 
 # What the table of a sweep says about one arm of one group.
 _Cell = Callable[[Group, str], str | Text]

@@ -9,6 +9,7 @@ In: `{"start": {...}}`, then `{"rows": [...]}` and `{"summary": {...}}`, then `{
 Out: `{"state": "started"}`, `{"state": "finished"}` or `{"state": "failed", "reason": "..."}`.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -25,7 +26,8 @@ def main() -> None:
     messages, states = _private_pipes()
 
     def tell(**state: str) -> None:
-        print(json.dumps(state), file=states, flush=True)
+        with contextlib.suppress(OSError):  # a training that was killed still gets its run finished
+            print(json.dumps(state), file=states, flush=True)
 
     try:
         _mirror(messages, tell)
