@@ -3,7 +3,7 @@
 from natattn.data.blocks import Batches, TokenSplit, evaluation_batches
 from natattn.data.corpora import DataSettings
 from natattn.data.entropy import bigram_entropy, unigram_entropy
-from natattn.data.prepare import TokenizedCorpus, prepare
+from natattn.data.tokenized import TokenizedCorpus, prepare
 from natattn.data.tokenizers import Tokenizer, TokenizerSettings
 
 __all__ = [

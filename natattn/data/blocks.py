@@ -140,8 +140,9 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
 def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np.random.Philox:
     """The counter-based generator of one purpose, standing at `counter` of one of its streams."""
-    # The seed fills one key word; Python's modulo keeps negative seeds apart from their absolute values.
-    return np.random.Philox(key=[seed % 2**64, purpose], counter=[counter, stream, 0, 0])
+    # Typed arrays: from a list numpy would round large seeds through floats. The modulo admits negative seeds.
+    key = np.array([seed % 2**64, purpose], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=np.array([counter, stream, 0, 0], dtype=np.uint64))
 
 
 def _scale(words: np.ndarray, count: int) -> np.ndarray:

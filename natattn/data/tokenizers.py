@@ -170,7 +170,11 @@ def load_pretrained(settings: HFSettings) -> HFTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=not online)
     except Exception as error:  # transformers raises many types for one cause: there is no tokenizer to load
         raise UserError(_load_failure(settings.path, is_folder, online, error)) from error
-    return HFTokenizer(tokenizer, settings.path)
+    loaded = HFTokenizer(tokenizer, settings.path)
+    if not loaded.encode("text"):
+        # Beside a config.json alone, transformers makes a tokenizer without a vocabulary, to which all text is nothing.
+        raise UserError(_load_failure(settings.path, is_folder, online, ValueError("no vocabulary")))
+    return loaded
 
 
 def _load_failure(path: str, is_folder: bool, online: bool, error: Exception) -> str:

@@ -1,0 +1,71 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from natattn.data.cache import cache_root, make_folder, replacing
+from natattn.errors import UserError
+
+
+def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NATATTN_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / ".cache" / "natattn"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "natattn"
+    monkeypatch.setenv("NATATTN_CACHE", "~/mine")
+    assert cache_root() == tmp_path / "mine"
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+
+    def interrupted_write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_a_killed_process_left_is_removed_in_time(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (".a.bin.1.tmp", ".a.bin.2.tmp", ".b.bin.3.tmp"))
+    for file in (old, new, other):
+        file.write_text("half")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    with replacing(tmp_path / "a.bin") as temporary:
+        temporary.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == [".a.bin.2.tmp", ".b.bin.3.tmp", "a.bin"]
+
+
+def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"a\.bin cannot be written \(No space left.*NATATTN_CACHE"),
+        replacing(tmp_path / "a.bin"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="Input/output"), replacing(tmp_path / "a.bin"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made .*NATATTN_CACHE"):
+        make_folder(tmp_path / "file" / "folder")

@@ -1,0 +1,52 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from natattn.data import DataSettings, TokenizerSettings
+
+CONF = Path(__file__).parents[2] / "conf"
+OPTIONS = sorted([*CONF.glob("data/*.yaml"), *CONF.glob("tokenizer/*.yaml")])
+SCHEMAS: dict[str, TypeAdapter[Any]] = {"data": TypeAdapter(DataSettings), "tokenizer": TypeAdapter(TokenizerSettings)}
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_option_fits_its_schema_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert len(text.splitlines()[0]) <= 92
+    SCHEMAS[path.parent.name].validate_python(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "value"),
+    [
+        ("data/stdlib", "validation_fraction", 0.0),
+        ("data/stdlib", "validation_fraction", 0.5),
+        ("data/stdlib", "unknown", 1),
+        ("data/wikitext2", "release", "wikitext-3"),
+        ("data/text", "errors", "ignore"),
+        ("data/text", "field", 3),
+        ("data/grammar", "recursion", 1.0),
+        ("data/grammar", "depth", 0),
+        ("data/grammar", "kind", "gramar"),
+        ("tokenizer/bpe", "vocab_size", 256),
+        ("tokenizer/hf", "path", ""),
+    ],
+)
+def test_values_out_of_range_are_refused(option: str, key: str, value: object) -> None:
+    group = option.split("/")[0]
+    fields = yaml.safe_load((CONF / f"{option}.yaml").read_text()) | {key: value}
+    with pytest.raises(ValidationError):
+        SCHEMAS[group].validate_python(fields)
+
+
+def test_importing_the_package_loads_no_heavy_library() -> None:
+    heavy = ["torch", "transformers", "datasets", "tokenizers", "pyarrow", "rich"]
+    script = f"import sys, natattn.data; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=CONF.parent, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,54 @@
+import math
+
+import numpy as np
+import pytest
+
+from natattn.data import bigram_entropy, entropy, unigram_entropy
+
+
+def test_uniform_tokens_have_the_logarithm_of_their_number() -> None:
+    tokens = np.tile(np.arange(8, dtype=np.uint16), 100)
+    assert unigram_entropy(tokens, 20) == pytest.approx(math.log(8))
+
+
+def test_a_cycle_has_no_bigram_entropy() -> None:
+    assert bigram_entropy(np.tile(np.arange(8, dtype=np.uint16), 100), 8) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_constant_has_no_entropy() -> None:
+    tokens = np.full(50, 3, dtype=np.uint32)
+    assert unigram_entropy(tokens, 5) == 0
+    assert bigram_entropy(tokens, 5) == 0
+
+
+def test_hand_counted_bigrams() -> None:
+    # Pairs: 00 once, 01 twice, 10 twice; after 0 (three times) H(1/3), after 1 (twice) nothing.
+    tokens = np.array([0, 0, 1, 0, 1, 0], dtype=np.uint16)
+    expected = 3 / 5 * (math.log(3) - 2 / 3 * math.log(2))
+    assert bigram_entropy(tokens, 2) == pytest.approx(expected)
+
+
+def test_a_markov_chain_is_recovered() -> None:
+    # From each state: stay with probability 0.9; stationary distribution uniform.
+    flips = np.random.default_rng(1).random(400_000) < 0.1
+    tokens = (np.cumsum(flips) % 2).astype(np.uint16)
+    expected = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
+    assert bigram_entropy(tokens, 2) == pytest.approx(expected, abs=0.005)
+    assert unigram_entropy(tokens, 2) == pytest.approx(math.log(2), abs=0.01)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.random.default_rng(2).zipf(1.5, 5000).clip(max=300).astype(np.uint16)
+    whole = unigram_entropy(tokens, 301), bigram_entropy(tokens, 301)
+    monkeypatch.setattr(entropy, "_CHUNK", 7)
+    assert (unigram_entropy(tokens, 301), bigram_entropy(tokens, 301)) == pytest.approx(whole, rel=1e-12)
+
+
+def test_pairs_of_large_vocabularies_do_not_overflow() -> None:
+    last = 2**24 - 1  # pairs up to 2^48
+    tokens = np.array([last, 0, last, 1, last, 0, last, 1, last], dtype=np.uint32)
+    assert bigram_entropy(tokens, 2**24) == pytest.approx(0.5 * math.log(2))
+
+
+def test_one_token_has_no_pairs() -> None:
+    assert bigram_entropy(np.array([1], dtype=np.uint16), 4) == 0
