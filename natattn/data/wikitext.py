@@ -69,7 +69,7 @@ class WikitextCorpus:
         datasets.config.HF_HUB_OFFLINE = configured or not online  # else six attempts, 23 seconds in all
         try:
             return datasets.load_dataset(self.settings.dataset, self.settings.release)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of many types: network, disk, no such release, a broken download
             if online:
                 cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             else:
