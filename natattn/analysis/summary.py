@@ -13,6 +13,7 @@ from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, Quantity, memory
 from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
 from natattn.statistics import mean, standard_deviation
+from natattn.tracking.console import signed
 
 __all__ = ["ArmSummary", "RunSummary", "find_runs", "print_report", "run_table", "summarise_run", "sweep_table"]
 
@@ -153,7 +154,7 @@ def _difference(quantity: Quantity, group: Group) -> str:
             differences.append(mine - theirs)
     if not differences:
         return "—"
-    text = f"{mean(differences):+.5f}"
+    text = signed(mean(differences))
     return text if len(differences) == 1 else f"{text} ± {standard_deviation(differences):.5f}"
 
 

@@ -162,7 +162,7 @@ def _draw(arms: list[_Curves], levels: dict[str, float], difference: Series | No
         if difference is not None:
             _draw_difference(panels[1], difference, f"{facts['candidate']} −\n{facts['reference']}")
         panels[-1].set_xlabel("steps")
-        panels[-1].set_xlim(0, 1.01 * max(1, *(arm.validation[0].max(initial=0) for arm in arms)))
+        panels[-1].set_xlim(0, 1.01 * max(1, *(steps.max() for steps, _ in _series(arms)), *_diverged(arms)))
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
         figure.align_ylabels()
         picture = io.BytesIO()
@@ -230,6 +230,10 @@ def _limits(arms: list[_Curves], levels: dict[str, float]) -> tuple[float, float
 
 def _series(arms: list[_Curves]) -> list[Series]:
     return [series for arm in arms for series in (arm.validation, arm.training) if series[0].size]
+
+
+def _diverged(arms: list[_Curves]) -> list[int]:
+    return [arm.diverged_at for arm in arms if arm.diverged_at is not None]
 
 
 def _draw_difference(panel: "Axes", difference: Series, name: str) -> None:

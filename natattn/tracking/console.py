@@ -128,7 +128,7 @@ class _View:
         parts = [f"step {step}/{self._total_steps}"]
         parts += [f"{self._label(arm)} {self._validation_or_fate(arm, step)}" for arm in self._arms]
         if (difference := self._difference(_VALIDATION)) is not None:
-            parts.append(f"difference {difference:+.5f}")
+            parts.append(f"difference {signed(difference)}")
         if speeds := [f"{self._latest[arm, _SPEED].value:,.0f}" for arm in self._arms if (arm, _SPEED) in self._latest]:
             parts.append(f"{' and '.join(speeds)} tokens/s")
         if remaining := self._remaining():
@@ -162,7 +162,7 @@ class _View:
             table.add_row(Text(self._label(arm), style="red" if arm in self._leaky else ""), *cells)
         if self._reference in self._arms and self._candidate in self._arms:
             differences = [self._difference(name) for name in (_TRAIN, _VALIDATION)]
-            table.add_row("difference", *("" if each is None else f"{each:+.5f}" for each in differences), style="cyan")
+            table.add_row("difference", *("" if each is None else signed(each) for each in differences), style="cyan")
         return table
 
     def _label(self, arm: str) -> str:
@@ -192,6 +192,11 @@ class _View:
             return ""
         seconds_per_step = (last.seconds - first.seconds) / (last.step - first.step)
         return _duration(seconds_per_step * (self._total_steps - last.step))
+
+
+def signed(difference: float) -> str:
+    """A difference of losses with its sign; one too small for five decimals is not written as zero."""
+    return f"{difference:+.5f}" if difference == 0.0 or abs(difference) >= 1e-4 else f"{difference:+.1e}"
 
 
 def _loss(record: Record | None) -> str:

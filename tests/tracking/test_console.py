@@ -102,6 +102,13 @@ def test_one_arm_has_no_difference() -> None:
     assert stream.getvalue() == "step 5/10 | natural LEAKY 5.0000 | 12,345 tokens/s\n"
 
 
+def test_a_tiny_difference_is_not_shown_as_none() -> None:
+    stream = io.StringIO()
+    with Console(FACTS, total_steps=10, stream=stream) as console:
+        console.log(evaluation(5, standard=5.0, natural=5.0 - 3e-7))
+    assert "difference -3.0e-07 |" in stream.getvalue()
+
+
 def test_no_control_sequences_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
