@@ -1,5 +1,6 @@
 """The `natattn` command: which sub-command, and how its errors end. Nothing heavy is imported for help and version."""
 
+import os
 import sys
 
 HELP = """\
@@ -40,12 +41,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"natattn {version('natattn')}")
         return 0
     if command in ("-sc", "--shell-completion"):
+        if _typing_the_command():
+            print(" ".join(COMMANDS))
+            return 0
         command, rest = "train", arguments
     if command not in COMMANDS:
         return _unknown_command(command)
     from natattn import commands
 
     return commands.guarded(lambda: getattr(commands, command)(rest))
+
+
+def _typing_the_command() -> bool:
+    """Whether the shell asks for completions of the word after `natattn`."""
+    line = os.environ.get("COMP_LINE", "")
+    return bool(line) and len(line.split()) + line.endswith(" ") <= 2
 
 
 def _unknown_command(command: str) -> int:

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from natattn import config
 from natattn.errors import UserError
@@ -74,7 +74,9 @@ def train(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(train_help(), end="")
         return 0
-    options = get_args_parser().parse_args(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)
     if options.experimental_rerun:
         raise UserError("--experimental-rerun: not supported (it would unpickle a file); use resume=FOLDER")
     if options.shell_completion:
@@ -146,6 +148,10 @@ def sample(arguments: list[str]) -> int:
         print(text, end="", flush=True)
     print()
     return 0
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; valid: key=value, -m, --cfg job, --info, --help")
 
 
 def _job(composed: "DictConfig") -> int:
@@ -220,18 +226,11 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
 
 
 def _complete(arguments: list[str]) -> int:
-    """Shell completion: Hydra completes what follows `natattn train`, we complete the sub-command before it."""
+    """Shell completion: Hydra completes what follows `natattn train`, as if that were one word."""
     line = os.environ.get("COMP_LINE", "")
-    words = line.split()
-    if any(argument.startswith("query=") for argument in arguments):
-        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
-            from natattn.cli import COMMANDS
-
-            print(" ".join(COMMANDS))
-            return 0
-        if words[1] != "train":
-            return 0
-        os.environ["COMP_LINE"] = line.replace(" train", "", 1)
+    if line and "train" not in line.split()[1:2]:
+        return 0
+    os.environ["COMP_LINE"] = line.replace(" train", "", 1)
     return _hydra(arguments, lambda _: None)
 
 

@@ -167,12 +167,13 @@ def settings_of(config: "DictConfig") -> "RunSettings":
     Raises: UserError naming key, value and what is valid.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
+    missing = _missing_keys(OmegaConf.to_container(config, resolve=False))
+    if missing:
+        raise UserError(f"{missing[0]}: needs a value; give {missing[0]}=…")
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: needs a value; give {error.full_key}=…") from None
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from None
     assert isinstance(values, dict)
@@ -291,6 +292,13 @@ def _keys(config: "DictConfig", prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             found.extend(_keys(child, f"{prefix}{key}."))
     return found
+
+
+def _missing_keys(values: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose value is ???, without resolving what refers to them."""
+    if isinstance(values, dict):
+        return [key for name, child in values.items() for key in _missing_keys(child, f"{prefix}.{name}".lstrip("."))]
+    return [prefix] if values == "???" and not prefix.startswith("hydra.") else []
 
 
 def _explain(error: Any, values: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ The natural model is the same GPT-2 (same parameters, initialisation, checkpoint
 attention function differs.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -51,6 +53,20 @@ class PretrainedInit(Settings):
 
 
 InitSettings = Annotated[RandomInit | PretrainedInit, Field(discriminator="kind")]
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers' progress bars for loading and saving out of our own output."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
@@ -133,16 +149,17 @@ def _random_gpt2(
 
 
 def _load_pretrained(model: ModelSettings, size: SizeSettings, path: str, vocab_size: int) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, attn_implementation=model.attention, dtype=torch.float32, trust_remote_code=False
-        )
+        _check_against_pretrained(size, AutoConfig.from_pretrained(path, trust_remote_code=False), path, vocab_size)
+        with without_progress_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation=model.attention, dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise UserError(f"init.path={path}: cannot be loaded as a causal language model: {reason}") from error
-    _check_against_pretrained(size, loaded.config, path, vocab_size)
     _set_dropout(loaded, model.dropout)
     return loaded  # type: ignore[no-any-return]
 

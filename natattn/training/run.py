@@ -13,7 +13,7 @@ from natattn.attention.probe import AttentionProbe
 from natattn.data import Batches, TokenizedCorpus, prepare
 from natattn.data.entropy import bigram_entropy, unigram_entropy
 from natattn.errors import UserError
-from natattn.models.gpt2 import build_model, context_of
+from natattn.models.gpt2 import build_model, context_of, without_progress_bars
 from natattn.optim.optimizer import OptimSettings
 from natattn.tracking import Tracker
 from natattn.tracking.console import Console
@@ -253,5 +253,6 @@ def _export(folder: Path, arms: list[Arm], corpus: TokenizedCorpus) -> None:
         if arm.status == "diverged":
             continue
         target = folder / "arms" / arm.name / "model"
-        arm.model.save_pretrained(target)
+        with without_progress_bars():
+            arm.model.save_pretrained(target)
         corpus.tokenizer.save(target)

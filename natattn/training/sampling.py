@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from natattn.errors import UserError
+from natattn.models.gpt2 import without_progress_bars
 from natattn.settings import Settings
 from natattn.training.run_folder import read_run
 
@@ -31,7 +32,8 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = _model_folder(settings)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    with without_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.encode(settings.prompt, add_special_tokens=False) or [model.config.eos_token_id]
     room = model.config.max_position_embeddings - len(prompt)

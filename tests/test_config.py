@@ -1,0 +1,133 @@
+"""From overrides to settings, and the one line that each kind of wrong input gets."""
+
+import pytest
+
+from natattn import config
+from natattn.errors import UserError
+
+
+def _settings(*overrides: str):
+    return config.settings_of(config.compose(config.quote_paths(overrides)))
+
+
+def test_defaults_are_those_the_readme_states():
+    settings = _settings()
+    assert (settings.model.name, settings.optim.name, settings.reference.name) == ("natural", "aif", "adamw")
+    assert (settings.size.n_layer, settings.size.n_embd, settings.size.n_head, settings.size.context) == (
+        4,
+        128,
+        4,
+        128,
+    )
+    assert (settings.data.kind, settings.tokenizer.kind, settings.tokenizer.vocab_size) == ("stdlib", "bpe", 4096)
+
+
+EVERY_OPTION = [(group, option) for group, options in config.groups().items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
+def test_every_option_composes_into_valid_settings(group, option):
+    needs = {("data", "text"): ["data.train=x.txt"], ("init", "pretrained"): ["init.path=x"]}
+    needs |= {("model", "standard"): ["optim=adamw"], ("tokenizer", "pretrained"): ["init=pretrained", "init.path=x"]}
+    needs |= {("size", "pretrained"): ["init=pretrained", "init.path=x"]}
+    _settings(f"{group}={option}", *needs.get((group, option), []))
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
+def test_every_option_has_a_one_line_description(group, option):
+    assert 10 <= len(config.description(group, option)) <= 90
+
+
+WRONG = {
+    "optim=adamww": ("optim=adamww", "did you mean adamw?", "valid: adamw, aif"),
+    "optm=adamw": ("optm", "unknown key", "did you mean optim?"),
+    "train.stepss=4": ("train.stepss", "did you mean train.steps?"),
+    "+train.foo=1": ("train.foo", "unknown key", "valid:"),
+    "+foo=1": ("foo", "unknown key"),
+    "train.steps=abc": ("train.steps=abc", "valid integer"),
+    "train.steps=0": ("train.steps=0", "greater than or equal to 1"),
+    "train.steps=1.5": ("train.steps=1.5", "integer"),
+    "train.steps=inf": ("train.steps=inf", "finite"),
+    "optim.learning_rate=-1": ("optim.learning_rate=-1", "greater than 0"),
+    "optim.learning_rate=nan": ("optim.learning_rate=nan", "finite"),
+    "optim.directions.default.energy_scale=-1": ("optim.directions.default.energy_scale=-1",),
+    "size.n_head=3": ("size.n_head=3", "size.n_embd=128", "divisor"),
+    "train.accumulation_steps=3": ("train.accumulation_steps=3", "train.batch_size"),
+    "model=standard": ("optim=aif", "model=natural"),
+    "data=text": ("data.train", "needs a value"),
+    "init=pretrained": ("init.path", "needs a value"),
+    "size=pretrained": ("size.n_layer", "init=pretrained"),
+    "train.device=tpu": ("train.device=tpu", "cuda"),
+    "train.sampling=once": ("train.sampling=once", "epochs"),
+    "seed=-1": ("seed=-1",),
+    "model=null": ("model=null", "valid:"),
+    "~train": ("train", "missing"),
+    "~optim": ("optim",),
+    "foo": ("foo", "key=value"),
+    "train=3": ("train=3", "dictionary"),
+    "train.clip_norm=0": ("train.clip_norm=0", "greater than 0"),
+    "experiment=nope": ("experiment=nope", "quick"),
+    "optim=[adamw,aif]": ("optim=[adamw,aif]", "no such option"),
+    "model.dropout=1": ("model.dropout=1", "less than 1"),
+}
+
+
+@pytest.mark.parametrize(("override", "expected"), WRONG.items(), ids=WRONG.keys())
+def test_wrong_input_is_one_line_that_names_key_and_what_is_valid(override, expected):
+    with pytest.raises(UserError) as caught:
+        _settings(override)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+def test_a_stale_experiment_file_is_named_with_its_line(tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(config.conf_folder(), tmp_path / "conf")
+    stale = "# @package _global_\n# an old one\ntrain:\n  stepz: 3\n"
+    (tmp_path / "conf" / "experiment" / "stale.yaml").write_text(stale)
+    monkeypatch.setattr(config, "conf_folder", lambda: tmp_path / "conf")
+    config.groups.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"train\.stepz: unknown key; did you mean steps\?.*stale\.yaml, line 4"):
+            _settings("experiment=stale")
+    finally:
+        config.groups.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain.txt", "a=b.txt", "a,b.txt", "a(b).txt", "a b.txt", "a~b.txt", "it's.txt", "{x}.txt", "a$b.txt", "[1].txt"],
+)
+def test_paths_with_hydra_syntax_in_them_arrive_unharmed(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("x")
+    assert _settings("data=text", f"data.train={path}").data.train == str(path)
+
+
+def test_changing_an_optimizer_keeps_no_key_of_the_old_one():
+    assert set(_settings("optim=adamw").optim.directions) == {"default"}
+    assert set(_settings("optim=muon").optim.directions) == {"hidden", "default"}
+    assert _settings("optim=adamw").optim.directions["default"].kind == "adam"
+
+
+def test_reference_takes_overrides_of_its_own():
+    settings = _settings("reference=muon", "reference.learning_rate=0.5")
+    assert settings.reference.learning_rate == 0.5
+    assert settings.optim.learning_rate != 0.5
+
+
+def test_sweeps_expand_to_their_jobs():
+    assert config.jobs(["optim=adamw,aif", "seed=0,1"]) == [
+        ["optim=adamw", "seed=0"], ["optim=adamw", "seed=1"], ["optim=aif", "seed=0"], ["optim=aif", "seed=1"]
+    ]  # fmt: skip
+    assert config.jobs(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert config.jobs([]) == [[]]
+
+
+def test_settings_are_frozen():
+    settings = _settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.train.steps = 3

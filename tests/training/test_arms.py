@@ -1,0 +1,145 @@
+"""Arms of one run: equal at the start, fed alike, and what makes them differ."""
+
+import numpy as np
+import pytest
+import torch
+
+from natattn import config
+from natattn.data import prepare
+from natattn.training.arms import Arm, identical, weights_hash
+from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
+from natattn.training.guards import causality_leak, check_causality, check_label_shift
+from natattn.training.run import build_arms
+
+
+def _arms(tiny, *overrides) -> tuple[list[Arm], int]:
+    settings = config.settings_of(config.compose([*tiny, *overrides]))
+    return build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(256, (4, 17), generator=torch.Generator().manual_seed(0))
+
+
+def test_arms_start_from_the_same_weights_and_give_the_same_logits(tiny, tokens):
+    (standard, natural), context = _arms(tiny)
+    assert (standard.name, natural.name, context) == ("standard", "natural", 16)
+    assert weights_hash(standard.model) == weights_hash(natural.model)
+    with torch.no_grad():
+        difference = standard.model(tokens[:, :-1]).logits - natural.model(tokens[:, :-1]).logits
+    assert float(difference.abs().max()) <= 1e-5
+    assert standard.model.config._attn_implementation == "sdpa"
+    assert natural.model.config._attn_implementation == "natural"
+
+
+def test_initial_weights_depend_on_the_seed_alone(tiny):
+    torch.manual_seed(17)
+    first = weights_hash(_arms(tiny)[0][0].model)
+    assert first == weights_hash(_arms(tiny, "reference=none")[0][0].model)
+    assert first != weights_hash(_arms(tiny, "seed=1")[0][0].model)
+
+
+def test_candidate_is_alone_without_a_reference(tiny):
+    arms, _ = _arms(tiny, "reference=none")
+    assert [arm.name for arm in arms] == ["natural"]
+
+
+def test_standard_candidate_has_a_name_of_its_own(tiny):
+    arms, _ = _arms(tiny, "model=standard", "optim=muon")
+    assert [arm.name for arm in arms] == ["standard", "standard_muon"]
+
+
+def test_dropout_is_paired_between_arms(tiny, tokens):
+    (standard, natural), _ = _arms(tiny, "model.dropout=0.3", "optim=adamw")
+    results = [[arm.train_step([tokens], step, 1.0).loss for step in range(3)] for arm in (standard, natural)]
+    assert results[0] == results[1]
+    assert identical(standard.model, natural.model)
+
+
+def test_dropout_differs_between_steps(tiny, tokens):
+    (arm, _), _ = _arms(tiny, "model.dropout=0.5")
+    losses = {float(arm.train_step([tokens], step, 0.0).loss) for step in range(3)}
+    assert len(losses) == 3
+
+
+def test_accumulation_slices_give_the_same_step(tiny, tokens):
+    whole, parts = (_arms(tiny, "probe.row_count=null")[0][1] for _ in range(2))
+    first = whole.train_step([tokens], 0, 1.0)
+    second = parts.train_step(list(tokens.split(1)), 0, 1.0)
+    torch.testing.assert_close(first.loss, second.loss)
+    torch.testing.assert_close(first.gradient_norm, second.gradient_norm)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_clipping_bounds_the_gradient(tiny, tokens):
+    free, clipped = _arms(tiny, "train.clip_norm=null")[0][0], _arms(tiny, "train.clip_norm=1e-6")[0][0]
+    seen = []
+    for arm in (free, clipped):
+        step = arm.optimizer.step
+        arm.optimizer.step = lambda arm=arm, step=step: (  # type: ignore[method-assign]
+            seen.append(torch.cat([p.grad.flatten() for p in arm.model.parameters()]).norm()), step()
+        )  # fmt: skip
+        norm = arm.train_step([tokens], 0, 1.0).gradient_norm
+        assert float(norm) > 1e-3
+    assert float(seen[0]) > 1e-3
+    assert float(seen[1]) <= 1.01e-6
+
+
+def test_learning_rate_follows_the_factor(tiny, tokens):
+    arm = _arms(tiny)[0][0]
+    rate = arm.base_learning_rate
+    arm.train_step([tokens], 0, 0.25)
+    assert arm.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * rate)
+    arm.train_step([tokens], 1, 1.0)
+    assert arm.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_loss_is_the_shifted_cross_entropy(tiny, tokens):
+    arm = _arms(tiny)[0][0]
+    arm.model.eval()
+    with torch.no_grad():
+        expected = arm.model(input_ids=tokens, labels=tokens).loss if tokens.shape[1] <= 16 else None
+        short = tokens[:, :16]
+        expected = arm.model(input_ids=short, labels=short).loss
+        torch.testing.assert_close(arm.loss(short), expected)
+
+
+def test_split_loss_covers_everything_once_whatever_the_batch(tiny):
+    arm, context = _arms(tiny)[0][0], 16
+    split = np.random.default_rng(0).integers(0, 256, 203).astype(np.uint16)
+    losses = [split_loss(arm, split, batch_size=size, context=context) for size in (1, 5, 64)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_attention_metrics_are_there_for_unobserved_models_too(tiny):
+    (standard, natural), context = _arms(tiny)
+    probe_batch = first_sequences(np.arange(100, dtype=np.uint16), context, torch.device("cpu"))
+    metrics = [attention_metrics(arm, probe_batch) for arm in (standard, natural)]
+    assert metrics[0] == pytest.approx(metrics[1])
+    assert set(metrics[0]) == {
+        f"attention/layer_{i}/{name}" for i in (0, 1) for name in ("mean_absolute_energy", "entropy")
+    }
+    assert standard.model.config._attn_implementation == "sdpa"
+    assert natural.probe is not None
+
+
+def test_guards_pass_causal_arms_and_catch_a_leak(tiny):
+    (standard, natural), context = _arms(tiny)
+    for arm in (standard, natural):
+        check_causality(arm, context, 257)
+        check_label_shift(arm, 257)
+    for block in natural.model.transformer.h:
+        block.attn.is_causal = False
+    assert causality_leak(natural, context, 257) > 1e-4
+    with pytest.raises(Exception, match="arm natural: a logit moves"):
+        check_causality(natural, context, 257)
+
+
+def test_guard_catches_labels_that_are_shifted_twice(tiny, monkeypatch):
+    arm = _arms(tiny)[0][0]
+    shifted_once = Arm.loss
+    monkeypatch.setattr(Arm, "loss", lambda self, tokens: shifted_once(self, torch.roll(tokens, -1, 1)))
+    with pytest.raises(Exception, match="shifted once"):
+        check_label_shift(arm, 257)

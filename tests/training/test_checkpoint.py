@@ -1,0 +1,96 @@
+"""Checkpoints: exact, atomic, checked, pruned."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from natattn import config
+from natattn.data import prepare
+from natattn.errors import UserError
+from natattn.training.checkpoint import load_newest, restore_arm, save_checkpoint
+from natattn.training.run import build_arms
+
+
+@pytest.fixture
+def arms(tiny):
+    settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
+    arms, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    tokens = torch.randint(256, (2, 17))
+    for arm in arms:
+        for step in range(2):
+            arm.train_step([tokens], step, 1.0)
+    return arms
+
+
+def _save(folder, arms, step, keep=2, best=False):
+    return save_checkpoint(folder, step, arms, {"note": step}, keep=keep, best=best)
+
+
+def test_weights_and_optimizer_come_back_to_the_bit(arms, tiny, tmp_path):
+    _save(tmp_path, arms, 5)
+    settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
+    others, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    path, state, warnings = load_newest(tmp_path)
+    assert (path.name, state["step"], state["note"], warnings) == ("step-000005", 5, 5, [])
+    tokens = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(1))
+    for arm, other in zip(arms, others, strict=True):
+        restore_arm(path, other, state)
+        assert torch.equal(arm.train_step([tokens], 7, 1.0).loss, other.train_step([tokens], 7, 1.0).loss)
+        for a, b in zip(arm.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_only_safetensors_and_json_are_written(arms, tmp_path):
+    path = _save(tmp_path, arms, 1)
+    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_newest_and_best_are_kept(arms, tmp_path):
+    for step in (1, 2, 3, 4):
+        _save(tmp_path, arms, step, keep=2, best=step == 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-000003", "step-000004"]
+    assert json.loads((tmp_path / "best" / "state.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(arms, tmp_path, harm):
+    _save(tmp_path, arms, 1)
+    newest = _save(tmp_path, arms, 2)
+    victim = newest / ("manifest.json" if harm == "manifest" else "natural.model.safetensors")
+    content = victim.read_bytes()
+    if harm == "truncate":
+        victim.write_bytes(content[: len(content) // 2])
+    elif harm == "flip":
+        victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "remove":
+        victim.unlink()
+    else:
+        victim.write_text("{")
+    path, state, warnings = load_newest(tmp_path)
+    assert path.name == "step-000001"
+    assert state["step"] == 1
+    assert len(warnings) == 1
+    assert "step-000002" in warnings[0]
+
+
+def test_an_unfinished_write_is_not_a_checkpoint(arms, tmp_path):
+    path = _save(tmp_path, arms, 1)
+    shutil.copytree(path, tmp_path / ".writing-000002")
+    assert load_newest(tmp_path)[0] == path
+    _save(tmp_path, arms, 2)
+    assert not (tmp_path / ".writing-000002").exists()
+
+
+def test_without_checkpoints_there_is_nothing_to_load(tmp_path):
+    assert load_newest(tmp_path / "checkpoints") == (None, {}, [])
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(arms, tiny, tmp_path):
+    path = _save(tmp_path, arms, 1)
+    settings = config.settings_of(config.compose([*tiny, "optim=muon", "size.n_embd=32"]))
+    others, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    _, state, _ = load_newest(tmp_path)
+    with pytest.raises(UserError, match=r"transformer\.wte\.weight has shape"):
+        restore_arm(path, others[0], state)

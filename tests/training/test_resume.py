@@ -1,0 +1,179 @@
+"""Runs that are killed, interrupted or damaged go on to the metrics of a run that was not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from natattn.cli import main
+
+
+def _records(folder: Path) -> list[tuple]:
+    """The metrics of a run without its clock."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [r for r in records if not r["name"].startswith("time/")]
+    return [(r["step"], r["arm"], r["name"], r["value"]) for r in kept]
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    return {
+        path.parent.parent.name: path.read_bytes() for path in sorted(folder.glob("arms/*/model/model.safetensors"))
+    }
+
+
+def _command(folder: Path, overrides: list[str]) -> list[str]:
+    return [sys.executable, "-m", "natattn", "train", *overrides, f"hydra.run.dir={folder}"]
+
+
+LONG = ["train.steps=60", "train.evaluate_every=7", "train.checkpoint_every=5", "model.dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(["train", *tiny, *LONG, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def _kill_when(process: subprocess.Popen, ready, timeout: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout
+    while process.poll() is None and not ready() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_killed_at_any_moment_and_resumed_it_has_the_same_metrics(attempt, tiny, tmp_path, uninterrupted):
+    """Killed at a random file size of the metrics, or while a checkpoint is being written, up to three times."""
+    generator = random.Random(attempt)
+    folder = tmp_path / "run"
+    metrics, size = folder / "metrics.jsonl", (uninterrupted / "metrics.jsonl").stat().st_size
+    command = _command(folder, [*tiny, *LONG])
+    for _ in range(generator.randint(1, 2)):
+        threshold = generator.randrange(size)
+        in_checkpoint = generator.random() < 0.5
+
+        def ready(threshold=threshold, in_checkpoint=in_checkpoint):
+            far_enough = metrics.exists() and metrics.stat().st_size >= threshold
+            return far_enough and (not in_checkpoint or any(folder.glob("checkpoints/.writing-*")))
+
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        _kill_when(process, ready)
+        command = [sys.executable, "-m", "natattn", "train", f"resume={folder}"]
+    assert main(["train", f"resume={folder}"]) == 0
+    assert _records(folder) == _records(uninterrupted)
+    assert _weights(folder) == _weights(uninterrupted)
+
+
+def test_ctrl_c_saves_and_exits_with_130_and_resumes_exactly(tiny, tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(folder, [*tiny, *LONG]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    deadline = time.monotonic() + 60
+    while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"resume={folder}" in errors
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert main(["train", f"resume={folder}"]) == 0
+    assert sorted(map(str, _records(folder))) == sorted(map(str, _records(uninterrupted)))
+    assert _weights(folder) == _weights(uninterrupted)
+
+
+def test_a_damaged_newest_checkpoint_still_resumes_to_the_same_metrics(tiny, tmp_path, uninterrupted, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "running"}))
+    newest = max(folder.glob("checkpoints/step-*"))
+    victim = newest / "natural.optimizer.safetensors"
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert main(["train", f"resume={folder}"]) == 0
+    assert newest.name in "".join(capsys.readouterr())
+    assert _records(folder) == _records(uninterrupted)
+
+
+def test_a_finished_run_says_so_and_does_nothing(uninterrupted, capsys):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    assert main(["train", f"resume={uninterrupted}"]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.batch_size=8", "train.batch_size=8: the run has train.batch_size=4"),
+        ("seed=1", "seed=1: the run has seed=0"),
+        ("optim=muon", "optim."),
+        ("train.steps=90", "train.steps=90: the run has train.steps=60"),
+        ("size=pico", "size."),
+    ],
+)
+def test_resuming_under_a_changed_configuration_is_refused(override, said, uninterrupted, capsys):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    assert main(["train", f"resume={uninterrupted}", override]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_constant_schedule_can_be_made_longer(tiny, tmp_path):
+    constant = ["schedule=constant", "schedule.warmup_steps=2", f"hydra.run.dir={tmp_path / 'short'}"]
+    assert main(["train", *tiny, *constant]) == 0
+    assert main(["train", f"resume={tmp_path / 'short'}", "train.steps=12", "train.max_seconds=100"]) == 0
+    constant[-1] = f"hydra.run.dir={tmp_path / 'long'}"
+    assert main(["train", *tiny, *constant, "train.steps=12"]) == 0
+    assert _weights(tmp_path / "short") == _weights(tmp_path / "long")
+    assert _records(tmp_path / "short") == _records(tmp_path / "long")
+
+
+def test_the_time_limit_ends_a_run_that_can_go_on(tiny, tmp_path):
+    folder = tmp_path / "run"
+    limited = ["train.steps=100000", "train.max_seconds=0.5", "train.evaluate_every=50000"]
+    assert main(["train", *tiny, *limited, f"hydra.run.dir={folder}"]) == 0
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["status"] == "time_limit"
+    last = max(step for step, _, name, _ in _records(folder) if name == "validation/loss")
+    assert 0 < last < 100000
+    assert main(["train", f"resume={folder}", "train.max_seconds=1.0"]) == 0
+    assert max(step for step, _, name, _ in _records(folder) if name == "validation/loss") > last
+
+
+def test_a_run_without_a_checkpoint_starts_over(tiny, tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "run.json").unlink()
+    assert main(["train", f"resume={folder}"]) == 0
+    assert _records(folder) == _records(uninterrupted)
+
+
+def test_a_second_process_on_a_run_folder_is_refused(tiny, tmp_path, uninterrupted, capsys):
+    from natattn.training.run_folder import RunLock
+
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    (folder / "run.json").unlink()
+    with RunLock(folder):
+        assert main(["train", f"resume={folder}"]) == 2
+    assert "another process" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, uninterrupted, capsys):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    assert main(["train", *tiny, f"hydra.run.dir={uninterrupted}"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
