@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from natattn import config
 from natattn.errors import UserError
+from natattn.explain import unknown_key
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -142,7 +143,7 @@ def sample(arguments: list[str]) -> int:
         if not equals:
             raise UserError(f"{argument}: not understood; write key=value")
         if key not in SampleSettings.model_fields:
-            raise UserError(config.unknown_key(key, sorted(SampleSettings.model_fields)))
+            raise UserError(unknown_key(key, sorted(SampleSettings.model_fields)))
         values[key] = value
     for text in sample_text(config.validated(values, SampleSettings)):
         print(text, end="", flush=True)

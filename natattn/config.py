@@ -3,14 +3,14 @@
 DictConfig stops here: everything below works with frozen, validated objects.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from natattn.errors import UserError
+from natattn.explain import first_line, suggestion, unknown_key, validation_line
 from natattn.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def compose(overrides: Sequence[str]) -> "DictConfig":
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     parsed = parse(overrides)
@@ -146,9 +147,10 @@ def compose(overrides: Sequence[str]) -> "DictConfig":
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             chosen = [text for text, override in zip(overrides, parsed, strict=True) if _group_of(override)]
             try:
-                known = _keys(hydra_compose(CONFIG_NAME, overrides=chosen))
+                sections = OmegaConf.to_container(hydra_compose(CONFIG_NAME, overrides=chosen), resolve=False)
             except (HydraException, OmegaConfBaseException):
-                raise UserError(_first_line(error)) from error
+                raise UserError(first_line(error)) from error
+            known = [*(key for key, _ in _walk(sections)), "experiment"]
             for override in parsed:
                 key = override.key_or_group
                 if (
@@ -157,8 +159,8 @@ def compose(overrides: Sequence[str]) -> "DictConfig":
                     and key not in known
                     and not key.startswith("hydra")
                 ):
-                    raise UserError(unknown_key(key, [*known, "experiment"])) from error
-            raise UserError(_first_line(error)) from error
+                    raise UserError(unknown_key(key, known)) from error
+            raise UserError(first_line(error)) from error
 
 
 def settings_of(config: "DictConfig") -> "RunSettings":
@@ -169,13 +171,14 @@ def settings_of(config: "DictConfig") -> "RunSettings":
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    missing = _missing_keys(OmegaConf.to_container(config, resolve=False))
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    missing = [key for key, value in _walk(unresolved) if value == "???" and not key.startswith("hydra.")]
     if missing:
         raise UserError(f"{missing[0]}: needs a value; give {missing[0]}=…")
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(first_line(error)) from None
     assert isinstance(values, dict)
     return _run_settings({str(key): value for key, value in values.items() if key not in ("hydra", "experiment")})
 
@@ -198,7 +201,7 @@ def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsTyp
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error.errors()[0], values)) from None
+        raise UserError(validation_line(error.errors()[0], values, conf_folder() / "experiment")) from None
 
 
 def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSettings":
@@ -243,25 +246,6 @@ def _with(saved: dict[str, Any], changed: dict[str, Any], allowed: frozenset[str
     return result
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The line for a key that nothing reads: the nearest known one, and the keys that stand beside it."""
-    parent = key.rpartition(".")[0]
-    if parent not in known:
-        parent = ""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    siblings = [other for other in known if other.rpartition(".")[0] == parent]
-    return (
-        f"{key}: unknown key; "
-        + (f"did you mean {near[0]}? " if near else "")
-        + f"valid: {', '.join(sorted(siblings))}"
-    )
-
-
-def _suggestion(word: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
-    return (f"did you mean {near[0]}? " if near else "") + f"valid: {', '.join(valid)}"
-
-
 def _check_option(override: "Override") -> None:
     group = _group_of(override)
     if group is None or override.is_sweep_override() or override.is_delete():
@@ -272,7 +256,7 @@ def _check_option(override: "Override") -> None:
     if not isinstance(option, str) or option not in groups()[group]:
         raise UserError(
             f"{group}={override.get_value_element_as_str()}: no such option; "
-            + _suggestion(str(option), groups()[group])
+            + suggestion(str(option), groups()[group])
         )
 
 
@@ -281,73 +265,10 @@ def _group_of(override: "Override") -> str | None:
     return group if group in groups() else None
 
 
-def _keys(config: "DictConfig", prefix: str = "") -> list[str]:
-    """Dotted keys of a composed configuration, sections included."""
-    from omegaconf import DictConfig
-
-    found = []
-    for key in config:
-        found.append(f"{prefix}{key}")
-        child = config._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            found.extend(_keys(child, f"{prefix}{key}."))
-    return found
-
-
-def _missing_keys(values: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose value is ???, without resolving what refers to them."""
+def _walk(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every section and value of a nested configuration."""
     if isinstance(values, dict):
-        return [key for name, child in values.items() for key in _missing_keys(child, f"{prefix}.{name}".lstrip("."))]
-    return [prefix] if values == "???" and not prefix.startswith("hydra.") else []
-
-
-def _explain(error: Any, values: dict[str, Any]) -> str:
-    """One line for a validation error."""
-    key, parent = _locate(error["loc"], values)
-    if error["type"] == "extra_forbidden":
-        prefix, _, last = key.rpartition(".")
-        siblings = _fields_at(error, parent, last)
-        return f"{key}: unknown key; {_suggestion(last, siblings)}" + _place_in_experiment(last)
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    message = re.sub(r"^(Input should be|String should|Value error,) ?", "", error["msg"])
-    value = error["input"]
-    shown = f"{key}={value}" if not isinstance(value, dict | list) else key
-    return f"{shown}: valid: {message}" if " should " in error["msg"] else f"{shown}: {message}"
-
-
-def _locate(location: Sequence[int | str], values: Any) -> tuple[str, Any]:
-    """Dotted key of an error and the mapping it is in: pydantic's path without the tags of unions."""
-    path: list[str] = []
-    for index, part in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(values, dict) and part in values:
-            path.append(str(part))
-            if not last:
-                values = values[part]
-        elif isinstance(values, list | tuple) and isinstance(part, int):
-            path.append(str(part))
-            if not last and part < len(values):
-                values = values[part]
-        elif last and not (isinstance(values, dict) and part == values.get("kind")):
-            path.append(str(part))
-    return ".".join(path), values
-
-
-def _fields_at(error: Any, parent: Any, unknown: str) -> list[str]:
-    return sorted(str(key) for key in parent if key != unknown) if isinstance(parent, dict) else []
-
-
-def _place_in_experiment(key: str) -> str:
-    """Where an experiment file names a key, for files that have gone stale: " (experiment/quick.yaml, line 3)"."""
-    for path in sorted((conf_folder() / "experiment").glob("*.yaml")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if re.match(rf"\s*{re.escape(key)}\s*:", line):
-                return f" (experiment/{path.name}, line {number})"
-    return ""
-
-
-def _first_line(error: BaseException) -> str:
-    """The telling line of a Hydra or OmegaConf error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        for key, child in values.items():
+            dotted = f"{prefix}.{key}".lstrip(".")
+            yield dotted, child
+            yield from _walk(child, dotted)

@@ -1,1 +1,1 @@
-"""Attention and what can be observed of it: energies, the attention functions registered with transformers, the probe."""
+"""Attention and what can be observed of it: energies, attention functions for transformers, the probe."""

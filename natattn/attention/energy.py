@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 # Additive masks forbid with −inf, the dtype's minimum or −1e9; no position bias comes near that.
 FORBIDDEN_BELOW = -1e8
 
@@ -20,8 +19,8 @@ FORBIDDEN_BELOW = -1e8
 class EnergySums(NamedTuple):
     """Sums from which the means over pairs and rows are made; they add up over micro-batches and ranks.
 
-    Every field is float32. ``pairs`` and ``rows`` are scalars that count allowed pairs and rows that have one; the other
-    fields have shape [H] and hold, per head, the (estimated) sum over all pairs or rows of the batch.
+    Every field is float32. ``pairs`` and ``rows`` are scalars that count allowed pairs and rows that have one; the
+    other fields have shape [H] and hold, per head, the (estimated) sum over all pairs or rows of the batch.
     """
 
     pairs: Tensor
@@ -119,8 +118,8 @@ def energy_sums(
     """Sums over pairs of E and |E| and over rows of the entropy, per head, exactly or from sampled query rows.
 
     With ``row_count`` rows of L, each sum is the Horvitz–Thompson estimate (L/row_count)·Σ over the sampled rows, which
-    is unbiased over offset ~ U[0, 1). The number of allowed pairs is counted, not estimated, where there is no mask; with
-    a mask it is estimated from the same rows, so that the mean is a ratio estimate (bias O(1/row_count)).
+    is unbiased over offset ~ U[0, 1). The number of allowed pairs is counted, not estimated, where there is no mask;
+    with a mask it is estimated from the same rows, so that the mean is a ratio estimate (bias O(1/row_count)).
 
     Args:
         query_BHLD, key_BGSD: any floating dtype; computed in float32.
@@ -167,7 +166,7 @@ def _count_pairs_and_rows(
     is_causal: bool,
 ) -> tuple[Tensor, Tensor]:
     """Numbers of allowed pairs and of rows with at least one, over the whole batch, as float32 scalars."""
-    batch, heads, row_count, _ = energy_BHRS.shape
+    batch, _, row_count, _ = energy_BHRS.shape
     device = energy_BHRS.device
     if attention_mask is None:
         if is_causal and length > 1:

@@ -46,7 +46,7 @@ def natural_attention(
 
 
 def register() -> None:
-    """Make ``attn_implementation="natural"`` known to transformers, with its mask function; calling it again is harmless.
+    """Make ``attn_implementation="natural"`` known to transformers, with its mask function; harmless when repeated.
 
     Without a mask function registered under the same name transformers would drop the padding mask.
     """

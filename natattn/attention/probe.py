@@ -1,7 +1,7 @@
 """The probe: what an optimizer or a tracker can know about a model's attention in this step.
 
-A probe owns one site per attention layer. It never changes what the model computes, and on steps that it does not record
-a site costs one attribute look-up.
+A probe owns one site per attention layer. It never changes what the model computes, and on steps that it does not
+record a site costs one attribute look-up.
 """
 
 from collections.abc import Iterator
@@ -52,8 +52,9 @@ class AttentionSite:
 class AttentionProbe:
     """Observes every self-attention layer of a transformers model that dispatches attention by name.
 
-    Probes nest: a second one takes the place of the first until it is detached. While attached, the model runs under ``attn_implementation="natural"``, whose output is that of ``"sdpa"``; ``detach``
-    restores the implementation and removes every trace.
+    While attached, the model runs under ``attn_implementation="natural"``, whose output is that of ``"sdpa"``;
+    ``detach`` restores the implementation and removes every trace. Probes nest: a second one takes the place of the
+    first until it is detached.
 
     Args:
         model: a transformers ``PreTrainedModel``.
@@ -140,7 +141,7 @@ class AttentionProbe:
 
 
 def attention_modules(model: nn.Module) -> list[tuple[int, nn.Module]]:
-    """(layer index, module) of every self-attention layer: modules that transformers gives a ``layer_idx`` and ``is_causal``."""
+    """(layer index, module) of every self-attention layer: what has a ``layer_idx`` and says whether it ``is_causal``."""
     found: list[tuple[int, nn.Module]] = []
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)

@@ -61,12 +61,12 @@ def without_progress_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
@@ -74,16 +74,23 @@ def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
 
     Raises: UserError naming the key.
     """
-    if isinstance(init, PretrainedInit):
-        return
-    missing = [key for key in ("n_layer", "n_embd", "n_head", "context") if getattr(size, key) is None]
-    if missing:
-        raise UserError(f"size.{missing[0]}: no value; size={size.name} is for init=pretrained, choose another size")
-    if size.n_embd % size.n_head:  # type: ignore[operator]
+    if isinstance(init, RandomInit):
+        _whole_size(size)
+
+
+def _whole_size(size: SizeSettings) -> tuple[int, int, int, int]:
+    """(n_layer, n_embd, n_head, context) of a model that is built anew."""
+    sizes = {key: getattr(size, key) for key in ("n_layer", "n_embd", "n_head", "context")}
+    for key, value in sizes.items():
+        if value is None:
+            raise UserError(f"size.{key}: no value; size={size.name} is for init=pretrained, choose another size")
+    n_layer, n_embd, n_head, context = sizes.values()
+    if n_embd % n_head:
         raise UserError(
-            f"size.n_head={size.n_head}: does not divide size.n_embd={size.n_embd}; "
-            f"valid: a divisor, such as {_nearest_divisor(size.n_embd, size.n_head)}"  # type: ignore[arg-type]
+            f"size.n_head={n_head}: does not divide size.n_embd={n_embd}; "
+            f"valid: a divisor, such as {_nearest_divisor(n_embd, n_head)}"
         )
+    return n_layer, n_embd, n_head, context
 
 
 def build_model(
@@ -127,12 +134,13 @@ def _random_gpt2(
 ) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    n_layer, n_embd, n_head, context = _whole_size(size)
     config = GPT2Config(
         vocab_size=vocab_size,
-        n_positions=size.context,
-        n_embd=size.n_embd,
-        n_layer=size.n_layer,
-        n_head=size.n_head,
+        n_positions=context,
+        n_embd=n_embd,
+        n_layer=n_layer,
+        n_head=n_head,
         # The tanh form of GELU that GPT-2 calls gelu_new, as one fused kernel.
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=model.dropout,
@@ -161,7 +169,7 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, path: str, vocab_
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"init.path={path}: cannot be loaded as a causal language model: {reason}") from error
     _set_dropout(loaded, model.dropout)
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_size: int) -> None:

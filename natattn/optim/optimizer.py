@@ -19,8 +19,8 @@ DIRECTION_KEYS = (*ROLES, "hidden", "default")
 class OptimSettings(Settings):
     """Which direction each role takes, and the step that they share.
 
-    ``directions`` maps a role, ``hidden`` (query, key, value, output, mlp) or ``default`` to a direction; the most specific
-    one holds. ``learning_rates`` gives some of these keys a rate of their own.
+    ``directions`` maps a role, ``hidden`` (query, key, value, output, mlp) or ``default`` to a direction; the most
+    specific one holds. ``learning_rates`` gives some of these keys a rate of their own.
     """
 
     name: str

@@ -1,12 +1,12 @@
 """Named parameters → roles: every parameter of a model has exactly one owner and one or more roles.
 
-Weights that fuse query, key and value are seen as separate matrices through views, so that an optimizer never mixes them.
+Weights that fuse query, key and value are seen as separate matrices through views, so that no optimizer mixes them.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -56,8 +56,8 @@ class ParameterView:
         return "" if self.dim is None else f"{self.role}."
 
 
-def partition(model: nn.Module) -> list[ParameterView]:
-    """Views of every trainable parameter of a transformers model, complete and disjoint.
+def partition(model: Any) -> list[ParameterView]:
+    """Views of every trainable parameter of a transformers model (an nn.Module), complete and disjoint.
 
     Raises: ValueError naming a matrix inside no block and of no known kind.
     """

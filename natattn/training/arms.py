@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
@@ -30,7 +29,7 @@ class Stopwatch:
     def running(self) -> Iterator[None]:
         """Count the time spent inside."""
         if self._cuda:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             yield
             end.record()
@@ -62,7 +61,7 @@ class Arm:
     """One model in training."""
 
     name: str
-    model: nn.Module
+    model: Any  # a transformers causal language model
     optimizer: DirectionalOptimizer
     probe: AttentionProbe | None
     device: torch.device
@@ -86,12 +85,12 @@ class Arm:
         return self.status == "running"
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss in nats of int64 tokens [batch, context + 1]: labels are the tokens, shifted once, here."""
+        """Mean next-token loss (nats) of int64 tokens [batch, context + 1]; labels are shifted once, here."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
         forward = self.compiled or self.model
         with self.autocast():
             logits = forward(input_ids=inputs, use_cache=False).logits
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
     def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> StepResult:
         """One update from a batch given as accumulation slices [slice, context + 1] of equal size.

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, complete or absent, and never older than they say.
 
-A checkpoint is a folder ``step-000200`` holding two safetensors files per arm (weights, optimizer state), ``state.json``
-and ``manifest.json`` with every file's SHA-256. It is written under a temporary name, synced and renamed.
+A checkpoint is a folder ``step-000200`` holding two safetensors files per arm (weights, optimizer state),
+``state.json`` and ``manifest.json`` with every file's SHA-256. It is written under a temporary name, synced, renamed.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
 
     Returns: (None, {}, warnings) where there is none.
     """
-    warnings = []
+    warnings: list[str] = []
     for path in _newest_first(folder):
         fault = _fault(path)
         if fault is None:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
 from natattn.data import evaluation_batches
@@ -24,7 +23,9 @@ def split_loss(arm: Arm, tokens: np.ndarray, *, batch_size: int, context: int) -
         with arm.autocast():
             logits = arm.model(input_ids=torch.from_numpy(inputs).to(arm.device), use_cache=False).logits
         labels_device = torch.from_numpy(labels).to(arm.device).flatten()
-        total += F.cross_entropy(logits.float().flatten(0, 1), labels_device, ignore_index=-100, reduction="sum")
+        total += nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels_device, ignore_index=-100, reduction="sum"
+        )
         count += int((labels != -100).sum())
     return float(total) / count
 

@@ -106,7 +106,7 @@ def write_environment(folder: Path, device: str) -> None:
     """Save what a repetition would need to know of this machine and code: versions, device, threads, git commit."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -135,7 +135,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with "+changes" where it is modified; None outside a checkout."""
+    """Commit of the checkout that this code runs from, "+changes" where it is modified; None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -33,13 +34,13 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
 
     folder = _model_folder(settings)
     with without_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.encode(settings.prompt, add_special_tokens=False) or [model.config.eos_token_id]
     room = model.config.max_position_embeddings - len(prompt)
     if room < 1:
         raise UserError(
-            f"prompt: has {len(prompt)} tokens, the model's context is {model.config.max_position_embeddings}; shorten it"
+            f"prompt: its {len(prompt)} tokens fill the context of {model.config.max_position_embeddings}; shorten it"
         )
     torch.manual_seed(settings.seed)
     sampling = settings.temperature > 0
@@ -53,7 +54,7 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
         pad_token_id=model.config.eos_token_id,
     )
     yield settings.prompt
-    yield tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+    yield str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
 
 
 def _model_folder(settings: SampleSettings) -> Path:

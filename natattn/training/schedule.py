@@ -26,7 +26,7 @@ class CosineSettings(Settings):
 
 
 class WSDSettings(Settings):
-    """Warm-up, stable, decay: linear warm-up, constant, then linear down to ``final`` over the last share of the steps."""
+    """Warm-up, stable, decay: linear warm-up, constant, then linear down to ``final`` at the end."""
 
     kind: Literal["wsd"]
     warmup_steps: int = Field(ge=0)

@@ -15,7 +15,7 @@ from natattn.training.loop import TrainSettings
 from natattn.training.schedule import ConstantSettings, ScheduleSettings
 
 REFERENCE = "standard"
-# What may differ between a run and its resumption: it changes how a run is watched or how long it may take, not what it computes.
+# What may differ between a run and its resumption: how it is watched and how long it may take, not what it computes.
 CHANGEABLE = frozenset({"tracker", "resume", "train.max_seconds", "train.keep_checkpoints"})
 
 

@@ -1,7 +1,7 @@
 """Directions: pure functions (gradient, state, statistics) → update, one per file.
 
-``DirectionSettings`` is the union of their schemas, told apart by ``kind``; ``build_direction`` turns one into a direction.
-To add a direction: write its file and add its settings to the union.
+``DirectionSettings`` is the union of their schemas, told apart by ``kind``; ``build`` of each makes the direction. To add
+one: write its file and add its settings to the union.
 """
 
 from typing import Annotated

@@ -23,8 +23,8 @@ class Statistics(Protocol):
 class Direction:
     """Gradients and state → updates, for the parameter views of one group.
 
-    ``updates`` is the mathematics, on lists so that equal shapes can be batched. ``step_`` applies it with the step that
-    all directions share; a direction overrides it only with a faster kernel that computes the same thing.
+    ``updates`` is the mathematics, on lists so that equal shapes can be batched. ``step_`` applies it with the step
+    that all directions share; a direction overrides it only with a faster kernel that computes the same thing.
     """
 
     needs_statistics = False

@@ -1,4 +1,4 @@
-"""The published mechanism of attention-informed optimisation: a block's gradient, scaled by its mean absolute energy."""
+"""The published mechanism of paper A: a block's gradient, scaled by its mean absolute attention energy."""
 
 from collections.abc import Sequence
 from typing import Literal

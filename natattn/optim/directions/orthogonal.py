@@ -61,5 +61,5 @@ class Orthogonal(Direction):
         )
         for landing, state in zip(landings, states, strict=True):
             muon.state[landing]["momentum_buffer"] = state["momentum"]
-        muon.step()
+        muon.step()  # type: ignore[no-untyped-call]
         return [-landing.detach() for landing in landings]

@@ -1,0 +1,74 @@
+"""One line for every way in which a configuration can be wrong: key, value, and what would be valid."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """The line for a key that nothing reads: the nearest known one, and the keys that stand beside it."""
+    parent = key.rpartition(".")[0]
+    if parent not in known:
+        parent = ""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    siblings = [other for other in known if other.rpartition(".")[0] == parent]
+    return (
+        f"{key}: unknown key; "
+        + (f"did you mean {near[0]}? " if near else "")
+        + f"valid: {', '.join(sorted(siblings))}"
+    )
+
+
+def suggestion(word: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
+    return (f"did you mean {near[0]}? " if near else "") + f"valid: {', '.join(valid)}"
+
+
+def validation_line(error: Any, values: dict[str, Any], experiments: Path) -> str:
+    """One line for a validation error."""
+    key, parent = _locate(error["loc"], values)
+    if error["type"] == "extra_forbidden":
+        last = key.rpartition(".")[2]
+        siblings = sorted(str(other) for other in parent if other != last) if isinstance(parent, dict) else []
+        return f"{key}: unknown key; {suggestion(last, siblings)}" + _place_in(experiments, last)
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    message = re.sub(r"^(Input should be|String should|Value error,) ?", "", error["msg"])
+    value = error["input"]
+    shown = f"{key}={value}" if not isinstance(value, dict | list) else key
+    return f"{shown}: valid: {message}" if " should " in error["msg"] else f"{shown}: {message}"
+
+
+def _locate(location: Sequence[int | str], values: Any) -> tuple[str, Any]:
+    """Dotted key of an error and the mapping it is in: pydantic's path without the tags of unions."""
+    path: list[str] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(values, dict) and part in values:
+            path.append(str(part))
+            if not last:
+                values = values[part]
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            path.append(str(part))
+            if not last and part < len(values):
+                values = values[part]
+        elif last and not (isinstance(values, dict) and part == values.get("kind")):
+            path.append(str(part))
+    return ".".join(path), values
+
+
+def _place_in(experiments: Path, key: str) -> str:
+    """Where an experiment file names a key, for files that have gone stale: " (experiment/quick.yaml, line 3)"."""
+    for path in sorted(experiments.glob("*.yaml")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if re.match(rf"\s*{re.escape(key)}\s*:", line):
+                return f" (experiment/{path.name}, line {number})"
+    return ""
+
+
+def first_line(error: BaseException) -> str:
+    """The telling line of a Hydra or OmegaConf error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
