@@ -141,7 +141,7 @@ class AttentionProbe:
 
 
 def attention_modules(model: nn.Module) -> list[tuple[int, nn.Module]]:
-    """(layer index, module) of every self-attention layer: what has a ``layer_idx`` and says whether it ``is_causal``."""
+    """(layer index, module) of every self-attention layer: what has a ``layer_idx`` and an ``is_causal``."""
     found: list[tuple[int, nn.Module]] = []
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)

@@ -142,10 +142,7 @@ class Loop:
             if outcome is not None:
                 self._drain()
                 return outcome
-            self._train_step(step)
-            progress.step += 1
-            if progress.step % settings.log_every == 0:
-                self._drain()
+            self.advance()
 
     def _outcome(self, interruption: Interruption) -> Outcome | None:
         """Whether, and why, training stops before the next step."""
@@ -158,12 +155,17 @@ class Loop:
         limit = self.settings.max_seconds
         return "time_limit" if limit is not None and self.seconds >= limit else None
 
-    def _train_step(self, step: int) -> None:
+    def advance(self) -> None:
+        """One step of every active arm; their losses are read and logged when ``log_every`` says so."""
+        step = self.progress.step
         factor = self.schedule.factor(step, self.settings.steps)
         slices = [self._tokens(step, index) for index in range(self.settings.accumulation_steps)]
         for arm in self.arms:
             if arm.active:
                 self._pending.append((step, arm, arm.train_step(slices, step, factor)))
+        self.progress.step += 1
+        if self.progress.step % self.settings.log_every == 0:
+            self._drain()
 
     def _tokens(self, step: int, index: int) -> Tensor:
         batch = torch.from_numpy(

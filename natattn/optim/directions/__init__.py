@@ -1,6 +1,6 @@
 """Directions: pure functions (gradient, state, statistics) → update, one per file.
 
-``DirectionSettings`` is the union of their schemas, told apart by ``kind``; ``build`` of each makes the direction. To add
+``DirectionSettings`` is the union of their schemas, told apart by ``kind``; each one builds its direction. To add
 one: write its file and add its settings to the union.
 """
 

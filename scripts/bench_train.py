@@ -1,0 +1,169 @@
+"""Training throughput, as ratios measured side by side in one process (docs: protocol 9).
+
+    python -m pip install -e ".[bench]"
+    python scripts/bench_train.py
+
+1. The standard arm against the transformers ``Trainer``: same GPT-2 nano, data, batch of 16, AdamW; interleaved.
+2. The natural arm with optim=aif against the standard arm with AdamW: at size nano and at 512 × 512.
+
+Every ratio is tokens/s over tokens/s, with a 95 % t interval over the repeats. Nothing is written.
+"""
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from natattn import config
+from natattn.data import Batches, TokenizedCorpus, prepare
+from natattn.tracking.metrics_file import MetricsFile
+from natattn.training.arms import Arm
+from natattn.training.loop import Loop, Progress
+from natattn.training.run import build_arms
+from natattn.training.settings import RunSettings
+
+# Quantiles of Student's t at 97.5 %, by degrees of freedom.
+T_QUANTILE = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+class Blocks(torch.utils.data.Dataset):
+    """The batches of our loop, sample by sample, as the Trainer wants them (it shifts the labels itself)."""
+
+    def __init__(self, batches: Batches, count: int, batch_size: int) -> None:
+        self.samples = [torch.from_numpy(batches.batch(step)[:, :-1]) for step in range(count // batch_size)]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.samples) * self.batch_size
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = self.samples[index // self.batch_size][index % self.batch_size]
+        return {"input_ids": tokens, "labels": tokens}
+
+
+class StepTimes(TrainerCallback):
+    """Wall time from the end of one step to the end of the next."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.marks.append(time.perf_counter())
+
+
+def prepared(*overrides: str) -> tuple[RunSettings, TokenizedCorpus]:
+    """Settings and data of a run."""
+    settings = config.settings_of(config.compose(list(overrides)))
+    return settings, prepare(settings.data, settings.tokenizer)
+
+
+def make_loop(settings: RunSettings, corpus: TokenizedCorpus, arms: list[Arm], context: int, folder: Path) -> Loop:
+    """Our loop with a metrics file, as `natattn train` builds it."""
+    batches = Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling)
+    metrics = MetricsFile(folder / "metrics.jsonl").__enter__()
+    return Loop(
+        arms, settings.train, settings.schedule, batches, corpus.validation,
+        context=context, folder=folder, metrics=metrics, trackers=[], progress=Progress(),
+    )  # fmt: skip
+
+
+def trainer_seconds(arm: Arm, settings: RunSettings, blocks: Blocks, steps: int, folder: Path) -> float:
+    """Seconds per step of a Trainer run of ``steps`` steps, the first three left out."""
+    times = StepTimes()
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=settings.train.batch_size,
+        learning_rate=settings.optim.learning_rate, weight_decay=settings.optim.weight_decay, max_grad_norm=1.0,
+        optim="adamw_torch_fused", lr_scheduler_type="cosine", report_to=[], save_strategy="no",
+        logging_strategy="steps", logging_steps=settings.train.log_every, disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(model=arm.model, args=arguments, train_dataset=blocks, callbacks=[times])
+    trainer.train()
+    return (times.marks[-1] - times.marks[2]) / (len(times.marks) - 3)
+
+
+def loop_seconds(loop: Loop, steps: int) -> float:
+    """Seconds per step of our loop over ``steps`` steps, after three of warm-up."""
+    for _ in range(3):
+        loop.advance()
+    start = time.perf_counter()
+    for _ in range(steps):
+        loop.advance()
+    return (time.perf_counter() - start) / steps
+
+
+def against_trainer(repeats: int, steps: int, folder: Path) -> None:
+    """Benchmark 1."""
+    options = ("model=standard", "optim=adamw", "reference=none", "train.batch_size=16", "train.device=cpu")
+    settings, corpus = prepared(*options, "train.steps=100000", "tracker=off")
+    (ours,), context = build_arms(settings, corpus)
+    (theirs,), _ = build_arms(settings, corpus)
+    loop = make_loop(settings, corpus, [ours], context, folder)
+    blocks = Blocks(loop.batches, 16 * (steps + 3), 16)
+    pairs = [
+        (loop_seconds(loop, steps), trainer_seconds(theirs, settings, blocks, steps + 3, folder))
+        for _ in range(repeats)
+    ]
+    tokens = 16 * context
+    report("standard arm / Trainer, nano 4×128×4, context 128, batch 16", pairs, tokens)
+
+
+def against_standard(repeats: int, steps: int, folder: Path, name: str, *overrides: str) -> None:
+    """Benchmark 2: both arms of one run, interleaved step by step, with the order swapped every repeat."""
+    settings, corpus = prepared(*overrides, "train.steps=100000", "tracker=off", "train.device=cpu")
+    arms, context = build_arms(settings, corpus)
+    loop = make_loop(settings, corpus, arms, context, folder)
+    standard, natural = arms
+    pairs = []
+    for repeat in range(-1, repeats):
+        loop.arms = [standard, natural] if repeat % 2 else [natural, standard]
+        before = [arm.stopwatch.read() for arm in (natural, standard)]
+        for _ in range(steps):
+            loop.advance()
+        spent = [arm.stopwatch.read() - b for arm, b in zip((natural, standard), before, strict=True)]
+        if repeat >= 0:  # the first round is warm-up
+            pairs.append((spent[0] / steps, spent[1] / steps))
+    report(name, pairs, settings.train.batch_size * context)
+
+
+def report(name: str, pairs: list[tuple[float, float]], tokens: int) -> None:
+    """Print the ratio of throughputs, first over second, from (seconds, seconds) per step of every repeat."""
+    ratios = [second / first for first, second in pairs]
+    mean, spread = statistics.mean(ratios), statistics.stdev(ratios)
+    half = T_QUANTILE[len(ratios) - 1] * spread / len(ratios) ** 0.5
+    first, second = (tokens / statistics.median(column) for column in zip(*pairs, strict=True))
+    print(f"{name}\n  {first:,.0f} / {second:,.0f} tokens/s: ratio {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+          f" over {len(ratios)} repeats", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Run the benchmarks that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=7, choices=range(5, 11))
+    parser.add_argument("--only", choices=["trainer", "nano", "512"])
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, CPU, float32")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        benchmarks: dict[str, Callable[[], None]] = {
+            "trainer": lambda: against_trainer(options.repeats, 20, folder),
+            "nano": lambda: against_standard(
+                options.repeats, 20, folder, "natural + aif / standard + AdamW, nano, batch 16", "train.batch_size=16"
+            ),
+            "512": lambda: against_standard(
+                options.repeats, 4, folder, "natural + aif / standard + AdamW, 4×512×8, context 512, batch 4",
+                "size.n_embd=512", "size.n_head=8", "size.context=512", "train.batch_size=4",
+            ),
+        }  # fmt: skip
+        for name, benchmark in benchmarks.items():
+            if options.only in (None, name):
+                benchmark()
+
+
+if __name__ == "__main__":
+    main()
