@@ -11,7 +11,7 @@ from rich.text import Text
 
 from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, Quantity, memory
-from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
+from natattn.analysis.runs import ArmSummary, DataFacts, RunSummary, find_runs, summarise_run
 from natattn.statistics import mean, standard_deviation
 from natattn.tracking.console import signed
 
@@ -192,14 +192,19 @@ def _arm_label(group: Group, name: str) -> Text:
     return Text.assemble(name, (" LEAKY", "bold red")) if leaky else Text(name)
 
 
+def _levels(data: DataFacts) -> str:
+    """What counting alone would reach, in nats/token; the bigram model has seen the training text only."""
+    floor = "" if data.floor is None else f", floor {data.floor:.4f}"
+    return f"unigram entropy {data.unigram_entropy:.4f}, bigram entropy {data.bigram_entropy:.4f} (held out){floor}"
+
+
 def _notes(groups: list[Group]) -> list[str]:
     """What belongs to the data and the runs, rather than to an arm."""
     runs = [run for group in groups for run in group.runs]
     notes = []
     if groups and (data := groups[0].data) is not None:
-        floor = "" if data.floor is None else f", floor {data.floor:.4f}"
         notes.append(f"data: {data.name} ({data.fingerprint[:12]}), {1 / data.tokens_per_byte:.2f} bytes/token")
-        notes.append(f"unigram entropy {data.unigram_entropy:.4f}, bigram entropy {data.bigram_entropy:.4f}{floor}")
+        notes.append(_levels(data))
     if targets := [run.target for run in runs if run.target is not None]:
         shown = f", {targets[0]:.4f}" if len(runs) == 1 else ""
         notes.append(f"target: the reference's final validation loss{shown}")

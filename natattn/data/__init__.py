@@ -2,7 +2,7 @@
 
 from natattn.data.blocks import Batches, TokenSplit, evaluation_batches
 from natattn.data.corpora import DataSettings
-from natattn.data.entropy import bigram_entropy, unigram_entropy
+from natattn.data.entropy import bigram_entropy, held_out_bigram_entropy, unigram_entropy
 from natattn.data.tokenized import TokenizedCorpus, prepare
 from natattn.data.tokenizers import Tokenizer, TokenizerSettings
 
@@ -15,6 +15,7 @@ __all__ = [
     "TokenizerSettings",
     "bigram_entropy",
     "evaluation_batches",
+    "held_out_bigram_entropy",
     "prepare",
     "unigram_entropy",
 ]

@@ -112,7 +112,7 @@ class Loop:
         self.progress = progress
         self.device = arms[0].device
         self.identical = False
-        self._candidate_loss = math.inf  # at the last evaluation
+        self._losses: dict[str, float] = {}  # validation losses at the last evaluation, by arm
         self._probe_batch = first_sequences(validation.tokens, context, self.device)
         self._pending: list[tuple[int, Arm, StepResult]] = []
         self._started = time.perf_counter() - progress.seconds
@@ -198,7 +198,7 @@ class Loop:
         self._drain()
         step = self.progress.step
         records: list[Record] = []
-        losses: dict[str, float] = {}
+        losses = self._losses = {}
         for arm in self.arms:
             if not arm.active:
                 continue
@@ -217,16 +217,15 @@ class Loop:
         self.progress.evaluated_step = step
         if step and len(self.arms) == 2 and len(losses) == 2:
             self.identical = identical(self.arms[0].model, self.arms[1].model)
-        self._candidate_loss = losses.get(self.arms[-1].name, math.inf)
 
     def checkpoint(self) -> None:
         """Save everything that going on from this step needs; the best is the candidate's lowest validation loss."""
         self._drain()
         self.metrics.flush()
         evaluated = self.progress.evaluated_step == self.progress.step
-        best = evaluated and self._candidate_loss < self.progress.best_loss
-        if best:
-            self.progress.best_loss = self._candidate_loss
+        loss = self._losses.get(self.arms[-1].name, math.inf) if evaluated else math.inf
+        best = loss < self.progress.best_loss
+        self.progress.best_loss = min(loss, self.progress.best_loss)
         self.progress.seconds = self.seconds
         self.progress.arm_seconds = {arm.name: arm.stopwatch.read() for arm in self.arms}
         state = {
@@ -236,6 +235,10 @@ class Loop:
         }
         keep = self.settings.keep_checkpoints
         save_checkpoint(self.folder / "checkpoints", self.progress.step, self.arms, state, keep=keep, best=best)
+
+    def summary(self) -> dict[str, float]:
+        """The last validation loss of every arm, by metric name."""
+        return {f"{arm}/validation/loss": loss for arm, loss in self._losses.items()}
 
     def _energy_factors(self, arm: Arm) -> dict[str, float]:
         if self.progress.step == 0:

@@ -10,12 +10,17 @@ from typing import Any
 import torch
 
 from natattn.attention.probe import AttentionProbe
-from natattn.data import Batches, TokenizedCorpus, prepare
-from natattn.data.entropy import bigram_entropy, unigram_entropy
+from natattn.data import (
+    Batches,
+    TokenizedCorpus,
+    bigram_entropy,
+    held_out_bigram_entropy,
+    prepare,
+    unigram_entropy,
+)
 from natattn.errors import UserError
 from natattn.models.gpt2 import build_model, context_of, without_progress_bars
 from natattn.optim.optimizer import OptimSettings
-from natattn.tracking import Tracker
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.tracking.settings import WandbSettings
@@ -133,34 +138,16 @@ def _train(
     context: int,
     facts: dict[str, Any],
 ) -> RunResult:
-    config = settings.model_dump(mode="json")
-    checkpoint, state, warnings = load_newest(folder / "checkpoints") if settings.resume else (None, {}, [])
-    progress = Progress()
-    if checkpoint is not None:
-        progress = Progress.from_json(state["progress"])
-        for arm in arms:
-            arm.status, arm.cause = state["arms"][arm.name]["status"], state["arms"][arm.name]["cause"]
-            restore_arm(checkpoint, arm, state)
+    progress, position, warnings = _restore(settings, folder, arms)
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_config(folder, config, facts["config_hash"])
+    run_folder.write_config(folder, settings.model_dump(mode="json"), facts["config_hash"])
     run_folder.write_environment(folder, str(settings.device))
     write_json(folder / run_folder.RUN, facts)
 
-    position = state.get("metrics_position", 0)
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
-        trackers: list[Tracker] = []
-        if isinstance(settings.tracker, WandbSettings):
-            mirror = WandbMirror(
-                settings.tracker,
-                folder=folder,
-                config=config,
-                group=group,
-                name=folder.name,
-                run_id=facts["run_id"],
-            )
-            trackers.append(stack.enter_context(mirror))
         console = stack.enter_context(Console(facts, total_steps=settings.train.steps))
+        mirror = _open_mirror(stack, settings, folder, group, facts, console)
         for warning in warnings:
             console.warning(warning)
         interruption = stack.enter_context(Interruption())
@@ -168,26 +155,66 @@ def _train(
             arms,
             settings.train,
             settings.schedule,
-            Batches(
-                corpus.train,
-                batch_size=settings.train.batch_size,
-                context=context,
-                seed=settings.seed,
-                sampling=settings.train.sampling,
-            ),
+            Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
             corpus.validation,
             context=context,
             folder=folder,
             metrics=metrics,
-            trackers=[console, *trackers],
+            trackers=[console, mirror] if mirror else [console],
             progress=progress,
         )
         outcome = loop.run(interruption)
         if outcome != "interrupted":
             _export(folder, arms, corpus)
         _finish_facts(facts, arms, outcome, identical=loop.identical)
+        if mirror:
+            mirror.summarise({"status": outcome, "identical": loop.identical, **loop.summary()})
         write_json(folder / run_folder.RUN, facts)
+        _warn_of_the_outcome(console, arms, identical=loop.identical)
     return RunResult(outcome, interruption.signal if outcome == "interrupted" else None)
+
+
+def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Progress, int, list[str]]:
+    """Put the newest whole checkpoint into the arms: where it stands, the metrics' size then, and warnings."""
+    if settings.resume is None:
+        return Progress(), 0, []
+    checkpoint, state, warnings = load_newest(folder / "checkpoints")
+    if checkpoint is None:
+        return Progress(), 0, warnings
+    for arm in arms:
+        arm.status, arm.cause = state["arms"][arm.name]["status"], state["arms"][arm.name]["cause"]
+        restore_arm(checkpoint, arm, state)
+    return Progress.from_json(state["progress"]), state["metrics_position"], warnings
+
+
+def _warn_of_the_outcome(console: Console, arms: list[Arm], *, identical: bool) -> None:
+    for arm in arms:
+        if arm.status == "diverged":
+            console.warning(f"arm {arm.name} diverged: {arm.cause}")
+    if identical:
+        console.warning("the two arms have identical weights: they were updated alike, nothing was compared")
+
+
+def _open_mirror(
+    stack: contextlib.ExitStack,
+    settings: RunSettings,
+    folder: Path,
+    group: str | None,
+    facts: dict[str, Any],
+    console: Console,
+) -> WandbMirror | None:
+    if not isinstance(settings.tracker, WandbSettings):
+        return None
+    mirror = WandbMirror(
+        settings.tracker,
+        folder=folder,
+        config=settings.model_dump(mode="json"),
+        group=group,
+        name=folder.name,
+        run_id=facts["run_id"],
+        warn=console.warning,
+    )
+    return stack.enter_context(mirror)
 
 
 def _facts(
@@ -230,7 +257,8 @@ def _facts(
             "validation_tokens": len(tokens),
             "validation_bytes": corpus.validation.byte_count,
             "unigram_entropy": unigram_entropy(tokens, vocab_size),
-            "bigram_entropy": bigram_entropy(tokens, vocab_size),
+            "bigram_entropy": held_out_bigram_entropy(corpus.train.tokens, tokens, vocab_size),
+            "plug_in_bigram_entropy": bigram_entropy(tokens, vocab_size),
             "floor": corpus.floor,
         },
         "device": str(settings.device),
