@@ -37,7 +37,7 @@ def test_train_help_lists_every_group_and_option_with_a_line(capsys):
             assert re.search(rf"^   [ *] {option} +\S.{{8,}}$", text, re.MULTILINE), option
     assert "* natural" in text
     assert "train:" in text
-    assert "batch_size: 8" in text
+    assert "batch_size: 4" in text
 
 
 @pytest.mark.parametrize("command", ["report", "sample"])

@@ -24,6 +24,7 @@ class SizeSettings(Settings):
     n_embd: Annotated[int, Field(ge=1)] | None
     n_head: Annotated[int, Field(ge=1)] | None
     context: Annotated[int, Field(ge=2)] | None
+    initializer_range: Annotated[float, Field(gt=0)] | None  # standard deviation of the initial weights
 
 
 class ModelSettings(Settings):
@@ -80,11 +81,10 @@ def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
 
 def _whole_size(size: SizeSettings) -> tuple[int, int, int, int]:
     """(n_layer, n_embd, n_head, context) of a model that is built anew."""
-    sizes = {key: getattr(size, key) for key in ("n_layer", "n_embd", "n_head", "context")}
-    for key, value in sizes.items():
+    for key, value in size.model_dump().items():
         if value is None:
             raise UserError(f"size.{key}: no value; size={size.name} is for init=pretrained, choose another size")
-    n_layer, n_embd, n_head, context = sizes.values()
+    n_layer, n_embd, n_head, context = (getattr(size, key) for key in ("n_layer", "n_embd", "n_head", "context"))
     if n_embd % n_head:
         raise UserError(
             f"size.n_head={n_head}: does not divide size.n_embd={n_embd}; "
@@ -141,6 +141,7 @@ def _random_gpt2(
         n_embd=n_embd,
         n_layer=n_layer,
         n_head=n_head,
+        initializer_range=size.initializer_range,
         # The tanh form of GELU that GPT-2 calls gelu_new, as one fused kernel.
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=model.dropout,

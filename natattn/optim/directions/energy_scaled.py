@@ -94,6 +94,8 @@ class EnergyScaled(Direction):
         scaled = list(gradients)
         for layer, factor in self.factors(statistics).items():
             members = [index for index, of_layer in enumerate(layers) if of_layer == layer]
+            if not members:
+                continue  # a group of parameters outside this block
             products = torch._foreach_mul([scaled[index] for index in members], factor)
             for index, product in zip(members, products, strict=True):
                 scaled[index] = product
