@@ -129,12 +129,12 @@ def test_closure_and_schedulers_work_as_in_pytorch(trained):
 
 def test_adamw_equals_torch():
     model, twin = _model(), _model()
-    settings = _settings("adamw", "optim.weight_decay=0.1")
+    settings = _settings("adamw", "optim.weight_decay=0.1", "~optim.learning_rates.hidden")
     optimizer = settings.build(model)
     decayed = [p for p in twin.parameters() if p.ndim > 1]
     others = [p for p in twin.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    reference = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.95, 0.99), eps=1e-8)
     for step in range(5):
         for each, its in ((model, optimizer), (twin, reference)):
             its.zero_grad()

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import resource
@@ -180,27 +181,27 @@ def test_a_missing_file_is_one_line(path: Path) -> None:
         read_metrics(path)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """No file of this process may grow beyond 1 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:  # before pytest writes its report: that may be to a file as well
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_one_line(path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: File too large"):
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: File too large"):
         write(path, RECORDS * 100)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_does_not_hide_the_first_error(path: Path) -> None:
     def fail() -> None:
         with MetricsFile(path) as file:
             file.log(RECORDS * 3)  # more than fits, less than the buffer
             raise ValueError("the first")
 
-    with pytest.raises(ValueError, match="the first"):
+    with full_disk(), pytest.raises(ValueError, match="the first"):
         fail()

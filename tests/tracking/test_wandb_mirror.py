@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import resource
@@ -209,19 +210,21 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, open_mirror: OpenMirr
     assert "Not a directory" in warnings[0]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """No file of this process or its children may grow beyond 32 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:  # before pytest writes its report: that may be to a file as well
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_costs_one_warning(open_mirror: OpenMirror, warnings: list[str]) -> None:
-    with open_mirror() as mirror:
-        assert log_until_warned(mirror, warnings)
+    with full_disk(), open_mirror() as mirror:
+        warned = log_until_warned(mirror, warnings)
+    assert warned
     assert warnings == ["wandb failed: File too large; training goes on, its numbers are in metrics.jsonl"]
 
 
