@@ -1,6 +1,7 @@
 """The sub-commands: from their arguments to an exit code."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -216,6 +217,8 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
         task(composed)
 
     previous = sys.argv
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level  # --info reconfigures them for good
     sys.argv = ["natattn", *arguments]
     try:
         hydra.main(config_path=str(config.conf_folder()), config_name=config.CONFIG_NAME, version_base="1.3")(job)()
@@ -223,6 +226,8 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     finally:
         sys.argv = previous
+        root.handlers[:] = handlers
+        root.setLevel(level)
     return 0
 
 

@@ -195,7 +195,7 @@ def _arm_label(group: Group, name: str) -> Text:
 def _levels(data: DataFacts) -> str:
     """What counting alone would reach, in nats/token; the bigram model has seen the training text only."""
     floor = "" if data.floor is None else f", floor {data.floor:.4f}"
-    return f"unigram entropy {data.unigram_entropy:.4f}, bigram entropy {data.bigram_entropy:.4f} (held out){floor}"
+    return f"entropies: unigram {data.unigram_entropy:.4f}, bigram {data.bigram_entropy:.4f} (held out){floor}"
 
 
 def _notes(groups: list[Group]) -> list[str]:

@@ -103,7 +103,7 @@ def test_the_table_of_a_run(make_run: MakeRun) -> None:
     assert cells(text, "nats/byte") == ["1.0688", "1.0563", "-0.01250"]
     assert cells(text, "step time / reference") == ["1.000×", "1.020×"]
     assert cells(text, "below the bigram entropy") == ["yes", "yes"]
-    assert "unigram entropy 6.9000, bigram entropy 4.8000 (held out)" in text
+    assert "entropies: unigram 6.9000, bigram 4.8000 (held out)" in text
     assert "floor" not in text
     assert "test loss" not in text
     assert "peak memory of the process: 1.50 GiB" in text
@@ -146,7 +146,7 @@ def test_marks(make_run: MakeRun) -> None:
     assert cells(text, "nats/token") == ["standard", "natural LEAKY", "difference"]
     assert "its losses are no evidence" in text
     assert "identical arms: updated alike" in text
-    assert "bigram entropy 2.0000 (held out), floor 1.2500" in text
+    assert "bigram 2.0000 (held out), floor 1.2500" in text
     assert cells(text, "below the bigram entropy") == ["no", "no"]
 
 
