@@ -146,7 +146,7 @@ def test_marks(make_run: MakeRun) -> None:
     assert cells(text, "nats/token") == ["standard", "natural LEAKY", "difference"]
     assert "its losses are no evidence" in text
     assert "identical arms: updated alike" in text
-    assert "bigram 2.0000 (held out), floor 1.2500" in text
+    assert "bigram 2.0000 (held out), floor 1.2500" in " ".join(text.split())
     assert cells(text, "below the bigram entropy") == ["no", "no"]
 
 
