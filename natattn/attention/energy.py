@@ -1,13 +1,14 @@
-"""Energies of attention and their statistics: pure functions of queries and keys.
+"""What the energies of attention are: pure functions of queries, keys and mask.
 
-The energy of a pair is the score that enters the softmax before masking, E_ij = scaling · q_i·k_j. It is defined on
-allowed pairs only: a masked or padded pair enters no statistic.
+The energy E_ij is the score that enters the softmax before masking: scaling · q_i·k_j, soft-capped where the
+architecture does that, plus its position bias. It is defined on allowed pairs only: a masked or padded pair has no
+energy and enters no statistic.
 
-Shape suffixes: B batch, H query heads, G key heads (H is a multiple of G), L queries, S keys, R sampled query rows,
-D head_dim.
+Shape suffixes: B batch, H query heads, G key heads (H is a multiple of G), L queries, S keys, R some of the query rows,
+D head_dim. Everything is computed in float32, or in float64 where the queries are float64.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,45 +17,152 @@ from torch import Tensor
 FORBIDDEN_BELOW = -1e8
 
 
-class EnergySums(NamedTuple):
-    """Sums from which the means over pairs and rows are made; they add up over micro-batches and ranks.
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """What one attention layer's softmax is made of.
 
-    Every field is float32. ``pairs`` and ``rows`` are scalars that count allowed pairs and rows that have one; the
-    other fields have shape [H] and hold, per head, the (estimated) sum over all pairs or rows of the batch.
+    Attributes:
+        query: [B, H, L, D] and key: [B, G, S, D], of any floating dtype, after rotary embedding.
+        scaling: factor on q·k.
+        attention_mask: None, or broadcastable to [B, H, L, S]: boolean (True is allowed) or additive (a value at or
+            below half the dtype's minimum, or −1e8, forbids; any other is a bias and part of E).
+        is_causal: applied when there is no mask, aligned at the upper left as in scaled_dot_product_attention.
+        softcap: None, or c of E ← c·tanh(E/c).
+        position_bias: None, or broadcastable to [B, H, L, S]; added after the soft-cap.
+        temperature: T of the pattern softmax(E/T), for all heads or [H]. E itself does not contain it.
     """
 
-    pairs: Tensor
-    rows: Tensor
-    energy: Tensor
-    absolute_energy: Tensor
-    entropy: Tensor | None
+    query: Tensor
+    key: Tensor
+    scaling: float
+    attention_mask: Tensor | None = None
+    is_causal: bool = True
+    softcap: float | None = None
+    position_bias: Tensor | None = None
+    temperature: float | Tensor = 1.0
 
-    def __add__(self, other: tuple[object, ...]) -> "EnergySums":
-        """The sums over both batches together (not tuple concatenation)."""
-        if not isinstance(other, EnergySums):
-            return NotImplemented
-        return EnergySums(
-            pairs=self.pairs + other.pairs,
-            rows=self.rows + other.rows,
-            energy=self.energy + other.energy,
-            absolute_energy=self.absolute_energy + other.absolute_energy,
-            entropy=None if self.entropy is None or other.entropy is None else self.entropy + other.entropy,
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self.query.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Query rows per sequence, L."""
+        return self.query.shape[2]
+
+    @property
+    def key_length(self) -> int:
+        """Keys per sequence, S."""
+        return self.key.shape[2]
+
+    @property
+    def masks_the_future(self) -> bool:
+        """Whether the causal rule, and no explicit mask, decides which pairs are allowed."""
+        return self.attention_mask is None and self.is_causal and self.length > 1
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first query among the keys: with a cache, the queries are the last of the sequence."""
+        return 0 if self.masks_the_future else self.key_length - self.length
+
+    def first_keys(self, count: int) -> "AttentionInputs":
+        """Without the keys from ``count`` on; only for inputs without an explicit mask."""
+        bias = self.position_bias
+        return replace(
+            self,
+            key=self.key[:, :, :count],
+            position_bias=None if bias is None else bias[..., :count],
         )
 
-    @property
-    def mean_energy(self) -> Tensor:
-        """Mean of E over allowed pairs, shape [H]."""
-        return self.energy / self.pairs
+    def energies(self, rows_R: Tensor) -> Tensor:
+        """E of the given query rows, [B, H, R, S]; on forbidden pairs a finite number without meaning."""
+        energy = row_energies(self.query, self.key, rows_R, self.scaling)
+        if self.softcap is not None:
+            energy = torch.tanh(energy / self.softcap) * self.softcap
+        if self.position_bias is not None:
+            energy = energy + _rows_of(self.position_bias, rows_R, self.length)
+        mask = self.attention_mask
+        if mask is not None and mask.dtype != torch.bool:
+            bias = _rows_of(mask, rows_R, self.length)[..., : self.key_length]
+            energy = energy + bias.masked_fill(~is_allowed(bias), 0.0)
+        return energy
 
-    @property
-    def mean_absolute_energy(self) -> Tensor:
-        """Mean of |E| over allowed pairs, shape [H]."""
-        return self.absolute_energy / self.pairs
+    def allowed(self, rows_R: Tensor) -> Tensor:
+        """Which keys the given query rows may attend to, bool [B or 1, H or 1, R, S]."""
+        return allowed_pairs(self.attention_mask, rows_R, self.length, self.key_length, self.is_causal)
 
-    @property
-    def mean_entropy(self) -> Tensor | None:
-        """Mean over query rows of S_i = −Σ_j a_ij log a_ij, in nats, shape [H]; None where it was not asked for."""
-        return None if self.entropy is None else self.entropy / self.rows
+    def count_pairs_and_rows(self) -> tuple[Tensor, Tensor]:
+        """Numbers of allowed pairs and of rows with at least one, over the batch; each [1], or [H] if heads differ.
+
+        Counted, never estimated: one pass over the mask where there is one.
+        """
+        mask, device = self.attention_mask, self.query.device
+        if mask is None:
+            pairs = self.length * self.key_length
+            if self.masks_the_future:
+                shorter = min(self.length, self.key_length)
+                pairs = shorter * (shorter + 1) // 2 + (self.length - shorter) * self.key_length
+            # torch.full fills on the device; torch.tensor would copy from the host and wait.
+            dtype = working_dtype(self.query)
+            return (
+                torch.full((1,), float(self.batch * pairs), dtype=dtype, device=device),
+                torch.full((1,), float(self.batch * self.length), dtype=dtype, device=device),
+            )
+        allowed = is_allowed(mask[..., : self.key_length])
+        # Summing bytes is ten times faster than summing booleans.
+        keys_of_row = allowed.view(torch.uint8).sum(-1, dtype=torch.int32)
+        share = self.batch / mask.shape[0] * self.length / mask.shape[2]
+        dtype = working_dtype(self.query)
+        return keys_of_row.sum((0, 2)).to(dtype) * share, (keys_of_row > 0).sum((0, 2)).to(dtype) * share
+
+    def first_token(self) -> Tensor:
+        """Index of each sequence's first token: the first key that any of its rows may attend to, [B or 1, H or 1]."""
+        if self.attention_mask is None:
+            return torch.zeros((1, 1), dtype=torch.int64, device=self.query.device)
+        reachable = is_allowed(self.attention_mask[..., : self.key_length]).any(-2)
+        return reachable.int().argmax(-1)
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64, else float32: half precision would round what the statistics are to resolve."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def is_allowed(mask: Tensor) -> Tensor:
+    """Boolean form of a mask that may be additive."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask > max(torch.finfo(mask.dtype).min / 2, FORBIDDEN_BELOW)
+
+
+def allowed_pairs(
+    attention_mask: Tensor | None, rows_R: Tensor, query_length: int, key_length: int, is_causal: bool
+) -> Tensor:
+    """Which keys the given query rows may attend to; arguments as in ``AttentionInputs``.
+
+    Args:
+        rows_R: int64 [R], indices of query rows.
+
+    Returns: bool [B or 1, H or 1, R, S].
+    """
+    if attention_mask is None:
+        keys_S = torch.arange(key_length, device=rows_R.device)
+        if is_causal and query_length > 1:
+            return (keys_S <= rows_R[:, None])[None, None]
+        return torch.ones((1, 1, rows_R.shape[0], key_length), dtype=torch.bool, device=rows_R.device)
+    mask = is_allowed(_rows_of(attention_mask, rows_R, query_length)[..., :key_length])
+    return mask.expand(-1, -1, rows_R.shape[0], -1)
+
+
+def row_energies(query_BHLD: Tensor, key_BGSD: Tensor, rows_R: Tensor, scaling: float) -> Tensor:
+    """scaling · q_i·k_j for the given query rows, [B, H, R, S]; grouped key heads are shared, not copied."""
+    dtype = working_dtype(query_BHLD)
+    query_BHRD = query_BHLD.index_select(2, rows_R).to(dtype) * scaling
+    batch, heads, rows, head_dim = query_BHRD.shape
+    key_heads = key_BGSD.shape[1]
+    grouped = query_BHRD.reshape(batch, key_heads, (heads // key_heads) * rows, head_dim)
+    return (grouped @ key_BGSD.to(dtype).transpose(-1, -2)).reshape(batch, heads, rows, -1)
 
 
 def systematic_rows(length: int, count: int, offset: float, device: torch.device) -> Tensor:
@@ -70,112 +178,6 @@ def systematic_rows(length: int, count: int, offset: float, device: torch.device
     return positions.long().clamp_(max=length - 1)
 
 
-def allowed_pairs(
-    attention_mask: Tensor | None, rows_R: Tensor, query_length: int, key_length: int, is_causal: bool
-) -> Tensor:
-    """Which keys the given query rows may attend to.
-
-    Args:
-        attention_mask: None, or a mask broadcastable to [B, H, L, S]: boolean (True is allowed) or additive (a value at
-            or below half the dtype's minimum is not allowed).
-        rows_R: int64 [R], indices of query rows.
-        is_causal: applied when there is no mask, aligned at the upper left as in scaled_dot_product_attention.
-
-    Returns: bool [B or 1, H or 1, R, S].
-    """
-    if attention_mask is None:
-        keys_S = torch.arange(key_length, device=rows_R.device)
-        if is_causal and query_length > 1:
-            return (keys_S <= rows_R[:, None])[None, None]
-        return torch.ones((1, 1, rows_R.shape[0], key_length), dtype=torch.bool, device=rows_R.device)
-    mask = attention_mask[:, :, rows_R] if attention_mask.shape[2] == query_length else attention_mask
-    mask = mask[..., :key_length]
-    if mask.dtype != torch.bool:
-        mask = mask > max(torch.finfo(mask.dtype).min / 2, FORBIDDEN_BELOW)
-    return mask.expand(-1, -1, rows_R.shape[0], -1)
-
-
-def row_energies(query_BHLD: Tensor, key_BGSD: Tensor, rows_R: Tensor, scaling: float) -> Tensor:
-    """E_ij = scaling · q_i·k_j for the given query rows, float32 [B, H, R, S]; grouped key heads are shared."""
-    query_BHRD = query_BHLD.index_select(2, rows_R).float() * scaling
-    batch, heads, rows, head_dim = query_BHRD.shape
-    key_heads = key_BGSD.shape[1]
-    grouped = query_BHRD.reshape(batch, key_heads, (heads // key_heads) * rows, head_dim)
-    return (grouped @ key_BGSD.float().transpose(-1, -2)).reshape(batch, heads, rows, -1)
-
-
-def energy_sums(
-    query_BHLD: Tensor,
-    key_BGSD: Tensor,
-    *,
-    scaling: float,
-    attention_mask: Tensor | None = None,
-    is_causal: bool = True,
-    row_count: int | None = None,
-    offset: float = 0.5,
-    with_entropy: bool = False,
-) -> EnergySums:
-    """Sums over pairs of E and |E| and over rows of the entropy, per head, exactly or from sampled query rows.
-
-    With ``row_count`` rows of L, each sum is the Horvitz–Thompson estimate (L/row_count)·Σ over the sampled rows, which
-    is unbiased over offset ~ U[0, 1). The number of allowed pairs is counted, not estimated, where there is no mask;
-    with a mask it is estimated from the same rows, so that the mean is a ratio estimate (bias O(1/row_count)).
-
-    Args:
-        query_BHLD, key_BGSD: any floating dtype; computed in float32.
-        row_count: None or >= L for all rows.
-        offset: of the systematic sample, see ``systematic_rows``.
-
-    Cost: O(B·H·R·S·D) time, O(B·H·R·S) memory, R the number of rows used.
-    """
-    length, key_length = query_BHLD.shape[2], key_BGSD.shape[2]
-    if row_count is None or row_count >= length:
-        row_count, offset = length, 0.0
-    rows_R = systematic_rows(length, row_count, offset, query_BHLD.device)
-    energy_BHRS = row_energies(query_BHLD, key_BGSD, rows_R, scaling)
-    allowed = allowed_pairs(attention_mask, rows_R, length, key_length, is_causal)
-    weight = length / row_count
-
-    pairs, rows = _count_pairs_and_rows(attention_mask, allowed, energy_BHRS, length, key_length, is_causal)
-    entropy = weight * row_entropies(energy_BHRS, allowed).sum((0, 2)) if with_entropy else None
-    energy_BHRS = energy_BHRS * allowed
-    return EnergySums(
-        pairs=pairs,
-        rows=rows,
-        energy=weight * energy_BHRS.sum((0, 2, 3)),
-        absolute_energy=weight * energy_BHRS.abs_().sum((0, 2, 3)),
-        entropy=entropy,
-    )
-
-
-def row_entropies(energy_BHRS: Tensor, allowed: Tensor) -> Tensor:
-    """Entropy in nats of softmax over the allowed keys of each row, [B, H, R]; 0 for a row with no allowed key."""
-    log_pattern = torch.log_softmax(energy_BHRS.masked_fill(~allowed, -torch.inf), dim=-1)
-    # A forbidden pair has log a = −inf and a row without keys has nan: both contribute nothing.
-    log_pattern = torch.where(allowed, log_pattern, torch.zeros_like(log_pattern))
-    pattern = torch.where(allowed, log_pattern.exp(), torch.zeros_like(log_pattern))
-    return -(pattern * log_pattern).sum(-1)
-
-
-def _count_pairs_and_rows(
-    attention_mask: Tensor | None,
-    allowed: Tensor,
-    energy_BHRS: Tensor,
-    length: int,
-    key_length: int,
-    is_causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """Numbers of allowed pairs and of rows with at least one, over the whole batch, as float32 scalars."""
-    batch, _, row_count, _ = energy_BHRS.shape
-    device = energy_BHRS.device
-    if attention_mask is None:
-        if is_causal and length > 1:
-            shorter = min(length, key_length)
-            pairs = shorter * (shorter + 1) // 2 + (length - shorter) * key_length
-        else:
-            pairs = length * key_length
-        # torch.full fills on the device; torch.tensor would copy from the host and wait.
-        return torch.full((), float(batch * pairs), device=device), torch.full((), float(batch * length), device=device)
-    # One count serves all heads: a mask that differs between heads is averaged over them.
-    share = batch / allowed.shape[0] / allowed.shape[1] * (length / row_count)
-    return share * allowed.sum().float(), share * allowed.any(-1).sum().float()
+def _rows_of(mask: Tensor, rows_R: Tensor, query_length: int) -> Tensor:
+    """The given rows of a mask or bias whose row dimension may be broadcast."""
+    return mask[:, :, rows_R] if mask.shape[2] == query_length else mask

@@ -4,63 +4,40 @@ A probe owns one site per attention layer. It never changes what the model compu
 record a site costs one attribute look-up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from natattn.attention.energy import EnergySums, energy_sums
-from natattn.attention.interface import NATURAL, SITE_ATTRIBUTE, register
+from natattn.attention.interface import register
+from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, attention_layers
+from natattn.attention.site import AttentionSite, ExactMethod, MaskCounts, Observation
+from natattn.attention.statistics import EnergyStatistics, all_reduce
 from natattn.randomness import addressed_seed
 
 
-@dataclass
-class AttentionSite:
-    """One attention layer under observation."""
-
-    layer: int
-    module: nn.Module
-    row_count: int | None
-    with_entropy: bool
-    offset: float = 0.5
-    recording: bool = False
-    sums: EnergySums | None = field(default=None, repr=False)
-
-    @torch.no_grad()
-    def record(
-        self, query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float | None, is_causal: bool
-    ) -> None:
-        """Add this forward pass to the sums of the step; see ``energy_sums`` for shapes."""
-        # Under autocast the products would be rounded to bfloat16: statistics are float32 always.
-        with torch.autocast(query.device.type, enabled=False):
-            sums = energy_sums(
-                query.detach(),
-                key.detach(),
-                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-                attention_mask=attention_mask,
-                is_causal=is_causal,
-                row_count=self.row_count,
-                offset=self.offset,
-                with_entropy=self.with_entropy,
-            )
-        self.sums = sums if self.sums is None else self.sums + sums
-
-
 class AttentionProbe:
-    """Observes every self-attention layer of a transformers model that dispatches attention by name.
+    """Observes the attention layers of a transformers model that dispatches attention by name.
 
-    While attached, the model runs under ``attn_implementation="natural"``, whose output is that of ``"sdpa"``;
-    ``detach`` restores the implementation and removes every trace. Probes nest: a second one takes the place of the
-    first until it is detached.
+    While attached, the model runs under ``attn_implementation="natural"``, whose output is that of ``"sdpa"``, or under
+    the attention type of this package that it has already; ``detach`` restores the implementation and removes every
+    trace. Probes nest: a second one takes the place of the first until it is detached.
+
+    Gradient accumulation adds up: the statistics are of all forward passes inside ``step``. Activation checkpointing
+    runs a layer's forward a second time, inside the backward pass; that one is not counted. Under ``torch.compile`` a
+    recorded step breaks the graph at every layer, another does not.
 
     Args:
         model: a transformers ``PreTrainedModel``.
-        row_count: query rows sampled per sequence and step; None observes all rows.
+        quantities: names from ``natattn.attention.quantities.QUANTITIES``; only these are computed.
+        row_count: query rows sampled per sequence and step; None observes all rows, in chunks.
+        exact: those of the quantities that are measured over all rows although the others are sampled, at the cost of
+            such a pass: what is ``BIASED_WHEN_SAMPLED`` and has to be right, as the maximum has to be for QK-clip.
+        exact_method: of ``row_count=None``; "dense" is the readable reference and holds whole L×L matrices.
         every: record on steps divisible by this.
-        with_entropy: also record the entropy of the patterns.
+        layers: indices of the layers to observe; None for all.
+        cross_attention: also observe layers that read another sequence; they are numbered after the others.
         seed: of the generator that places the sampled rows; independent of every generator that training uses.
     """
 
@@ -68,23 +45,44 @@ class AttentionProbe:
         self,
         model: Any,
         *,
+        quantities: Collection[str] = ("mean_absolute_energy",),
         row_count: int | None = 32,
+        exact: Collection[str] = (),
+        exact_method: ExactMethod = "streaming",
         every: int = 1,
-        with_entropy: bool = False,
+        layers: Collection[int] | None = None,
+        cross_attention: bool = False,
         seed: int = 0,
     ) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}: must be at least 1")
         register()
         self.model = model
         self.every = every
         self.seed = seed
-        self.sites = [
-            AttentionSite(layer, module, row_count, with_entropy) for layer, module in attention_modules(model)
-        ]
-        if not self.sites:
+        observation = Observation(tuple(quantities), tuple(exact), row_count, exact_method)
+        found = attention_layers(model, cross_attention=cross_attention)
+        if not found:
             raise ValueError(f"{type(model).__name__} has no attention layers that the probe knows how to find")
-        self._previous_implementation: str = model.config._attn_implementation
+        known = [layer.layer for layer in found]
+        if layers is not None and not set(layers) <= set(known):
+            raise ValueError(f"layers={sorted(layers)}: the model has {known}")
+        self._counts = MaskCounts()
+        self.sites = [
+            AttentionSite(layer.layer, layer.name, layer.module, observation, self._counts)
+            for layer in found
+            if layers is None or layer.layer in layers
+        ]
+        self._reduced = False
+        self._attach()
+
+    def _attach(self) -> None:
+        # An encoder–decoder has a configuration for each part.
+        configs = {id(part.config): part.config for part in self.model.modules() if hasattr(part, "config")}
+        self._previous_implementations = [(config, config._attn_implementation) for config in configs.values()]
         self._previous_sites = [vars(site.module).get(SITE_ATTRIBUTE) for site in self.sites]
-        model.set_attn_implementation(NATURAL)
+        if self.model.config._attn_implementation not in IMPLEMENTATIONS:
+            self.model.set_attn_implementation(NATURAL)
         for site in self.sites:
             setattr(site.module, SITE_ATTRIBUTE, site)
 
@@ -93,9 +91,10 @@ class AttentionProbe:
         for site, previous in zip(self.sites, self._previous_sites, strict=True):
             if previous is not None:
                 setattr(site.module, SITE_ATTRIBUTE, previous)
-            elif SITE_ATTRIBUTE in vars(site.module):
-                delattr(site.module, SITE_ATTRIBUTE)
-        self.model.set_attn_implementation(self._previous_implementation)
+            else:
+                vars(site.module).pop(SITE_ATTRIBUTE, None)
+        for config, implementation in self._previous_implementations:
+            config._attn_implementation = implementation
 
     def __enter__(self) -> "AttentionProbe":
         return self
@@ -108,11 +107,13 @@ class AttentionProbe:
         """Record the forward passes made inside, all as one step (micro-batches add up), if this step is due."""
         if step % self.every == 0:
             offset = _offset(self.seed, step)
+            self._reduced = False
             for site in self.sites:
-                site.sums, site.offset, site.recording = None, offset, True
+                site.statistics, site.offset, site.recording = None, offset, True
         try:
             yield
         finally:
+            self._counts.clear()
             for site in self.sites:
                 site.recording = False
 
@@ -121,33 +122,27 @@ class AttentionProbe:
         """Indices of the observed layers, in the model's order."""
         return [site.layer for site in self.sites]
 
-    def sums(self, layer: int) -> EnergySums:
+    def statistics(self, layer: int) -> EnergyStatistics:
         """What was last recorded of a layer.
 
-        Raises: RuntimeError when nothing has been recorded yet.
+        Raises: RuntimeError when nothing has been recorded yet, KeyError for a layer that is not observed.
         """
         for site in self.sites:
             if site.layer == layer:
-                if site.sums is None:
-                    raise RuntimeError(
-                        f"layer {layer} has not been observed yet: run a forward pass inside probe.step()"
-                    )
-                return site.sums
+                return site.recorded()
         raise KeyError(f"the probe has no layer {layer}; it observes {self.layers}")
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
         """Mean of |E| over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
-        return self.sums(layer).mean_absolute_energy.mean()
+        return self.statistics(layer)["mean_absolute_energy"].mean()
 
-
-def attention_modules(model: nn.Module) -> list[tuple[int, nn.Module]]:
-    """(layer index, module) of every self-attention layer: what has a ``layer_idx`` and an ``is_causal``."""
-    found: list[tuple[int, nn.Module]] = []
-    for module in model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if isinstance(layer, int) and hasattr(module, "is_causal") and not getattr(module, "is_cross_attention", False):
-            found.append((layer, module))
-    return found
+    def reduce(self, group: Any = None) -> None:
+        """Make the recorded step's statistics those of all ranks' batches together; once per step, then harmless."""
+        if not self._reduced:
+            reduced = all_reduce([site.recorded() for site in self.sites], group)
+            for site, statistics in zip(self.sites, reduced, strict=True):
+                site.statistics = statistics
+            self._reduced = True
 
 
 def _offset(seed: int, step: int) -> float:

@@ -38,15 +38,13 @@ def attention_metrics(arm: Arm, probe_batch: Tensor) -> dict[str, float]:
     """
     arm.model.eval()
     metrics = {}
-    with AttentionProbe(arm.model, row_count=None, with_entropy=True) as probe:
+    with AttentionProbe(arm.model, row_count=None, quantities=("mean_absolute_energy", "entropy")) as probe:
         with probe.step(0), arm.autocast():
             arm.model(input_ids=probe_batch, use_cache=False)
         for layer in probe.layers:
-            sums = probe.sums(layer)
-            entropy = sums.mean_entropy
-            assert entropy is not None
-            metrics[f"attention/layer_{layer}/mean_absolute_energy"] = float(sums.mean_absolute_energy.mean())
-            metrics[f"attention/layer_{layer}/entropy"] = float(entropy.mean())
+            statistics = probe.statistics(layer)
+            for quantity in statistics.quantities:
+                metrics[f"attention/layer_{layer}/{quantity}"] = float(statistics[quantity].mean())
     return metrics
 
 

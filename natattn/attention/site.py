@@ -1,0 +1,114 @@
+"""One attention layer under observation: what is measured of it, and how."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from natattn.attention.dense import dense_statistics
+from natattn.attention.energy import AttentionInputs
+from natattn.attention.quantities import terms_of
+from natattn.attention.statistics import EnergyStatistics
+from natattn.attention.streaming import Counts, sampled_statistics, streaming_statistics
+
+ExactMethod = Literal["streaming", "dense"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is measured of a layer, and how; see ``AttentionProbe`` for the fields."""
+
+    quantities: tuple[str, ...]
+    exact: tuple[str, ...]
+    row_count: int | None
+    exact_method: ExactMethod
+
+    def __post_init__(self) -> None:
+        terms_of(self.quantities)
+        for name in self.exact:
+            if name not in self.quantities:
+                raise ValueError(f"exact={name!r} is not among the quantities that are recorded")
+        if self.row_count is not None and self.row_count < 1:
+            raise ValueError(f"row_count={self.row_count}: must be at least 1, or None for all rows")
+        if self.exact_method == "dense" and self.row_count is not None:
+            raise ValueError("exact_method='dense' measures all rows: it needs row_count=None")
+
+    def measure(self, inputs: AttentionInputs, offset: float, counts: Counts) -> EnergyStatistics:
+        """Statistics of one forward pass of one layer."""
+        if self.row_count is None:
+            if self.exact_method == "dense":
+                return dense_statistics(inputs, self.quantities)
+            return streaming_statistics(inputs, self.quantities, counts=counts)
+        sampled = tuple(name for name in self.quantities if name not in self.exact)
+        if not self.exact:
+            return sampled_statistics(inputs, sampled, row_count=self.row_count, offset=offset, counts=counts)
+        exact = streaming_statistics(inputs, self.exact, counts=counts)
+        if not sampled:
+            return exact
+        estimates = sampled_statistics(inputs, sampled, row_count=self.row_count, offset=offset, counts=counts)
+        return estimates.with_totals_of(exact)
+
+
+class MaskCounts:
+    """Pairs and rows that a mask allows, counted once for all the layers that share the mask in a forward pass."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._counts: Counts | None = None
+
+    def of(self, inputs: AttentionInputs) -> Counts:
+        """``inputs.count_pairs_and_rows()``, from memory where it was counted just before."""
+        mask = inputs.attention_mask
+        # Without a mask there is nothing to count; the compiler merges equal counts by itself.
+        if mask is None or torch.compiler.is_compiling():
+            return inputs.count_pairs_and_rows()
+        key = (mask, mask._version, inputs.batch, inputs.length, inputs.key_length)
+        if not self._key or self._key[0] is not mask or self._key[1:] != key[1:]:
+            self._key, self._counts = key, inputs.count_pairs_and_rows()
+        assert self._counts is not None
+        return self._counts
+
+    def clear(self) -> None:
+        """Let the mask go."""
+        self._key, self._counts = (), None
+
+
+@dataclass
+class AttentionSite:
+    """One attention layer under observation."""
+
+    layer: int
+    name: str
+    module: nn.Module
+    observation: Observation
+    counts: MaskCounts = field(repr=False)
+    offset: float = 0.5
+    recording: bool = False
+    statistics: EnergyStatistics | None = field(default=None, repr=False)
+
+    @torch.no_grad()
+    def record(self, inputs: AttentionInputs) -> None:
+        """Add this forward pass to the statistics of the step, unless it repeats one for activation checkpointing."""
+        # A compiled checkpoint recomputes the traced graph and not this code.
+        if not torch.compiler.is_compiling() and _inside_backward():
+            return
+        inputs = replace(inputs, query=inputs.query.detach(), key=inputs.key.detach())
+        # Under autocast the products would be rounded to bfloat16: statistics are float32 always.
+        with torch.autocast(inputs.query.device.type, enabled=False):
+            statistics = self.observation.measure(inputs, self.offset, self.counts.of(inputs))
+        self.statistics = statistics if self.statistics is None else self.statistics + statistics
+
+    def recorded(self) -> EnergyStatistics:
+        """What was last recorded.
+
+        Raises: RuntimeError when that is nothing.
+        """
+        if self.statistics is None:
+            raise RuntimeError(f"layer {self.layer} has not been observed yet: run a forward pass inside probe.step()")
+        return self.statistics
+
+
+def _inside_backward() -> bool:
+    """Whether this thread is running an autograd backward pass; a forward made there is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
