@@ -73,10 +73,11 @@ def fold_temperature(model: Any, implementation: str = "sdpa") -> None:
         a norm after the projection, a soft-cap or a position bias, or a projection that is not known here.
     """
     layers = attention_layers(model, cross_attention=True)
-    folds = [(_query_slices(found), 1 / _temperature_of(found)) for found in layers]
+    factors = [1 / _temperature_of(found) for found in layers]
+    slices = [_query_slices(found) for found in layers]
     with torch.no_grad():
-        for slices, factor in folds:
-            for weight in slices:
+        for factor, weights in zip(factors, slices, strict=True):
+            for weight in weights:
                 per_row = factor.to(weight.device).repeat_interleave(weight.shape[0] // factor.numel())
                 weight.copy_(weight * per_row.view(-1, *[1] * (weight.ndim - 1)))
     detach(model, implementation)

@@ -1,0 +1,40 @@
+"""Temperature schedules as functions of the step, and their settings."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from natattn.attention.temperature import TemperatureSettings
+
+ADAPTER = TypeAdapter(TemperatureSettings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"kind": "constant", "value": 1.5}, {0: 1.5, 50: 1.5}),
+        ({"kind": "per_head", "values": (0.5, 2.0)}, {0: (0.5, 2.0), 99: (0.5, 2.0)}),
+        ({"kind": "inverse_sqrt", "initial": 3.0, "floor": 0.5}, {0: 3.0, 3: 1.5, 8: 1.0, 1000: 0.5}),
+        ({"kind": "linear", "initial": 2.0, "final": 1.0}, {0: 2.0, 50: 1.5, 100: 1.0, 500: 1.0}),
+        ({"kind": "cosine", "initial": 2.0, "final": 1.0}, {0: 2.0, 25: 1.85355339, 50: 1.5, 100: 1.0, 500: 1.0}),
+    ],
+)
+def test_values_of_each_schedule(settings, expected):
+    schedule = ADAPTER.validate_python(settings)
+    for step, value in expected.items():
+        assert schedule.temperature(step, 101) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "constant", "value": 0.0},
+        {"kind": "per_head", "values": ()},
+        {"kind": "per_head", "values": (1.0, -1.0)},
+        {"kind": "linear", "initial": 1.0},
+        {"kind": "quadratic", "initial": 1.0, "final": 2.0},
+        {"kind": "inverse_sqrt", "initial": 1.0},
+    ],
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValidationError):
+        ADAPTER.validate_python(settings)
