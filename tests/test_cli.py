@@ -235,7 +235,18 @@ def test_every_experiment_file_trains(name, tmp_path, tiny):
     assert main(["train", f"experiment={name}", *data, *short]) == 0
 
 
-def test_bf16_and_compile_and_epochs_train(tiny, tmp_path):
+@pytest.mark.slow
+def test_compiled_arms_learn_as_others_do(tiny, tmp_path):
+    losses = {}
+    for compile_ in ("false", "true"):
+        folder = tmp_path / compile_
+        assert main(["train", *tiny, f"train.compile={compile_}", f"hydra.run.dir={folder}"]) == 0
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[compile_] = [r["value"] for r in records if r["name"] == "validation/loss"]
+    assert losses["true"] == pytest.approx(losses["false"], abs=1e-3)
+
+
+def test_bf16_and_epochs_and_accumulation_train(tiny, tmp_path):
     options = ["precision=bf16", "train.sampling=epochs", "train.accumulation_steps=2", "reference=muon"]
     assert main(["train", *tiny, *options, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
 

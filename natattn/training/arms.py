@@ -87,7 +87,7 @@ class Arm:
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean next-token loss (nats) of int64 tokens [batch, context + 1]; labels are shifted once, here."""
         inputs, labels = tokens[:, :-1], tokens[:, 1:]
-        forward = self.compiled or self.model
+        forward = self.model if self.compiled is None else self.compiled
         with self.autocast():
             logits = forward(input_ids=inputs, use_cache=False).logits
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
