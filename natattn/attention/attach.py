@@ -13,6 +13,7 @@ from natattn.attention.modules import (
     NaturalGradient,
     Tempered,
     attention_layers,
+    use_implementation,
 )
 
 
@@ -22,12 +23,9 @@ def attach(model: Any, parameters: NaturalGradient | Tempered) -> None:
     Raises: ValueError when the model has no attention layers that dispatch through transformers' interface.
     """
     register()
-    layers = attention_layers(model, cross_attention=True)
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no attention layers that dispatch by name")
-    for found in layers:
+    use_implementation(model, parameters.implementation)
+    for found in attention_layers(model, cross_attention=True):
         setattr(found.module, PARAMETERS_ATTRIBUTE, parameters)
-    model.set_attn_implementation(parameters.implementation)
 
 
 def detach(model: Any, implementation: str = "sdpa") -> None:
@@ -100,7 +98,7 @@ def _query_slices(found: AttentionLayer) -> list[Tensor]:
     if hasattr(module, "compute_bias"):  # T5: the bias of the first layer reaches all the others
         raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has a position bias")
     # GPT-2: Conv1D stores [inputs, outputs]; its self-attention holds q, k and v side by side.
-    for name, transposed in (("q_attn", True), ("c_attn", True), ("q_proj", False), ("query", False)):
+    for name, transposed in (("q_attn", True), ("c_attn", True), ("q_proj", False), ("query", False), ("q_lin", False)):
         projection = getattr(module, name, None)
         if projection is None:
             continue

@@ -6,7 +6,7 @@ attention function. A transformers ``set_attn_implementation`` chooses the funct
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,21 @@ def _layer_indices(modules: list[nn.Module]) -> list[int]:
 def attention_modules(model: nn.Module) -> list[tuple[int, nn.Module]]:
     """(layer index, module) of every self-attention layer."""
     return [(found.layer, found.module) for found in attention_layers(model)]
+
+
+def use_implementation(model: Any, implementation: str) -> None:
+    """Run a transformers model's attention layers under the attention function of this name.
+
+    Raises: ValueError when the model has no attention layers, or some that do not dispatch attention by name.
+    """
+    layers = attention_layers(model, cross_attention=True)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no attention layers that dispatch by name")
+    model.set_attn_implementation(implementation)
+    for found in layers:
+        # transformers only warns where it cannot set it.
+        if found.module.config._attn_implementation != implementation:  # type: ignore[union-attr]
+            raise ValueError(f"{type(model).__name__} does not dispatch attention by name: {found.name} keeps its own")
 
 
 def _is_cross_attention(name: str, module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from natattn.attention.interface import register
-from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, attention_layers
+from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, attention_layers, use_implementation
 from natattn.attention.site import AttentionSite, ExactMethod, MaskCounts, Observation
 from natattn.attention.statistics import EnergyStatistics, all_reduce
 from natattn.randomness import addressed_seed
@@ -82,7 +82,7 @@ class AttentionProbe:
         self._previous_implementations = [(config, config._attn_implementation) for config in configs.values()]
         self._previous_sites = [vars(site.module).get(SITE_ATTRIBUTE) for site in self.sites]
         if self.model.config._attn_implementation not in IMPLEMENTATIONS:
-            self.model.set_attn_implementation(NATURAL)
+            use_implementation(self.model, NATURAL)
         for site in self.sites:
             setattr(site.module, SITE_ATTRIBUTE, site)
 

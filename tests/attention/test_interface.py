@@ -177,7 +177,7 @@ def test_folding_into_cross_attention_and_bert(gpt2, tokens):
             num_attention_heads=2,
             intermediate_size=16,
             initializer_range=0.3,
-        )  # fmt: skip
+        )
     ).eval()
     cross, encoder = gpt2(add_cross_attention=True), torch.randn(3, 7, 16)
     for model, options in ((bert, {}), (cross, {"encoder_hidden_states": encoder})):
