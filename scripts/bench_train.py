@@ -68,7 +68,7 @@ def make_loop(settings: RunSettings, corpus: TokenizedCorpus, arms: list[Arm], c
     batches = Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling)
     metrics = MetricsFile(folder / "metrics.jsonl").__enter__()
     return Loop(
-        arms, settings.train, settings.schedule, batches, corpus.validation,
+        arms, settings.train, settings.schedule, batches, corpus.validation, None,
         context=context, folder=folder, metrics=metrics, trackers=[], progress=Progress(),
     )  # fmt: skip
 

@@ -79,18 +79,19 @@ def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
         _whole_size(size)
 
 
-def _whole_size(size: SizeSettings) -> tuple[int, int, int, int]:
-    """(n_layer, n_embd, n_head, context) of a model that is built anew."""
-    for key, value in size.model_dump().items():
+def _whole_size(size: SizeSettings) -> dict[str, Any]:
+    """The arguments of GPT2Config for a model that is built anew."""
+    values = size.model_dump(exclude={"name"})
+    for key, value in values.items():
         if value is None:
             raise UserError(f"size.{key}: no value; size={size.name} is for init=pretrained, choose another size")
-    n_layer, n_embd, n_head, context = (getattr(size, key) for key in ("n_layer", "n_embd", "n_head", "context"))
+    n_embd, n_head = values["n_embd"], values["n_head"]
     if n_embd % n_head:
         raise UserError(
             f"size.n_head={n_head}: does not divide size.n_embd={n_embd}; "
             f"valid: a divisor, such as {_nearest_divisor(n_embd, n_head)}"
         )
-    return n_layer, n_embd, n_head, context
+    return {"n_positions": values.pop("context"), **values}
 
 
 def build_model(
@@ -134,14 +135,9 @@ def _random_gpt2(
 ) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    n_layer, n_embd, n_head, context = _whole_size(size)
     config = GPT2Config(
         vocab_size=vocab_size,
-        n_positions=context,
-        n_embd=n_embd,
-        n_layer=n_layer,
-        n_head=n_head,
-        initializer_range=size.initializer_range,
+        **_whole_size(size),
         # The tanh form of GELU that GPT-2 calls gelu_new, as one fused kernel.
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=model.dropout,

@@ -93,6 +93,7 @@ class Loop:
         schedule: CosineSettings | WSDSettings | ConstantSettings,
         batches: Batches,
         validation: TokenSplit,
+        test: TokenSplit | None,
         *,
         context: int,
         folder: Path,
@@ -105,6 +106,7 @@ class Loop:
         self.schedule = schedule
         self.batches = batches
         self.validation = validation
+        self.test = test
         self.context = context
         self.folder = folder
         self.metrics = metrics
@@ -140,7 +142,8 @@ class Loop:
                 self.checkpoint()
                 saved_step = step
             if outcome is not None:
-                self._drain()
+                if outcome != "interrupted":
+                    self._evaluate_test()
                 return outcome
             self.advance()
 
@@ -202,9 +205,7 @@ class Loop:
         for arm in self.arms:
             if not arm.active:
                 continue
-            losses[arm.name] = split_loss(
-                arm, self.validation.tokens, batch_size=self.settings.evaluation_batch_size, context=self.context
-            )
+            losses[arm.name] = self._loss_over(arm, self.validation)
             values = {"validation/loss": losses[arm.name], **attention_metrics(arm, self._probe_batch)}
             values.update(self._energy_factors(arm))
             values.update(self._clock_metrics(arm))
@@ -217,6 +218,17 @@ class Loop:
         self.progress.evaluated_step = step
         if step and len(self.arms) == 2 and len(losses) == 2:
             self.identical = identical(self.arms[0].model, self.arms[1].model)
+
+    def _evaluate_test(self) -> None:
+        """Log the test loss of every arm that is left, once, at the end."""
+        if self.test is not None:
+            arms = [arm for arm in self.arms if arm.active]
+            step = self.progress.step
+            self._log([self._record("test/loss", self._loss_over(arm, self.test), arm, step) for arm in arms])
+        self.metrics.flush()
+
+    def _loss_over(self, arm: Arm, split: TokenSplit) -> float:
+        return split_loss(arm, split.tokens, batch_size=self.settings.evaluation_batch_size, context=self.context)
 
     def checkpoint(self) -> None:
         """Save everything that going on from this step needs; the best is the candidate's lowest validation loss."""

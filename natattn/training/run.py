@@ -120,8 +120,9 @@ def check_enough_text(corpus: TokenizedCorpus, context: int) -> None:
 
     Raises: UserError naming the split and both lengths.
     """
-    for name in ("train", "validation"):
-        count = len(getattr(corpus, name).tokens)
+    for name in ("train", "validation", "test"):
+        split = getattr(corpus, name)
+        count = len(split.tokens) if split is not None else context + 1
         if count < context + 1:
             raise UserError(
                 f"size.context={context}: longer than the {name} text of {corpus.name}, which has {count} tokens; "
@@ -157,6 +158,7 @@ def _train(
             settings.schedule,
             Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
             corpus.validation,
+            corpus.test,
             context=context,
             folder=folder,
             metrics=metrics,
