@@ -23,11 +23,14 @@ class TokenSplit:
 
     `tokens`: [tokens] uint16 or uint32, memory-mapped, with the end token after each document.
     `byte_count`: UTF-8 bytes of the text behind them, so that losses can be given in nats per byte.
+    `row_length`: where the tokens are independent rows instead of one stream, the length of each; windows then begin
+    at rows, and the first token of a row is not predicted.
     """
 
     tokens: np.ndarray
     byte_count: int
     document_count: int
+    row_length: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,8 @@ class Batches:
       overlap in one token only (the last label of one is the first input of the next) and visits them in a seeded
       order. The offset leaves out up to two contexts of tokens at the ends, different ones each epoch.
 
+    Of a split of rows both take whole rows.
+
     Raises UserError if the split is shorter than context + 1 tokens.
     """
 
@@ -51,11 +56,13 @@ class Batches:
     sampling: Literal["random", "epochs"]
 
     def __post_init__(self) -> None:
-        _check_length(self.split.tokens, self.context)
+        _check_length(self.split, self.context)
 
     @property
     def blocks_per_epoch(self) -> int:
         """Blocks that one epoch of `epochs` visits."""
+        if self.split.row_length is not None:
+            return len(self.split.tokens) // self.split.row_length
         return max(1, (len(self.split.tokens) - self.context) // self.context)
 
     def batch(
@@ -86,11 +93,14 @@ class Batches:
 
     def _starts(self, first: int, count: int) -> np.ndarray:
         """Int64 [count]: where the windows of the global samples first … first + count - 1 begin."""
+        row_length = self.split.row_length
         if self.sampling == "random":
             words = _philox(self.seed, _WINDOW, counter=first).random_raw(count * _WORDS_PER_COUNTER)
-            return _scale(words[::_WORDS_PER_COUNTER], len(self.split.tokens) - self.context)
+            places = len(self.split.tokens) - self.context if row_length is None else self.blocks_per_epoch
+            return _scale(words[::_WORDS_PER_COUNTER], places) * (row_length or 1)
         blocks = self.blocks_per_epoch
-        spare = len(self.split.tokens) - 1 - blocks * self.context
+        stride = row_length or self.context
+        spare = len(self.split.tokens) - 1 - blocks * self.context if row_length is None else 0
         starts = np.empty(count, dtype=np.int64)
         done = 0
         while done < count:  # more than once only where the batch crosses the end of an epoch
@@ -98,34 +108,40 @@ class Batches:
             taken = min(count - done, blocks - position)
             offset = _scale(_philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1)
             order = _permutation(self.seed, epoch, blocks)[position : position + taken]
-            starts[done : done + taken] = offset + order * self.context
+            starts[done : done + taken] = offset + order * stride
             done += taken
         return starts
 
 
-def evaluation_batches(tokens: np.ndarray, *, batch_size: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(inputs, labels), both int64 [at most batch_size, context], that predict each token but the first exactly once.
 
     Rows are consecutive blocks in a fixed order that batch_size does not change. The last row is the last context + 1
-    tokens of the split, so that nothing is padded; the labels it shares with the row before are -100 (ignored).
+    tokens of the split, so that nothing is padded; the labels it shares with the row before are -100 (ignored). Of a
+    split of rows, its rows, each cut at context + 1 tokens.
     Raises UserError if there are fewer than context + 1 tokens.
     """
-    _check_length(tokens, context)
-    last_start = len(tokens) - 1 - context
-    starts = np.arange(0, last_start + context, context, dtype=np.int64)
+    _check_length(split, context)
+    last_start = len(split.tokens) - 1 - context
+    if split.row_length is None:
+        starts = np.arange(0, last_start + context, context, dtype=np.int64)
+    else:
+        starts = np.arange(0, last_start + 1, split.row_length, dtype=np.int64)
     for first in range(0, len(starts), batch_size):
         wanted = starts[first : first + batch_size]
-        rows = _windows(tokens, np.minimum(wanted, last_start), context + 1)
+        rows = _windows(split.tokens, np.minimum(wanted, last_start), context + 1)
         labels = rows[:, 1:].copy()
         repeated = int(wanted[-1] - min(wanted[-1], last_start))
         labels[-1, :repeated] = IGNORED_LABEL
         yield rows[:, :-1], labels
 
 
-def _check_length(tokens: np.ndarray, context: int) -> None:
-    if len(tokens) < context + 1:
+def _check_length(split: TokenSplit, context: int) -> None:
+    length = len(split.tokens) if split.row_length is None else split.row_length
+    if length < context + 1 or not len(split.tokens):
+        unit = "tokens" if split.row_length is None else "tokens in a row"
         raise UserError(
-            f"data has {len(tokens)} tokens, size.context is {context}: one sequence needs {context + 1}; "
+            f"data has {length} {unit}, size.context is {context}: one sequence needs {context + 1}; "
             "give more text or a smaller size.context"
         )
 

@@ -67,7 +67,7 @@ def prepare(
     digests = {split: corpus.digest(split) for split in corpus.splits}
     unchanged = partial(_check_unchanged, data, digests)
     encoder, encoder_fingerprint = _build_tokenizer(tokenizer, corpus, digests["train"], unchanged, root, progress)
-    fingerprint = _hash([_FORMAT, digests, encoder_fingerprint])
+    fingerprint = hash_of([_FORMAT, digests, encoder_fingerprint])
     folder = root / "tokens" / fingerprint
     splits = _read_splits(folder)
     if splits is None:
@@ -109,7 +109,7 @@ def _build_tokenizer(
             pretrained = load_pretrained(settings)
             return pretrained, pretrained.fingerprint
         case BPESettings():
-            fingerprint = _hash([_FORMAT, bpe_fingerprint(settings, train_digest)])
+            fingerprint = hash_of([_FORMAT, bpe_fingerprint(settings, train_digest)])
             folder = root / "tokenizers" / fingerprint
             trained = load_bpe(folder)
             if trained is None:
@@ -212,5 +212,6 @@ def _floor(corpus: Corpus, split: TokenSplit) -> float | None:
     return corpus.floor(byte_count=split.byte_count, document_count=split.document_count, token_count=len(split.tokens))
 
 
-def _hash(content: Any) -> str:
+def hash_of(content: Any) -> str:
+    """SHA-256 of JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
-from natattn.data import evaluation_batches
+from natattn.data import TokenSplit, evaluation_batches
 from natattn.training.arms import Arm
 
 PROBE_SEQUENCES = 8
 
 
 @torch.no_grad()
-def split_loss(arm: Arm, tokens: np.ndarray, *, batch_size: int, context: int) -> float:
+def split_loss(arm: Arm, split: TokenSplit, *, batch_size: int, context: int) -> float:
     """Mean loss in nats/token over a split, every token but the first predicted exactly once."""
     arm.model.eval()
     total = torch.zeros((), dtype=torch.float64, device=arm.device)
     count = 0
-    for inputs, labels in evaluation_batches(tokens, batch_size=batch_size, context=context):
+    for inputs, labels in evaluation_batches(split, batch_size=batch_size, context=context):
         with arm.autocast():
             logits = arm.model(input_ids=torch.from_numpy(inputs).to(arm.device), use_cache=False).logits
         labels_device = torch.from_numpy(labels).to(arm.device).flatten()
@@ -48,10 +48,10 @@ def attention_metrics(arm: Arm, probe_batch: Tensor) -> dict[str, float]:
     return metrics
 
 
-def first_sequences(tokens: np.ndarray, context: int, device: torch.device) -> Tensor:
+def first_sequences(split: TokenSplit, context: int, device: torch.device) -> Tensor:
     """The probe batch: the split's first few whole windows, int64 [sequences, context]."""
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = evaluation_batches(
-        tokens, batch_size=PROBE_SEQUENCES, context=context
+        split, batch_size=PROBE_SEQUENCES, context=context
     )
     inputs, labels = next(iter(batches))
     whole = (labels != -100).all(axis=1)

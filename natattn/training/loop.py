@@ -115,7 +115,7 @@ class Loop:
         self.device = arms[0].device
         self.identical = False
         self._losses: dict[str, float] = {}  # validation losses at the last evaluation, by arm
-        self._probe_batch = first_sequences(validation.tokens, context, self.device)
+        self._probe_batch = first_sequences(validation, context, self.device)
         self._pending: list[tuple[int, Arm, StepResult]] = []
         self._started = time.perf_counter() - progress.seconds
         for arm in arms:
@@ -228,7 +228,7 @@ class Loop:
         self.metrics.flush()
 
     def _loss_over(self, arm: Arm, split: TokenSplit) -> float:
-        return split_loss(arm, split.tokens, batch_size=self.settings.evaluation_batch_size, context=self.context)
+        return split_loss(arm, split, batch_size=self.settings.evaluation_batch_size, context=self.context)
 
     def checkpoint(self) -> None:
         """Save everything that going on from this step needs; the best is the candidate's lowest validation loss."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from natattn import config
-from natattn.data import prepare
+from natattn.data import TokenSplit, prepare
 from natattn.training.arms import Arm, identical, weights_hash
 from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
 from natattn.training.guards import causality_leak, check_causality, check_label_shift
@@ -108,14 +108,15 @@ def test_loss_is_the_shifted_cross_entropy(tiny, tokens):
 
 def test_split_loss_covers_everything_once_whatever_the_batch(tiny):
     arm, context = _arms(tiny)[0][0], 16
-    split = np.random.default_rng(0).integers(0, 256, 203).astype(np.uint16)
+    tokens = np.random.default_rng(0).integers(0, 256, 203).astype(np.uint16)
+    split = TokenSplit(tokens, byte_count=203, document_count=1)
     losses = [split_loss(arm, split, batch_size=size, context=context) for size in (1, 5, 64)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
 def test_attention_metrics_are_there_for_unobserved_models_too(tiny):
     (standard, natural), context = _arms(tiny)
-    probe_batch = first_sequences(np.arange(100, dtype=np.uint16), context, torch.device("cpu"))
+    probe_batch = first_sequences(TokenSplit(np.arange(100, dtype=np.uint16), 100, 1), context, torch.device("cpu"))
     metrics = [attention_metrics(arm, probe_batch) for arm in (standard, natural)]
     assert metrics[0] == pytest.approx(metrics[1])
     assert set(metrics[0]) == {
