@@ -1,0 +1,228 @@
+"""Kronecker factors of attention's Fisher per head, from sampled query rows: note D, D1-Kron and D1-V.
+
+The product of means stands in for the mean of products: with all means over query rows that have an allowed key,
+
+    F(W_Q) / rows ≈ S_Q ⊗ A_Q,   A_Q = mean x_i x_iᵀ,                S_Q = mean (scaling/T)² Cov_{j∼a_i}(k_j)
+    F(W_K) / rows ≈ S_K ⊗ A_K,   A_K = mean Cov_{j∼a_i}(x_j),        S_K = mean (scaling/T)² Σ_group q_i q_iᵀ
+    W_V (model's own Fisher):    A_V = mean x̄_i x̄_iᵀ,                x̄_i = Σ_j a_ij x_j
+
+in the row-major layout of ``natattn.fisher.decomposition``. Factors of W_K and W_V are per key head; with grouped-query
+attention A_K and A_V are also means over the query heads of the group, and S_K is the sum over them. With rotary
+embedding S_Q stays exact (R_iᵀ Cov(R_j k_j) R_i) and S_K takes the query before rotation, which is an approximation.
+
+No covariance is formed row by row where the rows can be summed first:
+Σ_i Cov_{a_i}(x) = Xᵀ diag(Σ_i a_ij) X − Σ_i x̄_i x̄_iᵀ.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from natattn.attention.energy import AttentionInputs
+from natattn.fisher.decomposition import row_patterns, softcap_slope, temperature_factor
+from natattn.fisher.rotary import Rotary
+
+FactorName = Literal["query_input", "query_output", "key_input", "key_output", "value_input"]
+FACTORS: tuple[FactorName, ...] = get_args(FactorName)
+
+
+def kronecker_factors(
+    inputs: AttentionInputs,
+    input_BLN: Tensor,
+    rows_R: Tensor,
+    *,
+    wanted: Collection[FactorName] = FACTORS,
+    rotary: Rotary | None = None,
+    key_input_BSN: Tensor | None = None,
+    shared_key_input: bool = False,
+) -> dict[FactorName, Tensor]:
+    """Factors of one attention layer, estimated from some query rows of every sequence given.
+
+    Every row's term is weighted by L / R and divided by the counted number of rows that have an allowed key, so that
+    each factor is an unbiased estimate of its mean over all rows when every row is sampled with probability R / L, as
+    ``natattn.attention.streaming.systematic_rows`` does; with all rows it is exact. The dearest is "key_input", in
+    O(B·(G·S + H·R)·N²); fewer sequences (``first_sequences``) and ``shared_key_input`` make it cheaper.
+
+    Args:
+        inputs: query and key after rotary embedding, as they enter the softmax.
+        input_BLN: the layer's input x, which W_Q multiplies; ``with_ones`` of it where biases are part of W.
+        rows_R: int64 [R], distinct query rows.
+        wanted: names of the factors; only these are computed.
+        rotary: the rotations, of a sequence that attends to itself.
+        key_input_BSN: what W_K and W_V multiply, where it is not ``input_BLN`` (cross-attention).
+        shared_key_input: one A_K for all heads, [1, N, N]: the mean of theirs.
+
+    Returns: float32 (float64 for float64 queries), without gradients:
+        query_input A_Q [1, N, N], or [H, N, N] if the mask differs between heads; query_output S_Q [H, D, D];
+        key_input A_K [G, N, N]; key_output S_K [G, D, D]; value_input A_V [G, N, N].
+    """
+    key_input_BSN = input_BLN if key_input_BSN is None else key_input_BSN
+    device = inputs.query.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        rows = _SampledRows(inputs, input_BLN, key_input_BSN, rows_R, rotary)
+        compute: dict[FactorName, Callable[[], Tensor]] = {
+            "query_input": rows.query_input,
+            "query_output": rows.query_output,
+            "key_input": rows.shared_key_input if shared_key_input else rows.key_input,
+            "key_output": rows.key_output,
+            "value_input": rows.value_input,
+        }
+        return {name: compute[name]() for name in FACTORS if name in wanted}
+
+
+def first_sequences(inputs: AttentionInputs, count: int) -> AttentionInputs:
+    """The first ``count`` sequences of a batch; masks and biases that all sequences share stay as they are."""
+
+    def first(tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None or tensor.shape[0] == 1 else tensor[:count]
+
+    return replace(
+        inputs,
+        query=inputs.query[:count],
+        key=inputs.key[:count],
+        attention_mask=first(inputs.attention_mask),
+        position_bias=first(inputs.position_bias),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _SampledRows:
+    """What the factors share; arguments as of ``kronecker_factors``.
+
+    Q in shapes is for the query heads of one key head: H = G·Q.
+    """
+
+    inputs: AttentionInputs
+    query_input_all: Tensor
+    key_input_all: Tensor
+    rows: Tensor
+    rotary: Rotary | None
+
+    def query_input(self) -> Tensor:
+        """A_Q."""
+        input_BRN = self.query_input_all.index_select(1, self.rows).to(self.pattern.dtype)
+        weight_BHR = (self.has_key * self.row_weight[:, None]).expand(input_BRN.shape[0], -1, -1)
+        return torch.einsum("bhr,brn,brm->hnm", weight_BHR, input_BRN, input_BRN)
+
+    def query_output(self) -> Tensor:
+        """S_Q."""
+        key_BGSD = self.inputs.key.to(self.pattern.dtype)
+        if self.rotary is not None:
+            return self._rotary_query_output(self.rotary, key_BGSD)
+        mass_BGQS = self._grouped(self.square_weight.sum(2))
+        second_GQDD = torch.einsum("bgqs,bgsd,bgse->gqde", mass_BGQS, key_BGSD, key_BGSD)
+        mean_BGQRD = self._grouped(self.mean_weight) @ key_BGSD[:, :, None]
+        covariance_GQDD = second_GQDD - torch.einsum("bgqrd,bgqre->gqde", mean_BGQRD, mean_BGQRD)
+        return covariance_GQDD.flatten(0, 1) * self._scaled_row_weight
+
+    def _rotary_query_output(self, rotary: Rotary, key_BGSD: Tensor) -> Tensor:
+        """Every row turns its covariance by its own rotation, so the rows cannot be summed before."""
+        outer_BGSE = (key_BGSD[..., :, None] * key_BGSD[..., None, :]).flatten(-2)
+        second = (self._grouped(self.square_weight) @ outer_BGSE[:, :, None]).flatten(1, 2)
+        mean_BHRD = (self._grouped(self.mean_weight) @ key_BGSD[:, :, None]).flatten(1, 2)
+        outer_BHRDD = mean_BHRD[..., :, None] * mean_BHRD[..., None, :]
+        turned_BHRDD = rotary.at(self.rows).conjugate(second.view_as(outer_BHRDD) - outer_BHRDD)
+        return turned_BHRDD.sum((0, 2)) * self._scaled_row_weight
+
+    def key_input(self) -> Tensor:
+        """A_K."""
+        input_BSN = self.key_input_all.to(self.pattern.dtype)
+        mass_BGS = self._grouped(self._key_mass).sum(2)
+        second_GNN = torch.einsum("bgs,bsn,bsm->gnm", mass_BGS, input_BSN, input_BSN)
+        return (second_GNN - self._outer_by_key_head(self._mean_key_input)) / self.group
+
+    def shared_key_input(self) -> Tensor:
+        """The mean of A_K over the heads, with one product over the keys for all of them."""
+        input_BSN = self.key_input_all.to(self.pattern.dtype)
+        second_NN = torch.einsum("bs,bsn,bsm->nm", self._key_mass.sum(1), input_BSN, input_BSN)
+        mean_MN = self._mean_key_input.flatten(0, 2)
+        return (second_NN - mean_MN.mT @ mean_MN)[None] / self.inputs.query.shape[1]
+
+    def key_output(self) -> Tensor:
+        """S_K; with rotary embedding from the query before rotation."""
+        query_BHRD = self.inputs.query.index_select(2, self.rows).to(self.pattern.dtype)
+        if self.rotary is not None:
+            query_BHRD = self.rotary.at(self.rows).transpose_rotate(query_BHRD)
+        return self._outer_by_key_head(query_BHRD * self.has_key[..., None] * self._scaled_row_weight.sqrt())
+
+    def value_input(self) -> Tensor:
+        """A_V."""
+        return self._outer_by_key_head(self._averaged_input * self._root_weight) / self.group
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head, Q."""
+        return self.inputs.query.shape[1] // self.inputs.key.shape[1]
+
+    @cached_property
+    def pattern(self) -> Tensor:
+        """a_ij, [B, H, R, S]."""
+        return row_patterns(self.inputs, self.rows)
+
+    @cached_property
+    def has_key(self) -> Tensor:
+        """1 for rows that have an allowed key, else 0, [B or 1, H or 1, R]."""
+        return self.inputs.allowed(self.rows).any(-1).to(self.pattern.dtype)
+
+    @cached_property
+    def row_weight(self) -> Tensor:
+        """Weight of one sampled row in a mean over all rows that have a key, [1] or [H]; 0 where there are none."""
+        _, rows = self.inputs.count_pairs_and_rows()
+        return torch.where(rows > 0, self.inputs.length / (self.rows.shape[0] * rows), 0.0)
+
+    @property
+    def _root_weight(self) -> Tensor:
+        return self.row_weight.sqrt()[:, None, None]
+
+    @property
+    def _scaled_row_weight(self) -> Tensor:
+        """Row weight times (scaling/T)², to multiply [H, ·, ·]."""
+        return self.row_weight[:, None, None] * (self.inputs.scaling / temperature_factor(self.inputs)) ** 2
+
+    @cached_property
+    def _slope(self) -> Tensor | None:
+        return softcap_slope(self.inputs, self.rows)
+
+    @cached_property
+    def mean_weight(self) -> Tensor:
+        """a_ij s_ij, with s the slope of the soft-cap: weights of the mean of s_ij v_j."""
+        return self.pattern if self._slope is None else self.pattern * self._slope
+
+    @cached_property
+    def square_weight(self) -> Tensor:
+        """a_ij s_ij²: weights of the second moment of s_ij v_j."""
+        return self.pattern if self._slope is None else self.mean_weight * self._slope
+
+    @property
+    def _key_mass(self) -> Tensor:
+        """Weight of each key's x_j x_jᵀ in the mean over rows, [B, H, S]."""
+        return self.square_weight.sum(2) * self.row_weight[:, None]
+
+    @property
+    def _mean_key_input(self) -> Tensor:
+        """Means of s_ij x_j with the root of the row's weight, [B, H, R, N]."""
+        mean = self._averaged_input if self._slope is None else self._average_input(self.mean_weight)
+        return mean * self._root_weight
+
+    @cached_property
+    def _averaged_input(self) -> Tensor:
+        """x̄_i = Σ_j a_ij x_j, [B, H, R, N]."""
+        return self._average_input(self.pattern)
+
+    def _average_input(self, weight_BHRS: Tensor) -> Tensor:
+        batch, heads, rows, keys = weight_BHRS.shape
+        flat = weight_BHRS.reshape(batch, heads * rows, keys) @ self.key_input_all.to(weight_BHRS.dtype)
+        return flat.view(batch, heads, rows, -1)
+
+    def _outer_by_key_head(self, vectors_BHRV: Tensor) -> Tensor:
+        """Σ v vᵀ over batch, rows and the query heads of each key head, [G, V, V]."""
+        vectors_GMV = self._grouped(vectors_BHRV).movedim(1, 0).flatten(1, 3)
+        return vectors_GMV.mT @ vectors_GMV
+
+    def _grouped(self, tensor: Tensor) -> Tensor:
+        """[B, H, ...] → [B, G, Q, ...]."""
+        return tensor.reshape(tensor.shape[0], -1, self.group, *tensor.shape[2:])
