@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from natattn import config
 from natattn.cli import main
+from natattn.data import evaluation_batches, prepare
 
 HEAVY = ("torch", "transformers", "datasets", "wandb", "hydra", "pydantic", "numpy")
 
@@ -27,8 +29,6 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 
 def test_train_help_lists_every_group_and_option_with_a_line(capsys):
-    from natattn import config
-
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     for group, options in config.groups().items():
@@ -191,6 +191,26 @@ def test_a_diverging_arm_stops_and_the_other_goes_on(tiny, tmp_path, capsys):
     assert any(r["name"] == "diverged" and r["arm"] == "natural" for r in records)
     assert not (folder / "arms" / "natural").exists()
     assert "diverged" in capsys.readouterr().out
+
+
+def test_an_exported_tempered_model_computes_the_same_without_its_temperature(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "run"
+    tempered = ["model=tempered", "model.attention.temperature={kind: per_head, values: [0.5, 3.0]}"]
+    assert main(["train", *tiny, *tempered, f"hydra.run.dir={folder}"]) == 0
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    final = [r["value"] for r in records if r["name"] == "validation/loss" and r["arm"] == "tempered"][-1]
+    model = AutoModelForCausalLM.from_pretrained(folder / "arms" / "tempered" / "model")
+    settings = config.settings_of(config.compose(tiny))
+    corpus = prepare(settings.data, settings.tokenizer, progress=False)
+    total = count = 0.0
+    for inputs, labels in evaluation_batches(corpus.validation, batch_size=8, context=16):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(inputs)).logits.flatten(0, 1)
+        total += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).flatten(), reduction="sum"))
+        count += int((labels != -100).sum())
+    assert total / count == pytest.approx(final, abs=1e-4)
 
 
 def test_fine_tuning_starts_both_arms_from_the_pretrained_weights(finished, tiny, tmp_path):

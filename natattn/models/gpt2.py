@@ -13,7 +13,10 @@ from pydantic import Field
 from torch import nn
 
 from natattn.errors import UserError
+from natattn.models.attention_types import AttentionSettings, SoftmaxAttention
 from natattn.settings import Settings
+
+SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
 
 
 class SizeSettings(Settings):
@@ -31,13 +34,13 @@ class ModelSettings(Settings):
     """An attention type: how attention is computed, and whether it can be observed."""
 
     name: str
-    attention: Literal["sdpa", "natural"]
     dropout: float = Field(ge=0, lt=1)
+    attention: AttentionSettings
 
     @property
     def observable(self) -> bool:
         """Whether a probe may observe this model's attention during training."""
-        return self.attention == "natural"
+        return not isinstance(self.attention, SoftmaxAttention)
 
 
 class RandomInit(Settings):
@@ -103,15 +106,12 @@ def build_model(
     end_token_id: int,
     seed: int,
 ) -> nn.Module:
-    """Build one arm's causal language model in float32 on the CPU.
+    """Build one arm's causal language model in float32 on the CPU, with plain softmax attention.
 
-    The same (size, init, vocab_size, seed) gives the same weights whatever the attention type.
+    The same (size, init, vocab_size, seed) gives the same weights; ``model.attention.put_on`` then chooses the type.
 
     Raises: UserError when the sizes, the vocabulary or the pretrained folder do not fit together.
     """
-    from natattn.attention.interface import register
-
-    register()
     check_size(size, init)
     if isinstance(init, PretrainedInit):
         return _load_pretrained(model, size, init.path, vocab_size)
@@ -147,7 +147,7 @@ def _random_gpt2(
         eos_token_id=end_token_id,
         use_cache=True,
     )
-    config._attn_implementation = model.attention
+    config._attn_implementation = SDPA
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config)
@@ -160,7 +160,7 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, path: str, vocab_
         _check_against_pretrained(size, AutoConfig.from_pretrained(path, trust_remote_code=False), path, vocab_size)
         with without_progress_bars():
             loaded = AutoModelForCausalLM.from_pretrained(
-                path, attn_implementation=model.attention, dtype=torch.float32, trust_remote_code=False
+                path, attn_implementation=SDPA, dtype=torch.float32, trust_remote_code=False
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
+from natattn.models.attention_types import TemperedAttention
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
 
@@ -69,6 +70,7 @@ class Arm:
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     clip_norm: float | None = None
     compiled: Callable[..., Any] | None = None
+    tempered: TemperedAttention | None = None
     status: Status = "running"
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
@@ -83,6 +85,11 @@ class Arm:
     def active(self) -> bool:
         """Whether the arm still trains."""
         return self.status == "running"
+
+    def at_step(self, step: int, steps: int) -> None:
+        """Set what depends on the step alone: the temperature of tempered attention."""
+        if self.tempered is not None:
+            self.tempered.update(self.model, step, steps)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean next-token loss (nats) of int64 tokens [batch, context + 1]; labels are shifted once, here."""

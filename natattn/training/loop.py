@@ -165,6 +165,7 @@ class Loop:
         slices = [self._tokens(step, index) for index in range(self.settings.accumulation_steps)]
         for arm in self.arms:
             if arm.active:
+                arm.at_step(step, self.settings.steps)
                 self._pending.append((step, arm, arm.train_step(slices, step, factor)))
         self.progress.step += 1
         if self.progress.step % self.settings.log_every == 0:
@@ -205,6 +206,7 @@ class Loop:
         for arm in self.arms:
             if not arm.active:
                 continue
+            arm.at_step(step, self.settings.steps)
             losses[arm.name] = self._loss_over(arm, self.validation)
             values = {"validation/loss": losses[arm.name], **attention_metrics(arm, self._probe_batch)}
             values.update(self._energy_factors(arm))

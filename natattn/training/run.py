@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from natattn.attention.attach import fold_temperature
 from natattn.attention.probe import AttentionProbe
 from natattn.data import (
     Batches,
@@ -19,7 +20,8 @@ from natattn.data import (
     unigram_entropy,
 )
 from natattn.errors import UserError
-from natattn.models.gpt2 import build_model, context_of, without_progress_bars
+from natattn.models.attention_types import SoftmaxAttention, TemperedAttention
+from natattn.models.gpt2 import ModelSettings, build_model, context_of, without_progress_bars
 from natattn.optim.optimizer import OptimSettings
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import MetricsFile
@@ -66,7 +68,8 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None) -> R
 
 def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm], int]:
     """The reference (where there is one) and the candidate, from the same initial weights; and the context."""
-    reference = settings.model.model_copy(update={"name": REFERENCE, "attention": "sdpa"})
+    softmax = SoftmaxAttention(kind="softmax")
+    reference = settings.model.model_copy(update={"name": REFERENCE, "attention": softmax})
     candidates = [(settings.candidate_name, settings.model, settings.optim)]
     if isinstance(settings.reference, OptimSettings):
         candidates.insert(0, (REFERENCE, reference, settings.reference))
@@ -85,11 +88,14 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm
         model.to(settings.device)
         if arms:
             model.load_state_dict(arms[0].model.state_dict())
-        arms.append(_build_arm(name, model, optim, settings))
+        model_settings.attention.put_on(model)
+        arms.append(_build_arm(name, model, model_settings, optim, settings))
     return arms, context
 
 
-def _build_arm(name: str, model: torch.nn.Module, optim: OptimSettings, settings: RunSettings) -> Arm:
+def _build_arm(
+    name: str, model: torch.nn.Module, model_settings: ModelSettings, optim: OptimSettings, settings: RunSettings
+) -> Arm:
     device = settings.device
     probe = None
     if optim.needs_statistics:
@@ -112,6 +118,7 @@ def _build_arm(name: str, model: torch.nn.Module, optim: OptimSettings, settings
         autocast=autocast,
         clip_norm=settings.train.clip_norm,
         compiled=torch.compile(model) if settings.train.compile else None,
+        tempered=model_settings.attention if isinstance(model_settings.attention, TemperedAttention) else None,
     )
 
 
@@ -283,6 +290,8 @@ def _export(folder: Path, arms: list[Arm], corpus: TokenizedCorpus) -> None:
         if arm.status == "diverged":
             continue
         target = folder / "arms" / arm.name / "model"
+        if arm.tempered is not None:
+            fold_temperature(arm.model)  # a reloaded model knows nothing of the temperature
         with without_progress_bars():
             arm.model.save_pretrained(target)
         corpus.tokenizer.save(target)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from natattn.data import DataSettings, TokenizerSettings
 from natattn.errors import UserError
+from natattn.models.attention_types import TemperedAttention
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, check_size
 from natattn.optim.optimizer import OptimSettings
 from natattn.settings import Settings
@@ -94,4 +95,8 @@ class RunSettings(Settings):
 
 def changeable(settings: RunSettings) -> frozenset[str]:
     """Keys that may differ when a run of these settings is resumed; its length only where the schedule ignores it."""
-    return CHANGEABLE | {"train.steps"} if isinstance(settings.schedule, ConstantSettings) else CHANGEABLE
+    attention = settings.model.attention
+    length_matters = not isinstance(settings.schedule, ConstantSettings) or (
+        isinstance(attention, TemperedAttention) and attention.temperature.kind in ("linear", "cosine")
+    )
+    return CHANGEABLE if length_matters else CHANGEABLE | {"train.steps"}

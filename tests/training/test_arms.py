@@ -144,3 +144,27 @@ def test_guard_catches_labels_that_are_shifted_twice(tiny, monkeypatch):
     monkeypatch.setattr(Arm, "loss", lambda self, tokens: shifted_once(self, torch.roll(tokens, -1, 1)))
     with pytest.raises(Exception, match="shifted once"):
         check_label_shift(arm, 257)
+
+
+@pytest.mark.parametrize("kind", ["inverse_sqrt, initial: 4.0, floor: 1.0", "linear, initial: 4.0, final: 1.0"])
+def test_a_scheduled_temperature_follows_the_step(kind, tiny, tokens):
+    (standard, tempered), _ = _arms(tiny, "model=tempered", f"model.attention.temperature={{kind: {kind}}}")
+    with torch.no_grad():
+        losses = []
+        for step in (0, 3, 9):
+            tempered.at_step(step, 10)
+            losses.append(float(tempered.model.eval()(tokens[:, :-1]).logits.sum()))
+    assert len(set(losses)) == 3
+    assert standard.tempered is None
+
+
+def test_every_attention_type_trains_and_starts_where_the_standard_does(tiny, tokens):
+    for name in config.groups()["model"]:
+        if name == "standard":
+            continue
+        (standard, candidate), _ = _arms(tiny, f"model={name}")
+        results = [
+            [float(arm.train_step([tokens], step, 1.0).loss) for step in range(2)] for arm in (standard, candidate)
+        ]
+        assert results[0][0] == pytest.approx(results[1][0], abs=1e-5), name
+        assert all(loss < 7 for loss in results[1])
