@@ -197,11 +197,11 @@ def test_an_exported_tempered_model_computes_the_same_without_its_temperature(ti
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "run"
-    tempered = ["model=tempered", "model.attention.temperature={kind: per_head, values: [0.5, 3.0]}"]
+    tempered = ["model=tempered_per_head", "model.attention.temperature.values=[0.5,3.0]"]
     assert main(["train", *tiny, *tempered, f"hydra.run.dir={folder}"]) == 0
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    final = [r["value"] for r in records if r["name"] == "validation/loss" and r["arm"] == "tempered"][-1]
-    model = AutoModelForCausalLM.from_pretrained(folder / "arms" / "tempered" / "model")
+    final = [r["value"] for r in records if r["name"] == "validation/loss" and r["arm"] == "tempered_per_head"][-1]
+    model = AutoModelForCausalLM.from_pretrained(folder / "arms" / "tempered_per_head" / "model")
     settings = config.settings_of(config.compose(tiny))
     corpus = prepare(settings.data, settings.tokenizer, progress=False)
     total = count = 0.0

@@ -29,6 +29,7 @@ EVERY_OPTION = [(group, option) for group, options in config.groups().items() fo
 def test_every_option_composes_into_valid_settings(group, option):
     needs = {("data", "text"): ["data.train=x.txt"], ("init", "pretrained"): ["init.path=x"]}
     needs |= {("model", "standard"): ["optim=adamw"], ("tokenizer", "pretrained"): ["init=pretrained", "init.path=x"]}
+    needs |= {("model", "tempered_per_head"): ["model.attention.temperature.values=[1,1,2,2]"]}
     needs |= {("size", "pretrained"): ["init=pretrained", "init.path=x"]}
     _settings(f"{group}={option}", *needs.get((group, option), []))
 
