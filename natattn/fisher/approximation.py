@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs
-from natattn.fisher.decomposition import key_fisher, plain_key_fisher
+from natattn.fisher.decomposition import KeyForm, factored_key_fisher, key_fisher
 from natattn.fisher.rotary import Rotary
 
 
@@ -44,9 +44,10 @@ def preconditioned(fisher: Tensor, inverse_root: Tensor) -> Tensor:
     return inverse_root @ fisher @ inverse_root
 
 
-def rotary_key_error(inputs: AttentionInputs, input_BSN: Tensor, rotary: Rotary) -> Tensor:
-    """Relative Frobenius error per key head, [G], of the form of D1-K that ignores the keys' relative rotation."""
-    return relative_frobenius_error(plain_key_fisher(inputs, input_BSN, rotary), key_fisher(inputs, input_BSN, rotary))
+def rotary_key_error(inputs: AttentionInputs, input_BSN: Tensor, rotary: Rotary, form: KeyForm = "averaged") -> Tensor:
+    """Relative Frobenius error per key head, [G], of a ``factored_key_fisher`` under rotary embedding."""
+    factored = factored_key_fisher(inputs, input_BSN, rotary, form)
+    return relative_frobenius_error(factored, key_fisher(inputs, input_BSN, rotary))
 
 
 @dataclass(frozen=True)

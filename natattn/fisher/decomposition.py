@@ -11,12 +11,16 @@ one more column of W: extend the input with ``with_ones``. For float64 inputs ev
 Shape suffixes as in ``natattn.attention.energy``, and N for n_embd, P for parameters.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs, row_energies
 from natattn.attention.softmax import masked_softmax
 from natattn.fisher.rotary import Rotary
+
+KeyForm = Literal["averaged", "plain"]
 
 
 def with_ones(input_BLN: Tensor) -> Tensor:
@@ -104,33 +108,47 @@ def key_fisher(inputs: AttentionInputs, input_BSN: Tensor, rotary: Rotary | None
     Returns: [G, head_dim · N, head_dim · N].
     """
     if rotary is None:
-        return plain_key_fisher(inputs, input_BSN)
+        return factored_key_fisher(inputs, input_BSN)
     pattern = row_patterns(inputs)
-    weights = _score_slopes(inputs, pattern)
-    input_BSN = input_BSN.to(pattern.dtype)
-    batch, heads, length, keys = pattern.shape
-    query = inputs.query.to(pattern.dtype)[:, :, :, None].expand(-1, -1, -1, keys, -1)
-    # Position j turns query i back: fold the rows into the heads, so that the positions are those of the keys.
-    relative = rotary.transpose_rotate(query.reshape(batch, heads * length, keys, -1)).view(query.shape)
-    jacobian = torch.einsum("bhijd,bjn,bhij->bhijdn", relative, input_BSN, weights).flatten(-2)
-    grouped = _by_key_head(inputs, jacobian), _by_key_head(inputs, pattern)
-    return torch.vmap(attention_fisher)(*grouped)
+    turned = _turned_back_queries(inputs, rotary, pattern)
+    jacobian = torch.einsum(
+        "bhijd,bjn,bhij->bhijdn", turned, input_BSN.to(pattern.dtype), _score_slopes(inputs, pattern)
+    ).flatten(-2)
+    return torch.vmap(attention_fisher)(_by_key_head(inputs, jacobian), _by_key_head(inputs, pattern))
 
 
-def plain_key_fisher(inputs: AttentionInputs, input_BSN: Tensor, rotary: Rotary | None = None) -> Tensor:
-    """The form of D1-K that factors row by row, Σ_i q_i q_iᵀ ⊗ Cov_{j∼a_i}(x_j), [G, head_dim · N, head_dim · N].
+def factored_key_fisher(
+    inputs: AttentionInputs, input_BSN: Tensor, rotary: Rotary | None = None, form: KeyForm = "averaged"
+) -> Tensor:
+    """D1-K with a product in every row, Σ_i (second moment of the queries) ⊗ Cov_{j∼a_i}(x_j): [G, D · N, D · N].
 
-    Exact without rotary embedding. With it, R_jᵀ R_i q_i is replaced by its value at j = i, which is the query before
-    rotation: an approximation, whose error ``natattn.fisher.approximation.rotary_key_error`` measures.
+    Exact without rotary embedding, where the second moment is q_i q_iᵀ. With it, it is E_{j∼a_i}[u_ij u_ijᵀ] of the
+    turned queries u_ij = R_jᵀ R_i q_i ("averaged", which the Kronecker factors use), or their value at j = i, the query
+    before rotation ("plain"). Both are approximations, measured by ``natattn.fisher.approximation.rotary_key_error``:
+    relative errors of 0.2 to 0.5 and of 0.7 to 0.8 in random layers with head_dim 8, 32 positions and base 10,000.
     """
     pattern = row_patterns(inputs)
     slope = softcap_slope(inputs, torch.arange(inputs.length, device=pattern.device))
     covariance = _covariance(pattern, slope, input_BSN.to(pattern.dtype)[:, None])
-    query = inputs.query.to(pattern.dtype) * (inputs.scaling / temperature_factor(inputs))
-    if rotary is not None:
-        query = rotary.transpose_rotate(query)
-    covariance, query = _by_key_head(inputs, covariance), _by_key_head(inputs, query)
-    return _as_matrices(torch.einsum("grd,gre,grnm->gdnem", query, query, covariance))
+    scale = inputs.scaling / temperature_factor(inputs)
+    if rotary is not None and form == "averaged":
+        turned = _turned_back_queries(inputs, rotary, pattern)
+        moment = torch.einsum("bhij,bhijd,bhije->bhide", pattern, turned, turned)
+    else:
+        query = inputs.query.to(pattern.dtype)
+        query = query if rotary is None else rotary.transpose_rotate(query)
+        moment = query[..., :, None] * query[..., None, :]
+    moment = moment * (torch.as_tensor(scale, dtype=pattern.dtype) ** 2)[..., None]
+    moment, covariance = _by_key_head(inputs, moment), _by_key_head(inputs, covariance)
+    return _as_matrices(torch.einsum("grde,grnm->gdnem", moment, covariance))
+
+
+def _turned_back_queries(inputs: AttentionInputs, rotary: Rotary, pattern: Tensor) -> Tensor:
+    """u_ij = R_jᵀ R_i q_i, [B, H, L, S, head_dim]."""
+    batch, heads, length, keys = pattern.shape
+    query = inputs.query.to(pattern.dtype)[:, :, :, None].expand(-1, -1, -1, keys, -1)
+    # Key j turns query i back: fold the rows into the heads, so that the positions are those of the keys.
+    return rotary.transpose_rotate(query.reshape(batch, heads * length, keys, -1)).view(query.shape)
 
 
 def _key_covariances(inputs: AttentionInputs) -> Tensor:

@@ -8,7 +8,8 @@ The product of means stands in for the mean of products: with all means over que
 
 in the row-major layout of ``natattn.fisher.decomposition``. Factors of W_K and W_V are per key head; with grouped-query
 attention A_K and A_V are also means over the query heads of the group, and S_K is the sum over them. With rotary
-embedding S_Q stays exact (R_iᵀ Cov(R_j k_j) R_i) and S_K takes the query before rotation, which is an approximation.
+embedding S_Q stays exact, R_iᵀ Cov(R_j k_j) R_i, and S_K takes E_{j∼a_i}[u_ij u_ijᵀ] of the turned queries
+u_ij = R_jᵀ R_i q_i in place of q_i q_iᵀ: an approximation, because Cov_j(x_j ⊗ u_ij) does not factor.
 
 No covariance is formed row by row where the rows can be summed first:
 Σ_i Cov_{a_i}(x) = Xᵀ diag(Σ_i a_ij) X − Σ_i x̄_i x̄_iᵀ.
@@ -39,6 +40,7 @@ def kronecker_factors(
     rotary: Rotary | None = None,
     key_input_BSN: Tensor | None = None,
     shared_key_input: bool = False,
+    counted_rows: Tensor | None = None,
 ) -> dict[FactorName, Tensor]:
     """Factors of one attention layer, estimated from some query rows of every sequence given.
 
@@ -55,15 +57,19 @@ def kronecker_factors(
         rotary: the rotations, of a sequence that attends to itself.
         key_input_BSN: what W_K and W_V multiply, where it is not ``input_BLN`` (cross-attention).
         shared_key_input: one A_K for all heads, [1, N, N]: the mean of theirs.
+        counted_rows: number of query rows that have an allowed key, [1] or [H], where it is known already.
 
-    Returns: float32 (float64 for float64 queries), without gradients:
+    Returns: by name, float32 (float64 for float64 queries), without gradients:
         query_input A_Q [1, N, N], or [H, N, N] if the mask differs between heads; query_output S_Q [H, D, D];
         key_input A_K [G, N, N]; key_output S_K [G, D, D]; value_input A_V [G, N, N].
+    Raises: KeyError for an unknown name.
     """
     key_input_BSN = input_BLN if key_input_BSN is None else key_input_BSN
     device = inputs.query.device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        rows = _SampledRows(inputs, input_BLN, key_input_BSN, rows_R, rotary)
+        if counted_rows is None:
+            _, counted_rows = inputs.count_pairs_and_rows()
+        rows = _SampledRows(inputs, input_BLN, key_input_BSN, rows_R, counted_rows, rotary)
         compute: dict[FactorName, Callable[[], Tensor]] = {
             "query_input": rows.query_input,
             "query_output": rows.query_output,
@@ -71,7 +77,7 @@ def kronecker_factors(
             "key_output": rows.key_output,
             "value_input": rows.value_input,
         }
-        return {name: compute[name]() for name in FACTORS if name in wanted}
+        return {name: compute[name]() for name in wanted}
 
 
 def first_sequences(inputs: AttentionInputs, count: int) -> AttentionInputs:
@@ -100,6 +106,7 @@ class _SampledRows:
     query_input_all: Tensor
     key_input_all: Tensor
     rows: Tensor
+    counted_rows: Tensor
     rotary: Rotary | None
 
     def query_input(self) -> Tensor:
@@ -143,11 +150,16 @@ class _SampledRows:
         return (second_NN - mean_MN.mT @ mean_MN)[None] / self.inputs.query.shape[1]
 
     def key_output(self) -> Tensor:
-        """S_K; with rotary embedding from the query before rotation."""
+        """S_K."""
         query_BHRD = self.inputs.query.index_select(2, self.rows).to(self.pattern.dtype)
-        if self.rotary is not None:
-            query_BHRD = self.rotary.at(self.rows).transpose_rotate(query_BHRD)
-        return self._outer_by_key_head(query_BHRD * self.has_key[..., None] * self._scaled_row_weight.sqrt())
+        query_BHRD = query_BHRD * self.has_key[..., None] * self._scaled_row_weight.sqrt()
+        if self.rotary is None:
+            return self._outer_by_key_head(query_BHRD)
+        # Σ_j R_jᵀ (Σ_i a_ij R_i q_i q_iᵀ R_iᵀ) R_j: all queries that read a key are summed before it turns them.
+        query_BGMD = self._grouped(query_BHRD).flatten(2, 3)
+        outer_BGMDD = query_BGMD[..., :, None] * query_BGMD[..., None, :]
+        read_BGSE = self._grouped(self.pattern).flatten(2, 3).mT @ outer_BGMDD.flatten(-2)
+        return self.rotary.conjugate(read_BGSE.reshape(*read_BGSE.shape[:-1], *outer_BGMDD.shape[-2:])).sum((0, 2))
 
     def value_input(self) -> Tensor:
         """A_V."""
@@ -171,8 +183,8 @@ class _SampledRows:
     @cached_property
     def row_weight(self) -> Tensor:
         """Weight of one sampled row in a mean over all rows that have a key, [1] or [H]; 0 where there are none."""
-        _, rows = self.inputs.count_pairs_and_rows()
-        return torch.where(rows > 0, self.inputs.length / (self.rows.shape[0] * rows), 0.0)
+        inclusion = self.rows.shape[0] / self.inputs.length
+        return torch.where(self.counted_rows > 0, 1 / (inclusion * self.counted_rows), 0.0)
 
     @property
     def _root_weight(self) -> Tensor:

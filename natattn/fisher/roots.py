@@ -71,7 +71,7 @@ def _by_newton_schulz(damped: Tensor, damping: Tensor) -> Tensor:
 
 
 def newton_schulz_root(damped: Tensor, least_eigenvalue: float) -> tuple[Tensor, Tensor]:
-    """The coupled Newton–Schulz iteration for A^(−1/2) (Higham, Functions of Matrices, 2008, eq. 6.35).
+    """The coupled Newton–Schulz iteration for A^(−1/2) (Higham, Functions of Matrices, 2008, chapter 6).
 
     From Y = A/c and Z = I with c = tr A ≥ λ_max: T = (3I − ZY)/2, Y ← YT, Z ← TZ; Z → (A/c)^(−1/2). While an eigenvalue
     of ZY is far below 1 a step multiplies it by 9/4, which fixes the number of steps beforehand: no step waits for a

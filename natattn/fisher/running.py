@@ -36,16 +36,15 @@ class _Running:
     failed: Tensor
 
     @classmethod
-    def start(cls, factor: Tensor, heads: int) -> "_Running":
-        """Nothing seen yet; ``heads`` is that of the roots, where a damping per head meets a factor they share."""
-        heads = max(heads, factor.shape[0])
-        dim, device = factor.shape[-1], factor.device
+    def start(cls, factor: Tensor) -> "_Running":
+        """Nothing seen yet."""
+        heads, dim, _ = factor.shape
         return cls(
             total=torch.zeros_like(factor),
-            weight=torch.zeros(factor.shape[0], dtype=factor.dtype, device=device),
-            root=torch.eye(dim, dtype=factor.dtype, device=device).repeat(heads, 1, 1),
-            skipped=torch.zeros(factor.shape[0], dtype=torch.int64, device=device),
-            failed=torch.zeros(heads, dtype=torch.int64, device=device),
+            weight=factor.new_zeros(heads),
+            root=torch.eye(dim, dtype=factor.dtype, device=factor.device).repeat(heads, 1, 1),
+            skipped=factor.new_zeros(heads, dtype=torch.int64),
+            failed=factor.new_zeros(heads, dtype=torch.int64),
         )
 
     def enter(self, factor: Tensor, decay: float) -> None:
@@ -54,17 +53,17 @@ class _Running:
         kept = finite[:, None, None]
         self.total = torch.where(kept, torch.lerp(factor, self.total, decay), self.total)
         self.weight = torch.where(finite, decay * self.weight + (1 - decay), self.weight)
-        self.skipped += ~finite
+        self.skipped = self.skipped + ~finite
 
     def average(self) -> Tensor:
         """Bias-corrected; nan for a head that has no finite factor yet."""
         return self.total / self.weight[:, None, None]
 
     def refresh(self, damping: float | Tensor, method: RootMethod) -> None:
-        """A head whose decomposition fails keeps its root."""
+        """A head whose decomposition fails keeps its root. A damping per head makes one root per head."""
         root, good = inverse_square_root(self.average(), damping, method)
         self.root = torch.where(good[:, None, None], root, self.root)
-        self.failed += ~good
+        self.failed = self.failed + ~good
 
 
 class KroneckerFactors:
@@ -75,7 +74,8 @@ class KroneckerFactors:
 
     Args:
         decay: of the exponential averages, in [0, 1); they are bias-corrected.
-        damping: > 0, in units of each factor's mean eigenvalue; a tensor [heads] damps every head by its own.
+        damping: > 0, in units of each factor's mean eigenvalue; a tensor [heads] damps every head by its own, where
+            there are as many key heads as query heads. May be changed; the next refresh uses it.
         refresh_every: updates from one decomposition to the next, the first being at the first update.
         method: see ``inverse_square_root``.
 
@@ -99,11 +99,13 @@ class KroneckerFactors:
         self._running: dict[FactorName, _Running] = {}
 
     def update(self, factors: Mapping[FactorName, Tensor]) -> None:
-        """Enter one step's factors, as ``kronecker_factors`` returns them, and refresh the roots when that is due."""
-        heads = self.damping.shape[0] if isinstance(self.damping, Tensor) and self.damping.ndim else 1
+        """Enter one step's factors, as ``kronecker_factors`` returns them, and refresh the roots when that is due.
+
+        With several ranks, average the factors over them first, so that all keep the same.
+        """
         for name, factor in factors.items():
             if name not in self._running:
-                self._running[name] = _Running.start(factor, heads)
+                self._running[name] = _Running.start(factor)
             self._running[name].enter(factor, self.decay)
         if self.updates % self.refresh_every == 0:
             self.refresh()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from natattn.fisher.decomposition import attention_fisher, key_fisher, plain_key_fisher, query_fisher, score_fisher
+from natattn.fisher.decomposition import attention_fisher, factored_key_fisher, key_fisher, query_fisher, score_fisher
 from natattn.fisher.exact import attention_fisher_by_autograd
 
 
@@ -42,9 +42,10 @@ def test_key_fisher_is_exact(layer):
         assert _relative_error(closed[head], exact) < 1e-9
 
 
-def test_factored_key_fisher_is_exact_without_rotary_embedding_only(layer):
+@pytest.mark.parametrize("form", ["averaged", "plain"])
+def test_factored_key_fisher_is_exact_without_rotary_embedding_only(layer, form):
     error = _relative_error(
-        plain_key_fisher(layer.inputs(), layer.input, layer.rotation),
+        factored_key_fisher(layer.inputs(), layer.input, layer.rotation, form),
         key_fisher(layer.inputs(), layer.input, layer.rotation),
     )
     assert (error < 1e-12) if layer.rotary is None else (error > 0.05)

@@ -40,11 +40,11 @@ def _factors_by_loops(layer):
         def add(name, head, term):
             terms.setdefault((name, head), []).append(term)
 
-        unturned = turn[i].T @ q
+        turned = turn.mT @ q
         add("query_input", h, torch.outer(x[i], x[i]))
         add("query_output", h, scale**2 * turn[i].T @ covariance(key[b, g]) @ turn[i])
         add("key_input", g, covariance(x))
-        add("key_output", g, scale**2 * group * torch.outer(unturned, unturned))
+        add("key_output", g, scale**2 * group * turned.T @ torch.diag(a) @ turned)
         add("value_input", g, torch.outer(a @ x, a @ x))
     return {place: torch.stack(rows).mean(0) for place, rows in terms.items()}
 
@@ -99,7 +99,17 @@ def test_only_wanted_factors_are_computed(make_layer):
     layer = make_layer()
     inputs = layer.inputs()
     factors = kronecker_factors(inputs, layer.input, _all_rows(inputs), wanted=("value_input", "query_output"))
-    assert list(factors) == ["query_output", "value_input"]
+    assert set(factors) == {"query_output", "value_input"}
+    with pytest.raises(KeyError):
+        kronecker_factors(inputs, layer.input, _all_rows(inputs), wanted=("queries",))
+
+
+def test_rows_counted_before_give_the_same(layer):
+    inputs, rows = layer.inputs(), torch.tensor([0, 3, 5])
+    _, counted = inputs.count_pairs_and_rows()
+    given = kronecker_factors(inputs, layer.input, rows, counted_rows=counted)
+    for name, factor in kronecker_factors(inputs, layer.input, rows).items():
+        assert torch.equal(given[name], factor)
 
 
 def test_shared_key_input_is_the_mean_over_heads(layer):
@@ -232,12 +242,17 @@ def test_query_side_is_exact_under_rotary_embedding_for_one_row(make_layer):
 
 
 def test_rotary_key_error_is_measured(make_layer):
+    """The relative rotation matters, and averaging over the keys that a row reads takes part of it in."""
     layer = make_layer(rotary="halves")
-    error = rotary_key_error(layer.inputs(), layer.input, layer.rotation)
-    assert error.shape == (4,)
-    assert ((error > 0.05) & (error < 2)).all()
+    inputs = layer.inputs(layer.query_weight * 0.3, layer.key_weight * 0.3)
+    plain = rotary_key_error(inputs, layer.input, layer.rotation, "plain")
+    averaged = rotary_key_error(inputs, layer.input, layer.rotation)
+    assert averaged.shape == (4,)
+    assert (averaged > 0.02).all()
+    assert (averaged < plain).all()
+    assert averaged.mean() < 0.7 * plain.mean()
     still = Rotary(torch.ones(1, 6, 4, dtype=torch.float64), torch.zeros(1, 6, 4, dtype=torch.float64))
-    assert rotary_key_error(layer.inputs(), layer.input, still).max() < 1e-12
+    assert rotary_key_error(inputs, layer.input, still).max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["halves", "interleaved"])

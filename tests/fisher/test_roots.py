@@ -120,3 +120,15 @@ def test_products_keep_full_precision_whatever_the_settings():
     finally:
         matmul.fp32_precision = previous
     assert torch.equal(root, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_takes_newton_schulz_and_agrees_with_eigh(monkeypatch):
+    matrices = _factors(4, dim=256, dtype=torch.float32).cuda()
+    exact, _ = inverse_square_root(matrices, 0.01, "eigh")
+    monkeypatch.setattr(roots, "_by_eigh", lambda damped, floor: pytest.fail("fell back to eigh"))
+    root, good = inverse_square_root(matrices, 0.01)
+    assert good.all()
+    assert (
+        torch.linalg.matrix_norm(root - exact).max() < NEWTON_SCHULZ_TOLERANCE * torch.linalg.matrix_norm(exact).min()
+    )
