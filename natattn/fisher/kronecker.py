@@ -132,8 +132,8 @@ class _SampledRows:
         second = (self._grouped(self.square_weight) @ outer_BGSE[:, :, None]).flatten(1, 2)
         mean_BHRD = (self._grouped(self.mean_weight) @ key_BGSD[:, :, None]).flatten(1, 2)
         outer_BHRDD = mean_BHRD[..., :, None] * mean_BHRD[..., None, :]
-        turned_BHRDD = rotary.at(self.rows).conjugate(second.view_as(outer_BHRDD) - outer_BHRDD)
-        return turned_BHRDD.sum((0, 2)) * self._scaled_row_weight
+        turned_HDD = rotary.at(self.rows).sum_of_conjugates(second.view_as(outer_BHRDD) - outer_BHRDD)
+        return turned_HDD * self._scaled_row_weight
 
     def key_input(self) -> Tensor:
         """A_K."""
@@ -159,7 +159,7 @@ class _SampledRows:
         query_BGMD = self._grouped(query_BHRD).flatten(2, 3)
         outer_BGMDD = query_BGMD[..., :, None] * query_BGMD[..., None, :]
         read_BGSE = self._grouped(self.pattern).flatten(2, 3).mT @ outer_BGMDD.flatten(-2)
-        return self.rotary.conjugate(read_BGSE.reshape(*read_BGSE.shape[:-1], *outer_BGMDD.shape[-2:])).sum((0, 2))
+        return self.rotary.sum_of_conjugates(read_BGSE.reshape(*read_BGSE.shape[:-1], *outer_BGMDD.shape[-2:]))
 
     def value_input(self) -> Tensor:
         """A_V."""

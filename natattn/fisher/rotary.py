@@ -40,6 +40,12 @@ class Rotary:
         half = self._turn(matrices_BHLDD, sin, cos)  # C R: the rows of C are turned by Rᵀ
         return self._turn(half.transpose(-1, -2), sin, cos)
 
+    def sum_of_conjugates(self, matrices_BHLDD: Tensor) -> Tensor:
+        """Σ R_iᵀ C_i R_i over sequences and positions, [H, head_dim, head_dim]."""
+        if self.cos.shape[0] == 1:  # all sequences have the same positions: turn their sum
+            matrices_BHLDD = matrices_BHLDD.sum(0, keepdim=True)
+        return self.conjugate(matrices_BHLDD).sum((0, 2))
+
     def _turn(self, vectors: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         turned, kept = vectors[..., : cos.shape[-1]], vectors[..., cos.shape[-1] :]
         turned = turned * cos.to(vectors.dtype) + self._quarter_turn(turned) * sin.to(vectors.dtype)

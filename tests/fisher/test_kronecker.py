@@ -264,7 +264,11 @@ def test_rotary_is_the_linear_map(make_layer, kind):
     matrices = vectors[..., :, None] * vectors[..., None, :]
     torch.testing.assert_close(rotary.rotate(vectors), torch.einsum("lde,bhle->bhld", turn, vectors))
     torch.testing.assert_close(rotary.transpose_rotate(vectors), torch.einsum("led,bhle->bhld", turn, vectors))
-    torch.testing.assert_close(rotary.conjugate(matrices), turn.mT @ matrices @ turn)
+    expected = turn.mT @ matrices @ turn
+    torch.testing.assert_close(rotary.conjugate(matrices), expected)
+    torch.testing.assert_close(rotary.sum_of_conjugates(matrices), expected.sum((0, 2)))
+    own_positions = Rotary(*(table.expand(2, -1, -1) for table in (rotary.cos, rotary.sin)), rotary.interleaved)
+    torch.testing.assert_close(own_positions.sum_of_conjugates(matrices), expected.sum((0, 2)))
 
 
 def test_rotary_is_that_of_transformers():
