@@ -71,6 +71,7 @@ class Arm:
     clip_norm: float | None = None
     compiled: Callable[..., Any] | None = None
     tempered: TemperedAttention | None = None
+    label_shift: int = 1  # tokens between an input's place and its label's; 2 only to repeat the published mistake
     status: Status = "running"
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
@@ -93,11 +94,19 @@ class Arm:
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean next-token loss (nats) of int64 tokens [batch, context + 1]; labels are shifted once, here."""
-        inputs, labels = tokens[:, :-1], tokens[:, 1:]
         forward = self.model if self.compiled is None else self.compiled
         with self.autocast():
-            logits = forward(input_ids=inputs, use_cache=False).logits
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+            logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
+        return self.cross_entropy(logits, tokens[:, 1:], reduction="mean")
+
+    def cross_entropy(self, logits: Tensor, following: Tensor, *, reduction: str) -> Tensor:
+        """Cross-entropy in nats of logits [batch, context, vocabulary] with the tokens that follow their inputs.
+
+        Labels of −100 are ignored.
+        """
+        extra = self.label_shift - 1
+        logits, labels = logits[:, : logits.shape[1] - extra], following[:, extra:]
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction=reduction)
 
     def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> StepResult:
         """One update from a batch given as accumulation slices [slice, context + 1] of equal size.

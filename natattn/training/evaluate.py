@@ -4,10 +4,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natattn.attention.probe import AttentionProbe
 from natattn.data import TokenSplit, evaluation_batches
+from natattn.data.blocks import IGNORED_LABEL
 from natattn.training.arms import Arm
 
 PROBE_SEQUENCES = 8
@@ -22,11 +23,8 @@ def split_loss(arm: Arm, split: TokenSplit, *, batch_size: int, context: int) ->
     for inputs, labels in evaluation_batches(split, batch_size=batch_size, context=context):
         with arm.autocast():
             logits = arm.model(input_ids=torch.from_numpy(inputs).to(arm.device), use_cache=False).logits
-        labels_device = torch.from_numpy(labels).to(arm.device).flatten()
-        total += nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels_device, ignore_index=-100, reduction="sum"
-        )
-        count += int((labels != -100).sum())
+        total += arm.cross_entropy(logits, torch.from_numpy(labels).to(arm.device), reduction="sum")
+        count += int((labels[:, arm.label_shift - 1 :] != IGNORED_LABEL).sum())
     return float(total) / count
 
 
@@ -54,5 +52,5 @@ def first_sequences(split: TokenSplit, context: int, device: torch.device) -> Te
         split, batch_size=PROBE_SEQUENCES, context=context
     )
     inputs, labels = next(iter(batches))
-    whole = (labels != -100).all(axis=1)
+    whole = (labels != IGNORED_LABEL).all(axis=1)
     return torch.from_numpy(inputs[whole] if whole.any() else inputs).to(device)
