@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GPT2Config
 from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from natattn.attention.cache import place_in_cache
 from natattn.attention.energy import AttentionInputs
@@ -109,6 +109,16 @@ class NaturalAttention(nn.Module):
         return self.out_proj(output.flatten(2)), weights
 
     @property
+    def observed(self) -> AttentionInputs:
+        """Queries, keys, scaling and mask of the last forward, detached.
+
+        Raises: RuntimeError before the first forward.
+        """
+        if self._last is None:
+            raise RuntimeError("no energies yet: run a forward pass first")
+        return self._last
+
+    @property
     def energies(self) -> Tensor:
         """E of the last forward, [batch, heads, queries, keys], float32 or float64, detached.
 
@@ -117,7 +127,7 @@ class NaturalAttention(nn.Module):
 
         Raises: RuntimeError before the first forward.
         """
-        inputs = self._observed()
+        inputs = self.observed
         return inputs.energies(torch.arange(inputs.length, device=inputs.query.device))
 
     def energy_statistics(self, quantities: Collection[str] = tuple(QUANTITIES)) -> EnergyStatistics:
@@ -129,24 +139,7 @@ class NaturalAttention(nn.Module):
         Raises: RuntimeError before the first forward.
         """
         with torch.no_grad(), torch.autocast(self.q_proj.weight.device.type, enabled=False):
-            return streaming_statistics(self._observed(), quantities)
-
-    def published_mean_absolute_energy(self) -> Tensor:
-        """Mean of |E + mask| over all pairs, masked ones with −1e9: what the published code fed to tanh; a scalar.
-
-        Without a causal or padding mask this is mean |E|. With one, the −1e9 dominate it, so that the factor
-        1 + tanh(energy_scale · mean) saturates at 2: that is the published result "with a causal mask".
-
-        Raises: RuntimeError before the first forward.
-        """
-        inputs, energies = self._observed(), self.energies
-        allowed = inputs.allowed(torch.arange(inputs.length, device=energies.device))
-        return torch.where(allowed, energies, energies - 1e9).abs().mean()
-
-    def _observed(self) -> AttentionInputs:
-        if self._last is None:
-            raise RuntimeError("no energies yet: run a forward pass first")
-        return self._last
+            return streaming_statistics(self.observed, quantities)
 
     def _split(self, states: Tensor) -> Tensor:
         """[batch, tokens, n_embd] → [batch, heads, tokens, head_dim]."""
@@ -177,10 +170,27 @@ class NaturalAttention(nn.Module):
         return 1.0
 
 
-class GPT2NaturalAttentionBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
+class FeedForward(nn.Module):
+    """Two linear layers with the configuration's activation between them; inner width ``n_inner`` or 4 · ``n_embd``."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
+        self.c_fc = nn.Linear(config.n_embd, inner)
+        self.c_proj = nn.Linear(inner, config.n_embd)
+        self.act = ACT2FN[config.activation_function]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., n_embd] → [..., n_embd]."""
+        projected: Tensor = self.c_proj(self.act(self.c_fc(hidden_states)))
+        return projected
+
+
+class GPT2NaturalAttentionBlock(GPT2Block):  # type: ignore[no-untyped-call]
     """A GPT-2 block, norm → attention → norm → feed-forward with residual connections, around ``NaturalAttention``.
 
-    Takes the place of ``GPT2Block``: ``model.transformer.h[i] = GPT2NaturalAttentionBlock(config, layer_idx=i)``.
+    To transformers it is a ``GPT2Block``, and takes the place of one:
+    ``model.transformer.h[i] = GPT2NaturalAttentionBlock(config, layer_idx=i)``.
 
     Args:
         config: of the model.
@@ -189,6 +199,9 @@ class GPT2NaturalAttentionBlock(GradientCheckpointingLayer):  # type: ignore[no-
     Raises: ValueError for a configuration with cross-attention, which these blocks do not have, or impossible sizes.
     """
 
+    attn: NaturalAttention  # type: ignore[assignment]
+    mlp: FeedForward  # type: ignore[assignment]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Remember the block, weakly; copies and unpickled blocks come by here too."""
         block: Self = super().__new__(cls)
@@ -196,7 +209,7 @@ class GPT2NaturalAttentionBlock(GradientCheckpointingLayer):  # type: ignore[no-
         return block
 
     def __init__(self, config: GPT2Config, layer_idx: int | None = None, causal: bool = True) -> None:
-        super().__init__()
+        super(GPT2Block, self).__init__()  # GPT2Block's own would make the fused attention
         if config.add_cross_attention:
             raise ValueError("add_cross_attention=True: GPT2NaturalAttentionBlock has self-attention only")
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -204,7 +217,7 @@ class GPT2NaturalAttentionBlock(GradientCheckpointingLayer):  # type: ignore[no-
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = FeedForward(config)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         past_key_values: Cache | None = None,
@@ -235,22 +248,6 @@ class GPT2NaturalAttentionBlock(GradientCheckpointingLayer):  # type: ignore[no-
         hidden_states = hidden_states + attended
         hidden_states = hidden_states + self.mlp(self.ln_2(hidden_states))
         return (hidden_states, weights) if output_attentions else hidden_states
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with the configuration's activation between them; inner width ``n_inner`` or 4 · ``n_embd``."""
-
-    def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
-        self.c_fc = nn.Linear(config.n_embd, inner)
-        self.c_proj = nn.Linear(inner, config.n_embd)
-        self.act = ACT2FN[config.activation_function]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., n_embd] → [..., n_embd]."""
-        projected: Tensor = self.c_proj(self.act(self.c_fc(hidden_states)))
-        return projected
 
 
 _BLOCKS: WeakSet[GPT2NaturalAttentionBlock] = WeakSet()
