@@ -4,6 +4,7 @@ Two plain attributes, outside parameters, buffers and state_dict: the site of a 
 attention function. A transformers ``set_attn_implementation`` chooses the function itself.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,8 +42,8 @@ class NaturalGradient:
     damping: float
 
     def __post_init__(self) -> None:
-        if not self.damping > 0:
-            raise ValueError(f"damping={self.damping}: must be greater than 0")
+        if not 0 < self.damping < math.inf:
+            raise ValueError(f"damping={self.damping}: must be greater than 0 and finite")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,9 @@ class Tempered:
     temperature: float | Tensor
 
     def __post_init__(self) -> None:
-        if not bool(torch.as_tensor(self.temperature).gt(0).all()):
-            raise ValueError(f"temperature={self.temperature}: must be greater than 0")
+        values = torch.as_tensor(self.temperature)
+        if not bool((values.gt(0) & values.isfinite()).all()):
+            raise ValueError(f"temperature={self.temperature}: must be greater than 0 and finite")
 
 
 def attention_layers(model: nn.Module, *, cross_attention: bool = False) -> list[AttentionLayer]:

@@ -1,7 +1,7 @@
 """The probe: what an optimizer or a tracker can know about a model's attention in this step.
 
 A probe owns one site per attention layer. It never changes what the model computes, and on steps that it does not
-record a site costs one attribute look-up.
+record a site costs a look-up, a microsecond or two per layer.
 """
 
 from collections.abc import Collection, Iterator
@@ -69,7 +69,7 @@ class AttentionProbe:
             raise ValueError(f"layers={sorted(layers)}: the model has {known}")
         self._counts = MaskCounts()
         self.sites = [
-            AttentionSite(layer.layer, layer.name, layer.module, observation, self._counts)
+            AttentionSite(layer.layer, layer.name, observation, self._counts)
             for layer in found
             if layers is None or layer.layer in layers
         ]
@@ -80,19 +80,20 @@ class AttentionProbe:
         # An encoder–decoder has a configuration for each part.
         configs = {id(part.config): part.config for part in self.model.modules() if hasattr(part, "config")}
         self._previous_implementations = [(config, config._attn_implementation) for config in configs.values()]
-        self._previous_sites = [vars(site.module).get(SITE_ATTRIBUTE) for site in self.sites]
+        self._modules = [self.model.get_submodule(site.name) for site in self.sites]
+        self._previous_sites = [vars(module).get(SITE_ATTRIBUTE) for module in self._modules]
         if self.model.config._attn_implementation not in IMPLEMENTATIONS:
             use_implementation(self.model, NATURAL)
-        for site in self.sites:
-            setattr(site.module, SITE_ATTRIBUTE, site)
+        for site, module in zip(self.sites, self._modules, strict=True):
+            setattr(module, SITE_ATTRIBUTE, site)
 
     def detach(self) -> None:
         """Leave the model as it was."""
-        for site, previous in zip(self.sites, self._previous_sites, strict=True):
+        for module, previous in zip(self._modules, self._previous_sites, strict=True):
             if previous is not None:
-                setattr(site.module, SITE_ATTRIBUTE, previous)
+                setattr(module, SITE_ATTRIBUTE, previous)
             else:
-                vars(site.module).pop(SITE_ATTRIBUTE, None)
+                vars(module).pop(SITE_ATTRIBUTE, None)
         for config, implementation in self._previous_implementations:
             config._attn_implementation = implementation
 

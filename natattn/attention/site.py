@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import nn
 
 from natattn.attention.dense import dense_statistics
 from natattn.attention.energy import AttentionInputs
@@ -76,11 +75,13 @@ class MaskCounts:
 
 @dataclass
 class AttentionSite:
-    """One attention layer under observation."""
+    """One attention layer under observation.
+
+    It hangs on the layer's module and does not know it: a cycle would keep a discarded model's memory.
+    """
 
     layer: int
     name: str
-    module: nn.Module
     observation: Observation
     counts: MaskCounts = field(repr=False)
     offset: float = 0.5

@@ -157,7 +157,7 @@ def test_outputs_and_statistics_are_those_of_the_models_own_attention(name, padd
         captured = _capture(model, arguments)
     assert len(probe.sites) == len(captured) == len(attention_layers(model, cross_attention=True))
     for site in probe.sites:
-        for quantity, expected in _expected(*captured[site.module]).items():
+        for quantity, expected in _expected(*captured[model.get_submodule(site.name)]).items():
             actual = site.recorded()[quantity]
             assert torch.allclose(actual, expected, atol=2e-5, rtol=1e-4), (site.name, quantity, actual, expected)
 

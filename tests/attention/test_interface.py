@@ -215,7 +215,7 @@ def test_missing_parameters_are_named(gpt2, tokens, implementation):
 
 
 def test_bad_parameters_are_refused(gpt2):
-    for bad in (0.0, -1.0, float("nan")):
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="must be greater than 0"):
             NaturalGradient(bad)
         with pytest.raises(ValueError, match="must be greater than 0"):

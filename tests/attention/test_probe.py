@@ -1,6 +1,8 @@
 """The probe on small models: what it reads, that it disturbs nothing, and where a forward pass is not a plain one."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -254,6 +256,20 @@ def test_sampled_rows_leave_the_global_generator_alone(gpt2, tokens):
     with AttentionProbe(model) as probe, probe.step(0):
         model(tokens)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_discarded_model_with_its_probe_is_freed_at_once(gpt2, tokens):
+    model = gpt2()
+    probe = AttentionProbe(model)
+    with probe.step(0):
+        model(tokens)
+    weight = weakref.ref(model.transformer.h[0].attn.c_attn.weight)
+    gc.disable()
+    try:
+        del model, probe
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_is_copied_with_its_probe(gpt2, tokens):
