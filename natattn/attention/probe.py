@@ -4,7 +4,7 @@ A probe owns one site per attention layer. It never changes what the model compu
 record a site costs a look-up, a microsecond or two per layer.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,6 +137,29 @@ class AttentionProbe:
         """Mean of |E| over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
         return self.statistics(layer)["mean_absolute_energy"].mean()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was last recorded, as flat tensors: a run that observes every n steps needs it to go on exactly."""
+        tensors: dict[str, Tensor] = {}
+        for site in self.sites:
+            if site.statistics is not None:
+                recorded = site.statistics
+                tensors |= {f"{site.layer}.pairs": recorded.pairs, f"{site.layer}.rows": recorded.rows}
+                for term, total in recorded.totals.items():
+                    kind = "sampled" if term in recorded.sampled else "exact"
+                    tensors[f"{site.layer}.{kind}.{term}"] = total
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``state_dict`` gave."""
+        for site in self.sites:
+            own = {
+                tuple(name.split(".")[1:]): value for name, value in tensors.items() if _layer_of(name) == site.layer
+            }
+            if own:
+                totals = {key[1]: value for key, value in own.items() if len(key) == 2}
+                sampled = frozenset(key[1] for key in own if key[0] == "sampled")
+                site.statistics = EnergyStatistics(own["pairs",], own["rows",], totals, sampled)
+
     def reduce(self, group: Any = None) -> None:
         """Make the recorded step's statistics those of all ranks' batches together; once per step, then harmless."""
         if not self._reduced:
@@ -144,6 +167,10 @@ class AttentionProbe:
             for site, statistics in zip(self.sites, reduced, strict=True):
                 site.statistics = statistics
             self._reduced = True
+
+
+def _layer_of(name: str) -> int:
+    return int(name.split(".")[0])
 
 
 def _offset(seed: int, step: int) -> float:

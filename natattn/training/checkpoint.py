@@ -47,9 +47,11 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
         tensors, skeletons[arm.name] = _flatten(arm.optimizer.state_dict())
         save_file(_contiguous(arm.unique_tensors()), temporary / f"{arm.name}.model.safetensors")
         save_file(_contiguous(tensors), temporary / f"{arm.name}.optimizer.safetensors")
+        if arm.probe is not None:
+            save_file(_contiguous(arm.probe.state_dict()), temporary / f"{arm.name}.probe.safetensors")
     write_json(temporary / "state.json", {**state, "step": step, "optimizers": skeletons})
     write_json(temporary / MANIFEST, {path.name: _sha256(path) for path in sorted(temporary.iterdir())})
-    for path in temporary.iterdir():
+    for path in [*temporary.iterdir(), temporary]:
         _sync(path)
     target = folder / f"step-{step:06d}"
     shutil.rmtree(target, ignore_errors=True)
@@ -63,17 +65,25 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
 
 
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole: its folder and state, and a warning for every broken one passed over.
+    """The newest checkpoint that is whole: its folder and state, and a warning for every damaged one, which is removed.
 
-    Returns: (None, {}, warnings) where there is none.
+    Returns: (None, {}, []) where no checkpoint was ever written.
+    Raises: UserError where there are checkpoints and all are damaged; nothing is removed then.
     """
-    warnings: list[str] = []
+    damaged: dict[Path, str] = {}
     for path in _newest_first(folder):
         fault = _fault(path)
-        if fault is None:
-            return path, json.loads((path / "state.json").read_text(encoding="utf-8")), warnings
-        warnings.append(f"checkpoint {path.name} is damaged ({fault}); using the one before it")
-    return None, {}, warnings
+        if fault is not None:
+            damaged[path] = fault
+            continue
+        for other in damaged:
+            shutil.rmtree(other)
+        warnings = [f"checkpoint {other.name} was damaged ({why}); using {path.name}" for other, why in damaged.items()]
+        return path, json.loads((path / "state.json").read_text(encoding="utf-8")), warnings
+    if damaged:
+        path, fault = next(iter(damaged.items()))
+        raise UserError(f"{folder}: all {len(damaged)} checkpoints are damaged ({path.name}: {fault}); start a new run")
+    return None, {}, []
 
 
 def restore_arm(path: Path, arm: Arm, state: dict[str, Any]) -> None:
@@ -94,6 +104,8 @@ def restore_arm(path: Path, arm: Arm, state: dict[str, Any]) -> None:
             tensor.copy_(weights[name])
     tensors = load_file(path / f"{arm.name}.optimizer.safetensors", device=str(arm.device))
     arm.optimizer.load_state_dict(_unflatten(state["optimizers"][arm.name], tensors))
+    if arm.probe is not None:
+        arm.probe.load_state_dict(load_file(path / f"{arm.name}.probe.safetensors", device=str(arm.device)))
 
 
 def _flatten(value: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
@@ -148,7 +160,8 @@ def _mark_best(folder: Path, target: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _fault(path: Path) -> str | None:
@@ -157,6 +170,8 @@ def _fault(path: Path) -> str | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "its manifest is missing or unreadable"
+    if not isinstance(manifest, dict) or "state.json" not in manifest:
+        return "its manifest is incomplete"
     for name, digest in manifest.items():
         if not (path / name).is_file():
             return f"{name} is missing"

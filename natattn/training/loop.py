@@ -129,15 +129,16 @@ class Loop:
     def run(self, interruption: Interruption) -> Outcome:
         """Train; afterwards the metrics and a checkpoint of the last step are on disk."""
         settings, progress = self.settings, self.progress
-        # Every checkpoint follows an evaluation, so a run that has evaluated starts from a checkpoint of this step.
+        # Step 0 is evaluated before anything is saved, so a run that has evaluated starts from a checkpoint of its step.
         saved_step = progress.step if progress.evaluated_step >= 0 else -1
         while True:
             step = progress.step
             outcome = self._outcome(interruption)
             # A time limit still ends with an evaluation; an interruption must not wait for one.
-            due = step % settings.evaluate_every == 0 or outcome in ("finished", "time_limit", "diverged")
+            due = step % settings.evaluate_every == 0 or outcome in ("finished", "time_limit")
             if due and step > progress.evaluated_step:
                 self.evaluate()
+                outcome = self._outcome(interruption) if outcome is None else self._final(outcome)
             if saved_step != step and (outcome is not None or (step and step % settings.checkpoint_every == 0)):
                 self.checkpoint()
                 saved_step = step
@@ -157,6 +158,10 @@ class Loop:
             return "interrupted"
         limit = self.settings.max_seconds
         return "time_limit" if limit is not None and self.seconds >= limit else None
+
+    def _final(self, outcome: Outcome) -> Outcome:
+        """The outcome after the last evaluation, which may have found that no arm is left."""
+        return outcome if any(arm.active for arm in self.arms) else "diverged"
 
     def advance(self) -> None:
         """One step of every active arm; their losses are read and logged when ``log_every`` says so."""
@@ -208,6 +213,9 @@ class Loop:
                 continue
             arm.at_step(step, self.settings.steps)
             losses[arm.name] = self._loss_over(arm, self.validation)
+            if not math.isfinite(losses[arm.name]):
+                arm.diverge(step, f"the validation loss is {losses[arm.name]}")
+                records.append(self._record("diverged", float(step), arm, step))
             values = {"validation/loss": losses[arm.name], **attention_metrics(arm, self._probe_batch)}
             values.update(self._energy_factors(arm))
             values.update(self._clock_metrics(arm))
@@ -238,8 +246,9 @@ class Loop:
         self.metrics.flush()
         evaluated = self.progress.evaluated_step == self.progress.step
         loss = self._losses.get(self.arms[-1].name, math.inf) if evaluated else math.inf
-        best = loss < self.progress.best_loss
-        self.progress.best_loss = min(loss, self.progress.best_loss)
+        best = loss < self.progress.best_loss  # false for nan
+        if best:
+            self.progress.best_loss = loss
         self.progress.seconds = self.seconds
         self.progress.arm_seconds = {arm.name: arm.stopwatch.read() for arm in self.arms}
         state = {
@@ -256,7 +265,7 @@ class Loop:
 
     def _energy_factors(self, arm: Arm) -> dict[str, float]:
         if self.progress.step == 0:
-            return {}  # nothing has been observed yet
+            return {}  # no step has been taken yet
         factors = arm.optimizer.energy_factors()
         return {f"optim/layer_{layer}/energy_factor": float(factor) for layer, factor in factors.items()}
 
