@@ -1,1 +1,31 @@
-"""natattn: transformer training experiments in which attention informs the optimizer."""
+"""natattn: transformer training experiments in which attention informs the optimizer.
+
+The public names are imported when they are first used: the command line must not wait for PyTorch to print its help.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention
+    from natattn.optim.attention_informed import AttentionInformedOptimizer
+    from natattn.paper import train_models
+
+_HOMES = {
+    "AttentionInformedOptimizer": "natattn.optim.attention_informed",
+    "GPT2NaturalAttentionBlock": "natattn.attention.gpt2",
+    "NaturalAttention": "natattn.attention.gpt2",
+    "train_models": "natattn.paper",
+}
+
+__all__ = ["AttentionInformedOptimizer", "GPT2NaturalAttentionBlock", "NaturalAttention", "train_models"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
