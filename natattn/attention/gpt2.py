@@ -127,8 +127,7 @@ class NaturalAttention(nn.Module):
 
         Raises: RuntimeError before the first forward.
         """
-        inputs = self.observed
-        return inputs.energies(torch.arange(inputs.length, device=inputs.query.device))
+        return _all_energies(self.observed)
 
     def energy_statistics(self, quantities: Collection[str] = tuple(QUANTITIES)) -> EnergyStatistics:
         """Statistics of the last forward's energies over its allowed pairs only, per head.
@@ -270,12 +269,18 @@ def _scaling(config: GPT2Config, head_dim: int, layer_idx: int | None) -> float:
     return scaling / (layer_idx + 1)
 
 
+def _all_energies(inputs: AttentionInputs) -> Tensor:
+    # Autocast would round the products to half precision.
+    with torch.autocast(inputs.query.device.type, enabled=False):
+        return inputs.energies(torch.arange(inputs.length, device=inputs.query.device))
+
+
 def _weights(inputs: AttentionInputs, head_factor: Tensor | None) -> Tensor:
     """The pattern softmax(E/T), times the head mask, [batch, heads, queries, keys]."""
     rows_L = torch.arange(inputs.length, device=inputs.query.device)
     temperature = inputs.temperature
     per_head = temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature
-    scores = (inputs.energies(rows_L) / per_head).masked_fill(~inputs.allowed(rows_L), -math.inf)
+    scores = (_all_energies(inputs) / per_head).masked_fill(~inputs.allowed(rows_L), -math.inf)
     weights = masked_softmax(scores)
     return weights if head_factor is None else weights * head_factor
 

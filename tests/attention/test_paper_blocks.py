@@ -66,6 +66,7 @@ CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 PADDING = torch.ones(3, LENGTH, dtype=torch.long)
 PADDING[0, :2], PADDING[1, 5:] = 0, 0  # on the left, so that some rows have no key at all, and on the right
 BLOCKS = torch.arange(LENGTH)[:, None] // 3 == torch.arange(LENGTH) // 3
+ROWLESS = BLOCKS & (torch.arange(LENGTH)[:, None] != 4)  # a row whose every key is forbidden gives 0, not a mean
 BIAS = torch.linspace(-1, 1, LENGTH).double().expand(LENGTH, -1)
 
 MASKS = {
@@ -74,6 +75,10 @@ MASKS = {
     "boolean padding": (PADDING.bool(), PADDING.bool()[:, None, None]),
     "four dimensions": (BLOCKS[None, None], BLOCKS),
     "additive minimum": (torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~BLOCKS, torch.finfo().min), BLOCKS),
+    "additive, a row without keys": (
+        torch.zeros(LENGTH, LENGTH).masked_fill(~ROWLESS, torch.finfo().min)[None, None],
+        ROWLESS,
+    ),
     "additive infinity": (torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~BLOCKS, -torch.inf), BLOCKS),
     "additive as published": (torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~BLOCKS, -1e9), BLOCKS),
 }
@@ -223,6 +228,30 @@ def test_energy_statistics_leave_out_forbidden_pairs(states):
     allowed = (CAUSAL & PADDING.bool()[:, None, None]).expand(-1, HEADS, -1, -1)
     expected = torch.stack([attention.energies[:, h][allowed[:, h]].abs().mean() for h in range(HEADS)])
     torch.testing.assert_close(attention.energy_statistics()["mean_absolute_energy"], expected)
+
+
+def test_energies_are_float32_under_autocast(tokens):
+    model = model_of()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(tokens)
+        attention = model.transformer.h[0].attn
+        assert attention.observed.query.dtype == torch.bfloat16
+        energies = attention.energies
+        mean = attention.energy_statistics()["mean_absolute_energy"]
+    assert energies.dtype == mean.dtype == torch.float32
+    assert not energies.bfloat16().float().equal(energies), "rounded to half precision"
+    torch.testing.assert_close(mean, energies[..., CAUSAL].abs().mean((0, 2)))
+
+
+def test_compiles_in_one_graph_and_keeps_its_energies(tokens):
+    model = model_of().train()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected = model(tokens, use_cache=False).logits
+    energies = model.transformer.h[1].attn.energies
+    compiled(tokens.flip(1), use_cache=False)
+    assert not model.transformer.h[1].attn.energies.equal(energies)
+    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected)
+    torch.testing.assert_close(model.transformer.h[1].attn.energies, energies)
 
 
 def test_energies_as_the_published_code_averaged_them(tokens):

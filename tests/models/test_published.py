@@ -35,6 +35,7 @@ def test_padding_does_not_make_it_causal():
     with torch.no_grad():
         for causal in (False, True):
             model = published(causal=causal)
+            assert (model(tokens).past_key_values is not None) == causal
             padded = model(tokens, attention_mask=padding).logits[:, :4]
             torch.testing.assert_close(padded, model(tokens[:, :4]).logits)
 
