@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from natattn import attention
     from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention
     from natattn.optim.attention_informed import AttentionInformedOptimizer
     from natattn.paper import train_models
@@ -18,12 +19,14 @@ _HOMES = {
     "train_models": "natattn.paper",
 }
 
-__all__ = ["AttentionInformedOptimizer", "GPT2NaturalAttentionBlock", "NaturalAttention", "train_models"]
+__all__ = ["AttentionInformedOptimizer", "GPT2NaturalAttentionBlock", "NaturalAttention", "attention", "train_models"]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "attention":  # natattn.attention.register() after a plain `import natattn`
+        return import_module("natattn.attention")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
