@@ -36,9 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     if command in ("--version", "-V", "version"):
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"natattn {version('natattn')}")
+        try:
+            print(f"natattn {version('natattn')}")
+        except PackageNotFoundError:
+            print("natattn (a checkout that is not installed)")
         return 0
     if command in ("-sc", "--shell-completion"):
         if _typing_the_command():
@@ -47,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         command, rest = "train", arguments
     if command not in COMMANDS:
         return _unknown_command(command)
+    if any("\udc80" <= character <= "\udcff" for argument in rest for character in argument):
+        print("natattn: an argument is not valid UTF-8; rename the file or give a glob", file=sys.stderr)
+        return 2
     from natattn import commands
 
     return commands.guarded(lambda: getattr(commands, command)(rest))

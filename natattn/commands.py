@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from natattn import config
 from natattn.errors import UserError
-from natattn.explain import unknown_key
+from natattn.explain import first_line, unknown_key
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -83,15 +84,19 @@ def train(arguments: list[str]) -> int:
         raise UserError("--experimental-rerun: not supported (it would unpickle a file); use resume=FOLDER")
     if options.shell_completion:
         return _complete(arguments)
+    if options.config_name or options.config_path or options.config_dir:
+        raise UserError("--config-name, --config-path and --config-dir: not supported; use experiment=… or key=value")
     overrides = config.quote_paths(options.overrides)
     flags = [argument for argument in arguments if argument not in options.overrides]
     if options.cfg or options.info or options.hydra_help:
-        if options.cfg:
-            config.compose(overrides)
+        if options.cfg == "job":
+            config.settings_of(config.compose(overrides))
         return _hydra([*flags, *overrides], lambda _: None)
 
     resumed = [override for override in config.parse(overrides) if override.key_or_group == "resume"]
-    if resumed and not options.multirun and resumed[-1].value() is not None:
+    if resumed and options.multirun:
+        raise UserError("resume: cannot be swept; resume each run of a sweep by itself")
+    if resumed and resumed[-1].value() is not None:
         return _resume(str(resumed[-1].value()), overrides)
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
@@ -100,7 +105,9 @@ def train(arguments: list[str]) -> int:
         config.settings_of(config.compose(job))
 
     codes: list[int] = []
-    code = _hydra([*flags, *overrides], lambda composed: codes.append(_job(composed)))
+    started = time.time()
+    code = _hydra([*flags, *overrides], lambda composed: codes.append(_job(composed, started)))
+    _remove_fruitless_sweeps(started)
     return max([code, *codes])
 
 
@@ -156,7 +163,7 @@ def _refuse_flag(message: str) -> NoReturn:
     raise UserError(f"{message}; valid: key=value, -m, --cfg job, --info, --help")
 
 
-def _job(composed: "DictConfig") -> int:
+def _job(composed: "DictConfig", started: float) -> int:
     """One job that Hydra launches; its errors end the job, never the sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -165,13 +172,15 @@ def _job(composed: "DictConfig") -> int:
     folder = Path(hydra_config.runtime.output_dir)
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     group = Path(hydra_config.sweep.dir).name if sweeping else None
+    is_new = folder.stat().st_ctime >= started  # Hydra made it, not the user
     try:
         code = guarded(lambda: _run(config.settings_of(composed), folder, group))
     except Exception:
         traceback.print_exc()
         code = 1
-    if code == 2:
-        _remove_empty(folder)
+    if code and is_new:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # succeeds where nothing was written to it
     if code > 128 and sweeping:
         raise SystemExit(code)  # Ctrl-C ends the whole sweep, not only the job
     return code
@@ -189,6 +198,12 @@ def _run(settings: "RunSettings", folder: Path, group: str | None) -> int:
     if result.outcome == "interrupted":
         print(f"natattn: interrupted; go on with: natattn train resume={folder}", file=sys.stderr)
         return 128 + (result.signal or signal.SIGINT)
+    if result.outcome == "time_limit":
+        print(
+            f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
+            f"natattn train resume={folder} train.max_seconds=MORE",
+            file=sys.stderr,
+        )
     picture = plot_curves(folder)
     print_report([str(folder)], stream=sys.stdout)
     print(f"curves: {picture}")
@@ -212,11 +227,14 @@ def _resume(path: str, overrides: list[str]) -> int:
 def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
     """Run Hydra's own main with our arguments."""
     import hydra
+    from hydra.errors import HydraException
 
     def job(composed: "DictConfig") -> None:
         task(composed)
 
     previous = sys.argv
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level  # --info reconfigures them for good
     sys.argv = ["natattn", *arguments]
@@ -224,8 +242,14 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
         hydra.main(config_path=str(config.conf_folder()), config_name=config.CONFIG_NAME, version_base="1.3")(job)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except HydraException as error:
+        raise UserError(first_line(error)) from error
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be made a run folder: {error.strerror}") from error
     finally:
         sys.argv = previous
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
         root.handlers[:] = handlers
         root.setLevel(level)
     return 0
@@ -250,11 +274,13 @@ def _defaults() -> dict[str, str]:
     }
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a run folder that nothing was written to, and what Hydra made around it."""
+def _remove_fruitless_sweeps(started: float) -> None:
+    """Remove what Hydra made around jobs that all failed: sweep folders without a run, and an empty outputs/."""
+    outputs = Path("outputs")
+    for note in outputs.glob("*/multirun.yaml"):
+        if note.stat().st_ctime >= started and [path.name for path in note.parent.iterdir()] == [note.name]:
+            note.unlink()
+            note.parent.rmdir()
     with contextlib.suppress(OSError):
-        folder.rmdir()
-        sweep = folder.parent / "multirun.yaml"
-        if [path.name for path in folder.parent.iterdir()] == [sweep.name]:
-            sweep.unlink()
-        folder.parent.rmdir()
+        if outputs.stat().st_ctime >= started:
+            outputs.rmdir()

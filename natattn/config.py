@@ -72,7 +72,14 @@ def _quoted_if_needed(override: str) -> str:
     if not names_a_path and _parses(override):
         return override
     text = str(expanded) if names_a_path and value.startswith("~") else value
-    return f"{key}='" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"{key}='{_escaped(text)}'"
+
+
+def _escaped(text: str) -> str:
+    """Text for between Hydra's single quotes: backslashes count only before a quote, and ${ would be resolved."""
+    text = re.sub(r"(\\*)'", lambda match: 2 * match.group(1) + "\\'", text)
+    text = re.sub(r"(\\+)$", lambda match: 2 * match.group(1), text)
+    return text.replace("${", "\\${")
 
 
 def _exists(path: Path) -> bool:

@@ -4,7 +4,12 @@ YAML carries the values and the schema carries the types and ranges, so fields h
 written nowhere is an error, not a guess.
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# What becomes a part of a path.
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
 class Settings(BaseModel):

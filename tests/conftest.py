@@ -19,7 +19,7 @@ TINY = (
     "train.checkpoint_every=2",
     "train.log_every=2",
     "train.device=cpu",
-    "schedule.warmup_steps=2",
+    "schedule.warmup_fraction=0.3",
 )
 
 

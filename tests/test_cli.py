@@ -60,6 +60,12 @@ def test_other_commands_have_help(command, capsys):
         (["train", "--nonsense"], "--nonsense"),
         (["train", "--experimental-rerun", "x"], "unpickle"),
         (["train", "--cfg", "job", "optim=nope"], "no such option"),
+        (["train", "--cfg", "job", "train.steps=-1"], "train.steps=-1"),
+        (["train", "--config-name=foo"], "not supported"),
+        (["train", "data=text", "data.train=n\udcff.txt"], "UTF-8"),
+        (["train", "model.name=a/b"], "model.name=a/b"),
+        (["train", "optim.learning_rates.hidden=-1"], "optim.learning_rates.hidden=-1"),
+        (["train", "schedule=constant", "train.steps=50"], "schedule.warmup_steps=100"),
     ],
 )
 def test_wrong_commands_end_with_one_line_and_exit_code_2(arguments, said, capsys, monkeypatch, tmp_path):
@@ -78,6 +84,7 @@ WRONG_RUNS = {
     "no such data": (["data.train=missing.txt"], "missing.txt"),
     "second job of a sweep": (["-m", "train.steps=2,0"], "train.steps=0"),
     "no such pretrained folder": (["init=pretrained", "init.path=missing"], "missing"),
+    "folder is a file": (["hydra.run.dir=/dev/null/run"], "/dev/null/run"),
     "pretrained of another size": (["init=pretrained", "init.path={model}", "size=pico"], "size.n_layer=2"),
 }
 
@@ -275,3 +282,23 @@ def test_a_program_that_stops_reading_is_no_error(finished):
     command = f"{sys.executable} -m natattn report {finished} | head -1"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert "Traceback" not in result.stderr
+
+
+def test_a_folder_of_the_users_is_not_removed(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    assert main(["train", *tiny, "data.train=missing.txt", "hydra.run.dir=mine/empty"]) == 2
+    assert (tmp_path / "mine" / "empty").is_dir()
+
+
+def test_an_arm_that_its_last_step_destroys_has_diverged(tiny, tmp_path):
+    folder = tmp_path / "run"
+    wild = [
+        "train.steps=1",
+        "schedule.warmup_fraction=0",
+        "optim.learning_rate=1e30",
+        "optim.learning_rates.hidden=1e30",
+    ]
+    assert main(["train", *tiny, *wild, f"hydra.run.dir={folder}"]) == 0
+    assert json.loads((folder / "run.json").read_text())["arms"]["natural"]["status"] == "diverged"
+    assert not (folder / "arms" / "natural").exists()

@@ -100,7 +100,21 @@ def test_a_stale_experiment_file_is_named_with_its_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["plain.txt", "a=b.txt", "a,b.txt", "a(b).txt", "a b.txt", "a~b.txt", "it's.txt", "{x}.txt", "a$b.txt", "[1].txt"],
+    [
+        "plain.txt",
+        "a=b.txt",
+        "a,b.txt",
+        "a(b).txt",
+        "a b.txt",
+        "a~b.txt",
+        "it's.txt",
+        "{x}.txt",
+        "a$b.txt",
+        "[1].txt",
+        "back\\slash.txt",
+        "x${a}.txt",
+        "both\\'s.txt",
+    ],
 )
 def test_paths_with_hydra_syntax_in_them_arrive_unharmed(name, tmp_path):
     path = tmp_path / name

@@ -14,7 +14,7 @@ from torch import nn
 
 from natattn.errors import UserError
 from natattn.models.attention_types import AttentionSettings, SoftmaxAttention
-from natattn.settings import Settings
+from natattn.settings import Name, Settings
 
 SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
 
@@ -22,7 +22,7 @@ SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names i
 class SizeSettings(Settings):
     """Width, depth and context of a model; ``None`` takes the pretrained model's own."""
 
-    name: str
+    name: Name
     n_layer: Annotated[int, Field(ge=1)] | None
     n_embd: Annotated[int, Field(ge=1)] | None
     n_head: Annotated[int, Field(ge=1)] | None
@@ -33,7 +33,7 @@ class SizeSettings(Settings):
 class ModelSettings(Settings):
     """An attention type: how attention is computed, and whether it can be observed."""
 
-    name: str
+    name: Name
     dropout: float = Field(ge=0, lt=1)
     attention: AttentionSettings
 
@@ -71,6 +71,25 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def check_init(init: RandomInit | PretrainedInit) -> Any:
+    """The configuration of the pretrained model, or None.
+
+    Raises: UserError where there is no model at ``init.path``.
+    """
+    if isinstance(init, RandomInit):
+        return None
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(init.path, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its readers do
+        raise UserError(f"init.path={init.path}: no transformers model there: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
@@ -114,7 +133,7 @@ def build_model(
     """
     check_size(size, init)
     if isinstance(init, PretrainedInit):
-        return _load_pretrained(model, size, init.path, vocab_size)
+        return _load_pretrained(model, size, init, vocab_size)
     return _random_gpt2(model, size, vocab_size=vocab_size, end_token_id=end_token_id, seed=seed)
 
 
@@ -153,20 +172,41 @@ def _random_gpt2(
         return GPT2LMHeadModel(config)
 
 
-def _load_pretrained(model: ModelSettings, size: SizeSettings, path: str, vocab_size: int) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedInit, vocab_size: int) -> nn.Module:
+    import transformers
 
+    _check_against_pretrained(size, check_init(init), init.path, vocab_size)
+    auto: Any = transformers.AutoModelForCausalLM
     try:
-        _check_against_pretrained(size, AutoConfig.from_pretrained(path, trust_remote_code=False), path, vocab_size)
-        with without_progress_bars():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                path, attn_implementation=SDPA, dtype=torch.float32, trust_remote_code=False
+        with without_progress_bars(), _without_reports():
+            loaded, report = auto.from_pretrained(
+                init.path,
+                attn_implementation=SDPA,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"init.path={path}: cannot be loaded as a causal language model: {reason}") from error
+    except Exception as error:  # a damaged file raises whatever its reader does
+        raise UserError(f"init.path={init.path}: cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(f"init.path={init.path}: {len(missing)} weights are missing, {missing[0]} among them")
     _set_dropout(loaded, model.dropout)
-    return loaded
+    built: nn.Module = loaded
+    return built
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep transformers' table of missing weights back: the one line that we raise says it."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_size: int) -> None:
@@ -175,12 +215,8 @@ def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_
         asked, actual = getattr(size, key), getattr(config, name, None)
         if asked is not None and asked != actual:
             raise UserError(f"size.{key}={asked}: the model at init.path={path} has {actual}; use size=pretrained")
-    # Vocabularies are often padded to a round number; a smaller one cannot be embedded at all.
-    if not vocab_size <= config.vocab_size < vocab_size + 512:
-        raise UserError(
-            f"tokenizer: has {vocab_size} tokens but the model at init.path={path} has {config.vocab_size}; "
-            "use tokenizer=pretrained"
-        )
+    if vocab_size > config.vocab_size:
+        raise UserError(f"tokenizer: has {vocab_size} tokens, the model at init.path={path} only {config.vocab_size}")
 
 
 def _set_dropout(model: nn.Module, probability: float) -> None:

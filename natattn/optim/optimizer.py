@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from natattn.optim.directions import Direction, DirectionSettings, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
 from natattn.optim.partition import HIDDEN_ROLES, ROLES, ParameterView, Role, partition
-from natattn.settings import Settings
+from natattn.settings import Name, Settings
 
 DIRECTION_KEYS = (*ROLES, "hidden", "default")
 
@@ -23,11 +23,11 @@ class OptimSettings(Settings):
     specific one holds. ``learning_rates`` gives some of these keys a rate of their own.
     """
 
-    name: str
+    name: Name
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     directions: dict[str, DirectionSettings]
-    learning_rates: dict[str, float]
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]]
 
     @field_validator("directions", "learning_rates")
     @classmethod
@@ -85,7 +85,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         *,
         learning_rate: float,
         weight_decay: float,
-        learning_rates: dict[str, float] | None = None,
+        learning_rates: dict[str, Annotated[float, Field(gt=0)]] | None = None,
         statistics: Statistics | None = None,
     ) -> None:
         self.directions = directions

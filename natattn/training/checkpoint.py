@@ -16,20 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from natattn.errors import UserError
+from natattn.files import write_json
 from natattn.training.arms import Arm
 
 MANIFEST = "manifest.json"
 BEST = "best"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is either the old one or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, Any], *, keep: int, best: bool) -> Path:

@@ -129,7 +129,7 @@ class Loop:
     def run(self, interruption: Interruption) -> Outcome:
         """Train; afterwards the metrics and a checkpoint of the last step are on disk."""
         settings, progress = self.settings, self.progress
-        # Step 0 is evaluated before anything is saved, so a run that has evaluated starts from a checkpoint of its step.
+        # Step 0 is evaluated before anything is saved: a run that has evaluated starts from a checkpoint of its step.
         saved_step = progress.step if progress.evaluated_step >= 0 else -1
         while True:
             step = progress.step

@@ -32,14 +32,25 @@ class RunLock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._locked():
+                os.close(self._descriptor)
         except BlockingIOError:
             os.close(self._descriptor)
             raise UserError(f"{self._path.parent}: another process is training in this run folder") from None
+        except OSError as error:
+            raise UserError(f"{self._path.parent}: cannot be written to: {error.strerror}") from error
         return self
+
+    def _locked(self) -> bool:
+        """Take the lock; false where its holder removed the file meanwhile, so that a newcomer may hold a new one."""
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            return os.fstat(self._descriptor).st_ino == self._path.stat().st_ino
+        except FileNotFoundError:
+            return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

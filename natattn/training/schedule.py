@@ -14,14 +14,15 @@ class CosineSettings(Settings):
     """Linear warm-up, then half a cosine from 1 down to ``final``."""
 
     kind: Literal["cosine"]
-    warmup_steps: int = Field(ge=0)
+    warmup_fraction: Fraction
     final: Fraction
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at ``step`` of ``steps`` (0-based)."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        warmup_steps = int(self.warmup_fraction * steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -29,14 +30,15 @@ class WSDSettings(Settings):
     """Warm-up, stable, decay: linear warm-up, constant, then linear down to ``final`` at the end."""
 
     kind: Literal["wsd"]
-    warmup_steps: int = Field(ge=0)
+    warmup_fraction: Fraction
     decay_fraction: Fraction
     final: Fraction
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate at ``step`` of ``steps`` (0-based)."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        warmup_steps = int(self.warmup_fraction * steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
         decay_steps = self.decay_fraction * steps
         into_decay = step - (steps - decay_steps)
         if into_decay <= 0:

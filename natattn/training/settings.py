@@ -8,7 +8,7 @@ from pydantic import Field
 from natattn.data import DataSettings, TokenizerSettings
 from natattn.errors import UserError
 from natattn.models.attention_types import TemperedAttention
-from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, check_size
+from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
 from natattn.optim.optimizer import OptimSettings
 from natattn.settings import Settings
 from natattn.tracking.settings import TrackerSettings
@@ -70,10 +70,21 @@ class RunSettings(Settings):
             )
         if isinstance(self.reference, OptimSettings) and self.reference.needs_statistics:
             raise UserError(f"reference={self.reference.name}: the standard arm's attention is not observed")
+        pretrained = isinstance(self.init, PretrainedInit)
+        if pretrained and getattr(self.tokenizer, "path", None) != self.init.path:  # type: ignore[union-attr]
+            raise UserError(
+                f"tokenizer.kind={self.tokenizer.kind}: not the vocabulary that the pretrained model at "
+                "init.path has learned; valid: tokenizer=pretrained"
+            )
         if self.train.batch_size % self.train.accumulation_steps:
             raise UserError(
                 f"train.batch_size={self.train.batch_size}: not divisible by "
                 f"train.accumulation_steps={self.train.accumulation_steps}"
+            )
+        if isinstance(self.schedule, ConstantSettings) and self.schedule.warmup_steps >= self.train.steps:
+            raise UserError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps}: the run ends before; "
+                f"valid: below train.steps={self.train.steps}"
             )
         if self.train.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"train.device={self.train.device}: no CUDA device here; valid: auto, cpu")

@@ -32,7 +32,7 @@ def _command(folder: Path, overrides: list[str]) -> list[str]:
     return [sys.executable, "-m", "natattn", "train", *overrides, f"hydra.run.dir={folder}"]
 
 
-LONG = ["train.steps=60", "train.evaluate_every=7", "train.checkpoint_every=5", "model.dropout=0.1"]
+LONG = ["train.steps=60", "train.evaluate_every=7", "train.checkpoint_every=5", "model.dropout=0.1", "probe.every=3"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_killed_at_any_moment_and_resumed_it_has_the_same_metrics(attempt, tiny,
     metrics, size = folder / "metrics.jsonl", (uninterrupted / "metrics.jsonl").stat().st_size
     command = _command(folder, [*tiny, *LONG])
     for _ in range(generator.randint(1, 2)):
-        threshold = generator.randrange(size)
+        threshold = generator.randrange(int(0.8 * size))
         in_checkpoint = generator.random() < 0.5
 
         def ready(threshold=threshold, in_checkpoint=in_checkpoint):
@@ -67,6 +67,8 @@ def test_killed_at_any_moment_and_resumed_it_has_the_same_metrics(attempt, tiny,
 
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
         _kill_when(process, ready)
+        assert process.returncode == -signal.SIGKILL
+        assert json.loads((folder / "run.json").read_text())["status"] == "running"
         command = [sys.executable, "-m", "natattn", "train", f"resume={folder}"]
     assert main(["train", f"resume={folder}"]) == 0
     assert _records(folder) == _records(uninterrupted)
@@ -132,10 +134,11 @@ def test_resuming_under_a_changed_configuration_is_refused(override, said, unint
 
 def test_a_constant_schedule_can_be_made_longer(tiny, tmp_path):
     constant = ["schedule=constant", "schedule.warmup_steps=2", f"hydra.run.dir={tmp_path / 'short'}"]
-    assert main(["train", *tiny, *constant]) == 0
+    base = [o for o in tiny if not o.startswith("schedule")]
+    assert main(["train", *base, *constant]) == 0
     assert main(["train", f"resume={tmp_path / 'short'}", "train.steps=12", "train.max_seconds=100"]) == 0
     constant[-1] = f"hydra.run.dir={tmp_path / 'long'}"
-    assert main(["train", *tiny, *constant, "train.steps=12"]) == 0
+    assert main(["train", *base, *constant, "train.steps=12"]) == 0
     assert _weights(tmp_path / "short") == _weights(tmp_path / "long")
     assert _records(tmp_path / "short") == _records(tmp_path / "long")
 
@@ -178,3 +181,48 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, uninterrupted, capsy
     assert main(["train", *tiny, f"hydra.run.dir={uninterrupted}"]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options", [["optim=muon", "train.accumulation_steps=2", "train.sampling=epochs"], ["probe.every=7"]], ids=str
+)
+def test_a_run_that_lost_its_last_steps_repeats_them(options, tiny, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", *tiny, *LONG, *options, f"hydra.run.dir={folder}"]) == 0
+    expected = _records(folder), _weights(folder)
+    for checkpoint in sorted(folder.glob("checkpoints/step-*"))[1:]:
+        shutil.rmtree(checkpoint)
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "status": "running"}))
+    assert main(["train", f"resume={folder}"]) == 0
+    assert (_records(folder), _weights(folder)) == expected
+
+
+def test_without_a_whole_checkpoint_nothing_is_lost(tiny, tmp_path, uninterrupted, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    (folder / "run.json").unlink()
+    for manifest in folder.glob("checkpoints/step-*/manifest.json"):
+        manifest.write_text("[]")
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert main(["train", f"resume={folder}"]) == 2
+    assert "checkpoints are damaged" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_on_other_text_is_refused(tiny, tmp_path, text_file, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(text_file.read_text())
+    folder = tmp_path / "run"
+    base = [o for o in tiny if not o.startswith("data.train")]
+    constant = ["schedule=constant", "schedule.warmup_steps=2"]
+    base = [o for o in base if not o.startswith("schedule")]
+    assert main(["train", *base, *constant, f"data.train={text}", f"hydra.run.dir={folder}"]) == 0
+    text.write_text(text_file.read_text().replace("energy", "entropy"))
+    assert main(["train", f"resume={folder}", "train.steps=9"]) == 2
+    assert "the data changed since the run began" in capsys.readouterr().err
+
+
+def test_a_sweep_cannot_resume(uninterrupted, capsys):
+    assert main(["train", "-m", f"resume={uninterrupted}"]) == 2
+    assert "cannot be swept" in capsys.readouterr().err

@@ -5,8 +5,8 @@ import pytest
 from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
 
 SCHEDULES = [
-    CosineSettings(kind="cosine", warmup_steps=10, final=0.1),
-    WSDSettings(kind="wsd", warmup_steps=10, decay_fraction=0.2, final=0.0),
+    CosineSettings(kind="cosine", warmup_fraction=0.1, final=0.1),
+    WSDSettings(kind="wsd", warmup_fraction=0.1, decay_fraction=0.2, final=0.0),
     ConstantSettings(kind="constant", warmup_steps=10),
 ]
 
@@ -36,10 +36,10 @@ def test_constant_does_not_depend_on_the_length():
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 def test_no_warm_up_and_one_step(schedule):
-    bare = schedule.model_copy(update={"warmup_steps": 0})
+    bare = schedule.model_copy(update={"warmup_steps": 0, "warmup_fraction": 0.0})
     assert 0 < bare.factor(0, 1) <= 1
 
 
 def test_wsd_without_decay_stays_at_one():
-    schedule = WSDSettings(kind="wsd", warmup_steps=0, decay_fraction=0.0, final=0.0)
+    schedule = WSDSettings(kind="wsd", warmup_fraction=0.0, decay_fraction=0.0, final=0.0)
     assert schedule.factor(99, 100) == 1.0

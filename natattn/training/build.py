@@ -1,0 +1,92 @@
+"""Settings and a corpus → arms: same initial weights, each with its attention type, probe and optimizer."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from natattn.attention.probe import AttentionProbe
+from natattn.data import TokenizedCorpus
+from natattn.errors import UserError
+from natattn.models.attention_types import SoftmaxAttention, TemperedAttention
+from natattn.models.gpt2 import ModelSettings, build_model, context_of
+from natattn.optim.optimizer import OptimSettings
+from natattn.training.arms import Arm
+from natattn.training.settings import REFERENCE, RunSettings
+
+
+def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm], int]:
+    """The reference (where there is one) and the candidate, from the same initial weights; and the context."""
+    softmax = SoftmaxAttention(kind="softmax")
+    reference = settings.model.model_copy(update={"name": REFERENCE, "attention": softmax})
+    candidates = [(settings.candidate_name, settings.model, settings.optim)]
+    if isinstance(settings.reference, OptimSettings):
+        candidates.insert(0, (REFERENCE, reference, settings.reference))
+    arms: list[Arm] = []
+    context = 0
+    for name, model_settings, optim in candidates:
+        model = build_model(
+            model_settings,
+            settings.size,
+            settings.init,
+            vocab_size=corpus.tokenizer.vocab_size,
+            end_token_id=corpus.tokenizer.end_token_id,
+            seed=settings.seed,
+        )
+        context = context_of(model, settings.size)
+        check_enough_text(corpus, context)
+        model.to(settings.device)
+        if arms:
+            model.load_state_dict(arms[0].model.state_dict())
+        model_settings.attention.put_on(model)
+        arms.append(_build_arm(name, model, model_settings, optim, settings))
+    return arms, context
+
+
+def _build_arm(
+    name: str, model: torch.nn.Module, model_settings: ModelSettings, optim: OptimSettings, settings: RunSettings
+) -> Arm:
+    device = settings.device
+    probe = None
+    if optim.needs_statistics:
+        probe = AttentionProbe(
+            model, row_count=settings.probe.row_count, every=settings.probe.every, seed=settings.seed
+        )
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    if settings.precision.kind == "bf16":
+
+        def autocast() -> contextlib.AbstractContextManager[Any]:
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    try:
+        optimizer = optim.build(model, probe)
+    except ValueError as error:
+        raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
+    return Arm(
+        name=name,
+        model=model,
+        optimizer=optimizer,
+        probe=probe,
+        device=device,
+        seed=settings.seed,
+        autocast=autocast,
+        clip_norm=settings.train.clip_norm,
+        compiled=torch.compile(model) if settings.train.compile else None,
+        tempered=model_settings.attention if isinstance(model_settings.attention, TemperedAttention) else None,
+    )
+
+
+def check_enough_text(corpus: TokenizedCorpus, context: int) -> None:
+    """Refuse splits shorter than one window.
+
+    Raises: UserError naming the split and both lengths.
+    """
+    for name in ("train", "validation", "test"):
+        split = getattr(corpus, name)
+        count = len(split.tokens) if split is not None else context + 1
+        if count < context + 1:
+            raise UserError(
+                f"size.context={context}: longer than the {name} text, which has {count} tokens; "
+                f"valid: a context below {count}, or more text"
+            )

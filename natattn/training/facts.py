@@ -1,0 +1,87 @@
+"""run.json: what a reader of the metrics needs to know beside them, and what a resumed run must agree with."""
+
+import secrets
+from typing import Any
+
+from natattn.data import TokenizedCorpus, bigram_entropy, held_out_bigram_entropy, unigram_entropy
+from natattn.errors import UserError
+from natattn.optim.optimizer import OptimSettings
+from natattn.training import run_folder
+from natattn.training.arms import Arm, weights_hash
+from natattn.training.loop import Outcome
+from natattn.training.settings import CHANGEABLE, REFERENCE, RunSettings
+
+
+def run_facts(
+    settings: RunSettings, corpus: TokenizedCorpus, arms: list[Arm], context: int, group: str | None
+) -> dict[str, Any]:
+    """The content of run.json at the start of a run; ``arms`` must still have their initial weights."""
+    config = settings.model_dump(mode="json")
+    optims = {arm.name: settings.optim.name for arm in arms}
+    models = {arm.name: settings.model.name for arm in arms}
+    if isinstance(settings.reference, OptimSettings):
+        optims[REFERENCE], models[REFERENCE] = settings.reference.name, REFERENCE
+    digest = run_folder.config_hash(config, without=CHANGEABLE)
+    tokens, vocab_size = corpus.validation.tokens, corpus.tokenizer.vocab_size
+    return {
+        "reference": REFERENCE if len(arms) > 1 else None,
+        "candidate": arms[-1].name,
+        "arms": {
+            arm.name: {
+                "optim": optims[arm.name],
+                "model": models[arm.name],
+                "parameters": sum(p.numel() for p in arm.model.parameters()),
+                "status": "running",
+                "cause": None,
+            }
+            for arm in arms
+        },
+        "status": "running",
+        "steps": settings.train.steps,
+        "tokens_per_step": settings.train.batch_size * context,
+        "seed": settings.seed,
+        "config_hash": digest,
+        "run_id": secrets.token_hex(6),
+        "group": group,
+        "initial_weights_hash": weights_hash(arms[0].model),
+        "identical": False,
+        "data": {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "vocab_size": vocab_size,
+            "validation_tokens": len(tokens),
+            "validation_bytes": corpus.validation.byte_count,
+            "unigram_entropy": unigram_entropy(tokens, vocab_size),
+            "bigram_entropy": held_out_bigram_entropy(corpus.train.tokens, tokens, vocab_size),
+            "plug_in_bigram_entropy": bigram_entropy(tokens, vocab_size),
+            "floor": corpus.floor,
+        },
+        "device": str(settings.device),
+        "label": f"{settings.model.name} · {settings.optim.name} · {settings.size.name}",
+        "leaky": [],
+    }
+
+
+def finish_facts(facts: dict[str, Any], arms: list[Arm], outcome: Outcome, *, identical: bool) -> None:
+    """Enter how the run ended."""
+    facts["status"] = outcome
+    facts["identical"] = identical
+    for arm in arms:
+        status = "interrupted" if outcome == "interrupted" else "finished"
+        facts["arms"][arm.name].update(status=status if arm.active else arm.status, cause=arm.cause)
+
+
+def resumed_facts(facts: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run that goes on: what names it stays, what it is made of must not have changed.
+
+    Raises: UserError where the text or the initial weights are not those that the run began with.
+    """
+    if not saved:
+        return facts
+    for what, now, then in (
+        ("the data", facts["data"]["fingerprint"], saved["data"]["fingerprint"]),
+        ("the initial weights", facts["initial_weights_hash"], saved["initial_weights_hash"]),
+    ):
+        if now != then:
+            raise UserError(f"resume: {what} changed since the run began ({then[:12]} → {now[:12]}); start a new run")
+    return {**facts, "run_id": saved.get("run_id", facts["run_id"]), "group": saved.get("group")}
