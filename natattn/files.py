@@ -1,0 +1,52 @@
+"""Files that are there wholly or not at all, also after a crash."""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is nobody's
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, to be written; at the end it is synced and takes the place of `path`.
+
+    Whoever reads `path`, or writes it at the same time, sees one whole file. After an error nothing is left of the
+    temporary one. Raises OSError where the folder cannot be written to.
+    """
+    _remove_stale(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)  # the new name is on the disk too
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON. Raises ValueError for a nan or an infinity, which strict JSON has no word for."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote this file."""
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                stale.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
