@@ -1,8 +1,20 @@
 """Attention and what can be observed of it: energies, attention functions for transformers, the probe."""
 
+from typing import TYPE_CHECKING, Any
 
-def register() -> None:
-    """Make ``attn_implementation="natural"`` and the other types known to transformers; harmless when repeated."""
-    from natattn.attention.interface import register  # transformers is heavy and imported when it is needed
+if TYPE_CHECKING:
+    from natattn.attention.interface import register
+    from natattn.attention.probe import AttentionProbe
 
-    register()
+__all__ = ["AttentionProbe", "register"]
+
+_HOMES = {"AttentionProbe": "natattn.attention.probe", "register": "natattn.attention.interface"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: transformers and torch are heavy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
