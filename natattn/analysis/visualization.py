@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from natattn.analysis.runs import read_facts
 from natattn.errors import UserError
+from natattn.files import replacing
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 
@@ -275,12 +275,5 @@ def _apart(heights: list[float], gap: float) -> list[float]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,16 +1,14 @@
-"""Where tokens are kept between runs, and files that are there wholly or not at all."""
+"""Where tokens are kept between runs."""
 
 import contextlib
 import errno
 import os
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from natattn import files
 from natattn.errors import UserError
 
-_STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is nobody's
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -35,25 +33,13 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written; at the end it is synced and takes the place of `path`.
-
-    Whoever reads `path`, or writes it at the same time, sees one whole file. After an error nothing is left.
-    """
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of processes that were killed while they wrote
-        with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
-                stale.unlink()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    """`natattn.files.replacing` for a file of the cache: where there is no room or no right to write is a UserError."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         if error.errno in _NOT_WRITABLE:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}); make room or set NATATTN_CACHE to another folder"
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)

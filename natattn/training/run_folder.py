@@ -15,7 +15,7 @@ from typing import Any, Self
 import yaml
 
 from natattn.errors import UserError
-from natattn.training.checkpoint import write_json
+from natattn.files import replacing, write_json
 
 CONFIG = "config.yaml"
 RUN = "run.json"
@@ -84,12 +84,8 @@ def covers(keys: frozenset[str], key: str) -> bool:
 def write_config(folder: Path, config: dict[str, Any], digest: str) -> None:
     """Save the resolved configuration as YAML with its hash on the first line."""
     text = f"# sha256 {digest}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    temporary = folder / f".{CONFIG}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / CONFIG)
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

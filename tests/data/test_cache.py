@@ -29,32 +29,6 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_text("old")
-
-    def interrupted_write() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_write()
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_what_a_killed_process_left_is_removed_in_time(tmp_path: Path) -> None:
-    old, new, other = (tmp_path / name for name in (".a.bin.1.tmp", ".a.bin.2.tmp", ".b.bin.3.tmp"))
-    for file in (old, new, other):
-        file.write_text("half")
-    os.utime(old, (0, 0))
-    os.utime(other, (0, 0))
-    with replacing(tmp_path / "a.bin") as temporary:
-        temporary.write_text("new")
-    assert sorted(os.listdir(tmp_path)) == [".a.bin.2.tmp", ".b.bin.3.tmp", "a.bin"]
-
-
 def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"a\.bin cannot be written \(No space left.*NATATTN_CACHE"),
