@@ -8,6 +8,7 @@ from typing import Any
 from natattn.attention.attach import fold_temperature
 from natattn.data import Batches, TokenizedCorpus, prepare
 from natattn.errors import UserError
+from natattn.files import write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import MetricsFile
@@ -16,7 +17,7 @@ from natattn.tracking.wandb import WandbMirror
 from natattn.training import run_folder
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms
-from natattn.training.checkpoint import load_newest, restore_arm, write_json
+from natattn.training.checkpoint import load_newest, restore_arm
 from natattn.training.facts import finish_facts, resumed_facts, run_facts
 from natattn.training.guards import check_causality, check_label_shift
 from natattn.training.interruption import Interruption
