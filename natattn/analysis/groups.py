@@ -1,11 +1,12 @@
 """Runs that are repetitions of one another: equal in everything but the seed."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from natattn.analysis.runs import ArmSummary, DataFacts, RunSummary
+from natattn.training.run_folder import flatten
 
 # Keys of a config that do not change what is compared: runs that differ in them alone are repetitions.
 _NOT_COMPARED = frozenset(
@@ -73,7 +74,8 @@ def _progress(run: RunSummary) -> str:
 
 def _identity(run: RunSummary) -> tuple[str, ...]:
     arms = json.dumps([(arm.name, arm.optimizer) for arm in run.arms])
-    return _data(run), arms, run.device, str(run.planned_steps), run.label, json.dumps(_compared(run), sort_keys=True)
+    config = json.dumps(_compared(run), sort_keys=True, default=str)  # YAML knows dates, JSON does not
+    return _data(run), arms, run.device, str(run.planned_steps), run.label, config
 
 
 def _data(run: RunSummary) -> str:
@@ -82,16 +84,8 @@ def _data(run: RunSummary) -> str:
 
 def _compared(run: RunSummary) -> dict[str, Any]:
     """The config as dotted keys, without what does not matter for a comparison."""
-    flat = dict(_flatten(run.config or {}))
+    flat = flatten(run.config or {})
     return {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & _NOT_COMPARED}
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _labels(runs: list[RunSummary]) -> list[str]:

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from natattn.errors import UserError
 from natattn.statistics import time_to_target
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
-
-RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
+from natattn.training.run_folder import CONFIG, RUN, read_config
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,14 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     for path in paths:
         runs = [run for start in _expand(str(path)) for run in _runs_below(start)]
         if not runs:
-            raise UserError(f"no run in {path}: a run folder holds {RUN_FILE}, a sweep folder holds run folders")
+            raise UserError(f"no run in {path}: a run folder holds {RUN}, a sweep folder holds run folders")
         found.update((run.resolve(), run) for run in runs)
     return sorted(found.values(), key=_natural_order)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """The content of run.json. Raises UserError where it is missing or is no JSON object."""
-    path = folder / RUN_FILE
+    path = folder / RUN
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -122,9 +120,9 @@ def summarise_run(folder: Path) -> RunSummary:
     except UserError as error:
         return RunSummary(folder, problem=str(error))
     except KeyError as error:
-        return RunSummary(folder, problem=f"{folder / RUN_FILE}: no key {error}")
+        return RunSummary(folder, problem=f"{folder / RUN}: no key {error}")
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        return RunSummary(folder, problem=f"{folder / RUN_FILE}: {error}")
+        return RunSummary(folder, problem=f"{folder / RUN}: {error}")
 
 
 def _expand(path: str) -> list[Path]:
@@ -135,7 +133,7 @@ def _expand(path: str) -> list[Path]:
 
 def _runs_below(start: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(start):
-        if {RUN_FILE, METRICS_FILE, CONFIG_FILE} & set(files):
+        if {RUN, METRICS_FILE, CONFIG} & set(files):
             subfolders.clear()  # runs do not nest
             yield Path(folder)
         else:
@@ -176,7 +174,7 @@ def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSumm
             floor=None if data.get("floor") is None else float(data["floor"]),
         ),
         arms=arms,
-        config=_read_config(folder / CONFIG_FILE),
+        config=_config(folder),
     )
 
 
@@ -253,9 +251,9 @@ def _tokens_per_second(
     return _last(metrics, arm, "time/tokens_per_second")  # too few evaluations for a median
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
+def _config(folder: Path) -> dict[str, Any] | None:
+    """A run is worth showing without its configuration."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return read_config(folder)
+    except UserError:
         return None
-    return config if isinstance(config, dict) else None

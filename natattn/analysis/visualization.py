@@ -15,6 +15,7 @@ from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
+from natattn.training.run_folder import RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def plot_curves(folder: Path) -> Path:
         ]
         levels = _levels(facts["data"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} does not describe a run: {error}") from error
+        raise UserError(f"{folder / RUN} does not describe a run: {error}") from error
     if not any(arm.validation[0].size for arm in arms):
         raise UserError(f"{folder} has no validation loss to draw yet")
     difference = _difference(arms, facts)
