@@ -21,13 +21,18 @@ from natattn.training.run_folder import CONFIG, RUN, read_config
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The data of a run. Entropies in nats/token, of the validation text; `floor` where it is known exactly."""
+    """The data of a run. Entropies in nats/token, of the validation text; `floor` where it is known exactly.
+
+    `held_out_bigram_entropy` is the loss of a bigram model of the training text, `plug_in_bigram_entropy` (None in old
+    run folders) the entropy of the validation text's own counts.
+    """
 
     name: str
     fingerprint: str
     tokens_per_byte: float
     unigram_entropy: float
-    bigram_entropy: float
+    held_out_bigram_entropy: float
+    plug_in_bigram_entropy: float | None
     floor: float | None
 
 
@@ -170,8 +175,9 @@ def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSumm
             fingerprint=str(data["fingerprint"]),
             tokens_per_byte=data["validation_tokens"] / data["validation_bytes"],
             unigram_entropy=float(data["unigram_entropy"]),
-            bigram_entropy=float(data["bigram_entropy"]),
-            floor=None if data.get("floor") is None else float(data["floor"]),
+            held_out_bigram_entropy=float(data["held_out_bigram_entropy"]),
+            plug_in_bigram_entropy=_number(data.get("plug_in_bigram_entropy")),
+            floor=_number(data.get("floor")),
         ),
         arms=arms,
         config=_config(folder),
@@ -210,6 +216,10 @@ def _arm(
         peak_memory_bytes=_largest(metrics, name, "time/peak_memory_bytes"),
         leaky=name in facts.get("leaky", ()),
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _final_loss(metrics: Metrics, arm: str) -> float | None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, Quantity, memory
 from natattn.analysis.runs import ArmSummary, DataFacts, RunSummary, find_runs, summarise_run
+from natattn.errors import UserError
 from natattn.statistics import mean, standard_deviation
 from natattn.tracking.console import signed
 
@@ -41,7 +42,10 @@ def sweep_table(summaries: list[RunSummary]) -> Table:
 
 
 def print_report(paths: Sequence[str], *, stream: TextIO) -> None:
-    """Prints the table of the run, or of the runs, in the folders `paths`. Raises UserError if there is none."""
+    """Prints the table of the run, or of the runs, in the folders `paths`.
+
+    Raises UserError if there is none, or, after saying what is wrong with each, if none can be read.
+    """
     width = None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL
     console = Console(file=stream, highlight=False, width=width)
     summaries = [summarise_run(folder) for folder in find_runs(paths)]
@@ -58,6 +62,8 @@ def print_report(paths: Sequence[str], *, stream: TextIO) -> None:
         _print_groups(console, of_one_data)
     for line in left_out:
         console.print(Text(line), soft_wrap=True)
+    if all(summary.problem is not None for summary in summaries):
+        raise UserError(f"no readable run in {', '.join(paths)} (found {len(summaries)}, all broken)")
 
 
 def _print_groups(console: Console, groups: list[Group]) -> None:
@@ -83,7 +89,7 @@ def _group_table(group: Group) -> Table:
     for quantity in _known([group]):
         cells = [_cell(quantity, group, name) for name in group.arm_names]
         table.add_row(quantity.title, *cells, *([_difference(quantity, group)] if compares else []))
-    table.add_row("below the bigram entropy", *(_below_bigram(group, name) for name in group.arm_names))
+    table.add_row("below the bigram model", *(_below_bigram(group, name) for name in group.arm_names))
     return table
 
 
@@ -161,7 +167,7 @@ def _difference(quantity: Quantity, group: Group) -> str:
 def _below_bigram(group: Group, name: str) -> str:
     arms = group.arms(name)
     below = sum(
-        arm.final_loss is not None and run.data is not None and arm.final_loss < run.data.bigram_entropy
+        arm.final_loss is not None and run.data is not None and arm.final_loss < run.data.held_out_bigram_entropy
         for run, arm in arms
     )
     return ("yes" if below else "no") if len(arms) == 1 else f"{below} of {len(arms)}"
@@ -194,8 +200,10 @@ def _arm_label(group: Group, name: str) -> Text:
 
 def _levels(data: DataFacts) -> str:
     """What counting alone would reach, in nats/token; the bigram model has seen the training text only."""
+    plug_in = "" if data.plug_in_bigram_entropy is None else f"; plug-in entropy {data.plug_in_bigram_entropy:.4f}"
+    bigram = f"bigram model {data.held_out_bigram_entropy:.4f} (held out{plug_in})"
     floor = "" if data.floor is None else f", floor {data.floor:.4f}"
-    return f"entropies: unigram {data.unigram_entropy:.4f}, bigram {data.bigram_entropy:.4f} (held out){floor}"
+    return f"entropies: unigram {data.unigram_entropy:.4f}, {bigram}{floor}"
 
 
 def _notes(groups: list[Group]) -> list[str]:

@@ -45,7 +45,7 @@ CANDIDATE_LINE: dict[str, Any] = {"color": "#A23B00", "linewidth": 1.6}
 CANDIDATE_TRAINING_LINE: dict[str, Any] = {"color": "#A23B00", "linewidth": 0.6, "alpha": 0.8}
 CANDIDATE_TEXT = "#A23B00"
 LEVEL_LINE: dict[str, Any] = {"color": "#555555", "linewidth": 0.9}
-_LEVEL_DASHES = {"unigram entropy": (0, (1, 2)), "bigram entropy": (0, (5, 2)), "floor": (0, (8, 2, 1, 2))}
+_LEVEL_DASHES = {"unigram entropy": (0, (1, 2)), "bigram model": (0, (5, 2)), "floor": (0, (8, 2, 1, 2))}
 
 # As many points as a curve of training losses is averaged to; as few evaluations as are marked one by one.
 _TRAINING_POINTS = 120
@@ -71,7 +71,7 @@ class _Curves:
 def plot_curves(folder: Path) -> Path:
     """Draws `curves.png` in the run folder, and writes what it shows to `curves.csv`; returns the picture's path.
 
-    Above, losses in nats/token over steps: validation (strong), training (thin, averaged), the entropies of the data;
+    Above, losses in nats/token over steps: validation (strong), training (thin, averaged), the levels of the data;
     below, candidate − reference at each evaluation. Raises UserError where the run has no validation loss yet.
     """
     folder = Path(folder)
@@ -121,7 +121,7 @@ def _averaged(steps: NDArray[Any], values: NDArray[np.float64]) -> Series:
 
 
 def _levels(data: dict[str, Any]) -> dict[str, float]:
-    levels = {"unigram entropy": data["unigram_entropy"], "bigram entropy": data["bigram_entropy"]}
+    levels = {"unigram entropy": data["unigram_entropy"], "bigram model": data["held_out_bigram_entropy"]}
     return levels | ({} if data.get("floor") is None else {"floor": data["floor"]})
 
 
@@ -177,7 +177,7 @@ def _write_title(panel: "Axes", facts: dict[str, Any]) -> None:
         f"{facts.get('label', '')} · {facts['data'].get('name', '')} · seed {facts.get('seed')}{status}",
         loc="left", fontweight="bold", pad=20,
     )  # fmt: skip
-    key = "strong: validation loss    thin: training loss, averaged    dashed: entropies of the validation text"
+    key = "strong: validation loss    thin: training loss, averaged    dashed: levels of the validation text"
     panel.annotate(key, (0, 1), (0, 6), "axes fraction", textcoords="offset points", color="#555555", fontsize=8)
 
 

@@ -52,7 +52,7 @@ def run_facts(
             "validation_tokens": len(tokens),
             "validation_bytes": corpus.validation.byte_count,
             "unigram_entropy": unigram_entropy(tokens, vocab_size),
-            "bigram_entropy": held_out_bigram_entropy(corpus.train.tokens, tokens, vocab_size),
+            "held_out_bigram_entropy": held_out_bigram_entropy(corpus.train.tokens, tokens, vocab_size),
             "plug_in_bigram_entropy": bigram_entropy(tokens, vocab_size),
             "floor": corpus.floor,
         },

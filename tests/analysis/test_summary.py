@@ -1,3 +1,4 @@
+import datetime
 import io
 import json
 import math
@@ -102,8 +103,8 @@ def test_the_table_of_a_run(make_run: MakeRun) -> None:
     assert cells(text, "perplexity") == ["71.89", "68.38"]
     assert cells(text, "nats/byte") == ["1.0688", "1.0563", "-0.01250"]
     assert cells(text, "step time / reference") == ["1.000×", "1.020×"]
-    assert cells(text, "below the bigram entropy") == ["yes", "yes"]
-    assert "entropies: unigram 6.9000, bigram 4.8000 (held out)" in text
+    assert cells(text, "below the bigram model") == ["yes", "yes"]
+    assert "entropies: unigram 6.9000, bigram model 4.8000 (held out; plug-in entropy 2.6000)" in " ".join(text.split())
     assert "floor" not in text
     assert "test loss" not in text
     assert "peak memory of the process: 1.50 GiB" in text
@@ -141,13 +142,13 @@ def test_one_arm_has_no_reference(make_run: MakeRun) -> None:
 
 def test_marks(make_run: MakeRun) -> None:
     data = {"name": "grammar", "fingerprint": "f", "validation_tokens": 8, "validation_bytes": 8}
-    data |= {"unigram_entropy": 3.0, "bigram_entropy": 2.0, "floor": 1.25}
+    data |= {"unigram_entropy": 3.0, "held_out_bigram_entropy": 2.0, "plug_in_bigram_entropy": None, "floor": 1.25}
     text = text_of(run_table(summarise_run(make_run(leaky=["natural"], identical=True, data=data))))
     assert cells(text, "nats/token") == ["standard", "natural LEAKY", "difference"]
     assert "its losses are no evidence" in text
     assert "identical arms: updated alike" in text
-    assert "bigram 2.0000 (held out), floor 1.2500" in " ".join(text.split())
-    assert cells(text, "below the bigram entropy") == ["no", "no"]
+    assert "bigram model 2.0000 (held out), floor 1.2500" in " ".join(text.split())
+    assert cells(text, "below the bigram model") == ["no", "no"]
 
 
 def test_missing_metrics_are_dashes(make_run: MakeRun) -> None:
@@ -211,12 +212,12 @@ def test_a_wide_report_holds_one_table_and_a_narrow_terminal_one_for_each_group(
         def isatty(self) -> bool:
             return True
 
-    assert report(sweep).count("below the bigram entropy") == 0
+    assert report(sweep).count("below the bigram model") == 0
     assert report(sweep).count("2 of 3") > 0
     monkeypatch.setenv("COLUMNS", "100")
     terminal = Terminal()
     print_report([str(sweep)], stream=terminal)
-    assert terminal.getvalue().count("below the bigram entropy") == 2
+    assert terminal.getvalue().count("below the bigram model") == 2
     assert "6.3150 ± 0.0100" in terminal.getvalue()
 
 
@@ -278,9 +279,36 @@ def test_broken_and_unfinished_runs_are_listed(make_run: MakeRun) -> None:
 def test_a_single_broken_run_is_one_line(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "run.json").unlink()
-    assert report(folder).splitlines() == [
+    stream = io.StringIO()
+    with pytest.raises(UserError, match=r"no readable run in .* \(found 1, all broken\)"):
+        print_report([str(folder)], stream=stream)
+    assert stream.getvalue().splitlines() == [
         f"{folder}: broken: cannot read {folder / 'run.json'}: No such file or directory"
     ]
+
+
+def test_broken_runs_alone_are_listed_and_then_an_error(make_run: MakeRun) -> None:
+    for name in ("1", "2"):
+        folder = make_run(f"s/{name}")
+        (folder / "run.json").write_text("{")
+    stream = io.StringIO()
+    with pytest.raises(UserError, match="found 2, all broken"):
+        print_report([str(folder.parent)], stream=stream)
+    assert stream.getvalue().count(": broken: ") == 2
+
+
+def test_a_run_without_a_readable_configuration_is_still_shown(make_run: MakeRun) -> None:
+    folder = make_run()
+    (folder / "config.yaml").write_text("{")
+    assert summarise_run(folder).config is None
+    assert "validation loss" in report(folder)
+
+
+def test_configurations_are_compared_whatever_yaml_makes_of_them(make_run: MakeRun) -> None:
+    odd = {"data": {"paths": ["a", "b"], "since": datetime.date(2026, 1, 1), 1: True}}
+    folders = [make_run("s/1", seed=0, config=odd), make_run("s/2", seed=1, config=odd)]
+    (group,), left_out = group_runs([summarise_run(folder) for folder in folders])
+    assert (len(group.runs), left_out) == (2, [])
 
 
 def test_runs_are_found_in_folders_sweeps_and_patterns(make_run: MakeRun, tmp_path: Path) -> None:
