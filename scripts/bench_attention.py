@@ -5,10 +5,10 @@
 
 Three ways to train the same GPT-2 on the same tokens: plain SDPA; natural attention with mean |E| of every layer from
 32 sampled rows on every step; and the published mechanism, which writes attention out, keeps every layer's L×L
-energies and takes the mean of the whole matrix. Steps are interleaved, with the order rotated on every repeat. Ratios
-are to plain SDPA, with a 95 % t interval over the repeats. Peak memory is that of a process which makes three steps:
-on the CPU resident memory, with a malloc that gives freed tensors back at once, on CUDA what was allocated. Nothing is
-written.
+energies and takes the mean of the whole matrix. Single steps are interleaved, in rotating order; ratios are of a
+repeat's median step to that of plain SDPA, with a 95 % t interval over the repeats. Peak memory is that of a process
+which makes three steps: on the CPU resident memory, with a malloc that gives freed tensors back at once, on CUDA what
+was allocated. Nothing is written.
 """
 
 import argparse
@@ -17,11 +17,10 @@ import gc
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -113,14 +112,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return energies
 
-    def seconds(self, steps: int) -> float:
-        """Seconds per step over some steps."""
+    def seconds(self) -> float:
+        """Seconds of one step."""
         _synchronize(self.case)
         start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
+        self.step()
         _synchronize(self.case)
-        return (time.perf_counter() - start) / steps
+        return time.perf_counter() - start
 
 
 def _synchronize(case: Case) -> None:
@@ -145,7 +143,7 @@ def _send_peak_memory(way: str, case: Case, sender: "multiprocessing.connection.
     # The same small steps first, so that what is measured is not the loading of libraries.
     Trainer(way, replace(case, length=16, batch=1)).step()
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_resident()
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(way, case)
@@ -154,20 +152,30 @@ def _send_peak_memory(way: str, case: Case, sender: "multiprocessing.connection.
     if case.device == "cuda":
         sender.send(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        sender.send(_peak_resident() - before)
+
+
+def _peak_resident() -> float:
+    """MiB of this process's peak resident memory (Linux); ru_maxrss would begin with the parent's."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def times(case: Case, repeats: int) -> dict[str, list[float]]:
-    """Seconds per step of every way on every repeat, interleaved."""
-    trainers: dict[str, Callable[[int], float]] = {way: Trainer(way, case).seconds for way in WAYS}
-    for seconds in trainers.values():
-        seconds(2)  # warm-up
-    steps = max(1, round(0.5 / trainers[PLAIN](1)))
+    """Median seconds per step of every way on every repeat, interleaved step by step."""
+    trainers = {way: Trainer(way, case) for way in WAYS}
+    for trainer in trainers.values():
+        for _ in range(3):  # warm-up and compilation
+            trainer.step()
+    rounds = max(1, round(1.0 / trainers[PLAIN].seconds()))
     results: dict[str, list[float]] = {way: [] for way in WAYS}
-    for repeat in range(repeats):
-        for place in range(len(WAYS)):
-            way = WAYS[(place + repeat) % len(WAYS)]
-            results[way].append(trainers[way](steps))
+    for _ in range(repeats):
+        steps: dict[str, list[float]] = {way: [] for way in WAYS}
+        for place in range(rounds * len(WAYS)):
+            way = WAYS[(place + place // len(WAYS)) % len(WAYS)]
+            steps[way].append(trainers[way].seconds())
+        for way in WAYS:
+            results[way].append(statistics.median(steps[way]))
     return results
 
 
