@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import IO, Any, Self, TextIO
 
 import rich.console
 from rich.console import ConsoleOptions, Group, RenderResult
@@ -27,14 +28,14 @@ class Console:
     """Shows a run; a context manager and a Tracker.
 
     `run_facts` is the content of run.json, `stream` defaults to standard output. While the display is live, whatever
-    else is printed, warned or logged appears above it.
+    else is printed, warned or logged appears above it. A reader who goes away (`| head -1`) ends this, not the run.
     """
 
     def __init__(self, run_facts: dict[str, Any], *, total_steps: int, stream: TextIO | None = None) -> None:
         stream = stream or sys.stdout
         _never_fail_to_encode(stream)
         # The stream alone decides: FORCE_COLOR and its like ask for colours, not for a display that moves.
-        self._console = rich.console.Console(
+        self._console = _RichConsole(
             file=stream, highlight=False, soft_wrap=not stream.isatty(), force_terminal=stream.isatty()
         )
         self._view = _View(run_facts, total_steps)
@@ -90,6 +91,13 @@ class Console:
         if self._live is None and step > self._announced_step:
             self._announced_step = step
             self._console.print(Text(self._view.line(step)))
+
+
+class _RichConsole(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """Says no more. rich would end the program."""
+        self.quiet = True
+        _send_to_nowhere(self.file)
 
 
 class _View:
@@ -212,6 +220,25 @@ def _duration(seconds: float) -> str:
 def _is_terminal(stream: TextIO | None) -> bool:
     # What the user sent to a file stays there.
     return stream is not None and stream.isatty()
+
+
+def _send_to_nowhere(stream: IO[str]) -> None:
+    """Points the stream's descriptor at os.devnull, with standard output and error where they are the same broken pipe.
+
+    What the stream holds in its buffer, and what others print to it later, then fails neither now nor at exit.
+    """
+    try:
+        broken = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return  # no file of the system's
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for descriptor in {stream.fileno(), 1, 2}:
+            with contextlib.suppress(OSError):  # closed
+                if os.path.samestat(os.fstat(descriptor), broken):
+                    os.dup2(nowhere, descriptor)
+    finally:
+        os.close(nowhere)
 
 
 def _never_fail_to_encode(stream: TextIO) -> None:

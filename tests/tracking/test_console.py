@@ -153,6 +153,17 @@ def test_a_diverged_arm_in_the_live_display(terminal: Terminal) -> None:
     assert "diverged at 7" in last_picture(terminal)
 
 
+def test_a_display_that_can_no_longer_be_drawn(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str) -> int:
+        raise BrokenPipeError
+
+    with Console(FACTS, total_steps=200, stream=terminal) as console:
+        console.log(evaluation(0, standard=8.0, natural=8.0))
+        monkeypatch.setattr(terminal, "write", broken)
+        console.warning("it is hot")
+        console.log(evaluation(100, standard=5.0, natural=5.25))
+
+
 @pytest.mark.parametrize("columns", [10, 24, 40, 59])
 def test_a_narrow_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
