@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from natattn.errors import UserError
+from natattn.explain import first_line
 from natattn.models.gpt2 import without_progress_bars
 from natattn.settings import Settings
 from natattn.training.run_folder import read_run
@@ -22,21 +23,20 @@ class SampleSettings(Settings):
     tokens: int = Field(default=100, ge=1)
     temperature: float = Field(default=0.8, ge=0)
     top_k: int = Field(default=50, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
 def sample_text(settings: SampleSettings) -> Iterator[str]:
     """Yield the prompt, then the text that the arm's model continues it with.
 
-    Raises: UserError where the run, the arm or its model is not there, or the prompt leaves no room.
+    Raises: UserError where the run, the arm or its model is not there or damaged, or the prompt leaves no room.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = _model_folder(settings)
-    with without_progress_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer.encode(settings.prompt, add_special_tokens=False) or [model.config.eos_token_id]
+    tokenizer, model = _load_tokenizer(folder), _load_model(folder)
+    prompt = tokenizer.encode(settings.prompt, add_special_tokens=False)
+    if settings.prompt and not prompt:
+        raise UserError(f"prompt={settings.prompt!r}: no token for any of it; leave it out to start a document")
+    prompt = prompt or [model.config.eos_token_id]
     room = model.config.max_position_embeddings - len(prompt)
     if room < 1:
         raise UserError(
@@ -68,3 +68,26 @@ def _model_folder(settings: SampleSettings) -> Path:
     if arm not in arms:
         raise UserError(f"arm={arm}: run {run} has no model of that arm; valid: {', '.join(arms)}")
     return run / "arms" / arm / "model"
+
+
+def _load_model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with without_progress_bars():
+            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its readers do
+        raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Beside a config.json alone, transformers makes a tokenizer without a vocabulary, to which all text is nothing.
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: no tokenizer.json with a vocabulary")
+    return tokenizer
