@@ -12,7 +12,6 @@ from natattn.data.blocks import TokenSplit
 from natattn.data.corpora import DataSettings, open_corpus
 from natattn.data.tokenized import TokenizedCorpus, hash_of
 from natattn.data.tokenizers import Tokenizer
-from natattn.errors import UserError
 from natattn.settings import Settings
 
 PADDING_TOKEN = 0
@@ -25,7 +24,7 @@ class StreamPacking(Settings):
 
 
 class LinePacking(Settings):
-    """Rows of ``row_tokens``: the first ``lines`` lines of each split, each cut at ``line_tokens``.
+    """Rows of ``line_tokens`` + 1 tokens: the first ``lines`` lines of each split, each cut at ``line_tokens``.
 
     Lines that are not empty are put into rows greedily and never divided; a row is filled up with token 0, which is
     predicted like any other.
@@ -34,23 +33,15 @@ class LinePacking(Settings):
     kind: Literal["lines"]
     lines: int = Field(ge=1)
     line_tokens: int = Field(ge=1)
-    row_tokens: int = Field(ge=2)
 
 
 PackingSettings = Annotated[StreamPacking | LinePacking, Field(discriminator="kind")]
 
 
 def pack(corpus: TokenizedCorpus, data: DataSettings, packing: StreamPacking | LinePacking) -> TokenizedCorpus:
-    """The corpus with its splits as rows; the tokenizer stays the one that was trained on the whole train split.
-
-    Raises: UserError where a line may be longer than a row.
-    """
+    """The corpus with its splits as rows; the tokenizer stays the one that was trained on the whole train split."""
     if isinstance(packing, StreamPacking):
         return corpus
-    if packing.line_tokens > packing.row_tokens:
-        raise UserError(
-            f"packing.line_tokens={packing.line_tokens}: longer than packing.row_tokens={packing.row_tokens}"
-        )
     text = open_corpus(data)
     splits = {
         name: _packed(_lines(text.documents(name)), corpus.tokenizer, packing)
@@ -78,12 +69,13 @@ def _packed(lines: Iterator[str], tokenizer: Tokenizer, packing: LinePacking) ->
         if not rows or len(rows[-1]) + len(tokens) > packing.line_tokens:
             rows.append([])
         rows[-1].extend(tokens)
-    padded = [row + [PADDING_TOKEN] * (packing.row_tokens - len(row)) for row in rows]
+    row_length = packing.line_tokens + 1
+    padded = [row + [PADDING_TOKEN] * (row_length - len(row)) for row in rows]
     return TokenSplit(
         tokens=np.array(padded, dtype=np.uint32).reshape(-1),
         byte_count=sum(len(line.encode()) for line in kept),
         document_count=len(kept),
-        row_length=packing.row_tokens,
+        row_length=row_length,
     )
 
 

@@ -67,6 +67,22 @@ class TemperedAttention(Settings):
             set_temperature(model, self.temperature.temperature(step, steps))
 
 
+class PublishedAttention(Settings):
+    """The author's block and caller: separate projections, PyTorch's default initialisation, no dropout in the blocks.
+
+    As published it is not causal and the labels of both arms are shifted twice, so that its losses are no evidence.
+    """
+
+    kind: Literal["published"]
+    causal: bool
+    masked_energies_saturate: bool  # the mask's −1e9 enters mean|E|, so that the energy factor is 2
+    label_shift: int = Field(ge=1)
+
+    def put_on(self, model: Any) -> None:
+        """The model was built of these blocks."""
+
+
 AttentionSettings = Annotated[
-    SoftmaxAttention | NaturalAttention | NaturalGradientAttention | TemperedAttention, Field(discriminator="kind")
+    SoftmaxAttention | NaturalAttention | NaturalGradientAttention | TemperedAttention | PublishedAttention,
+    Field(discriminator="kind"),
 ]

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from natattn.errors import UserError
-from natattn.models.attention_types import AttentionSettings, SoftmaxAttention
+from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
 from natattn.settings import Name, Settings
 
 SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
@@ -36,6 +36,11 @@ class ModelSettings(Settings):
     name: Name
     dropout: float = Field(ge=0, lt=1)
     attention: AttentionSettings
+
+    @property
+    def label_shift(self) -> int:
+        """Tokens between an input's place and its label's; more than one only to repeat the published mistake."""
+        return self.attention.label_shift if isinstance(self.attention, PublishedAttention) else 1
 
     @property
     def observable(self) -> bool:
@@ -102,7 +107,7 @@ def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
 
 
 def _whole_size(size: SizeSettings) -> dict[str, Any]:
-    """The arguments of GPT2Config for a model that is built anew."""
+    """The sizes of a model that is built anew, none of them left open."""
     values = size.model_dump(exclude={"name"})
     for key, value in values.items():
         if value is None:
@@ -113,7 +118,7 @@ def _whole_size(size: SizeSettings) -> dict[str, Any]:
             f"size.n_head={n_head}: does not divide size.n_embd={n_embd}; "
             f"valid: a divisor, such as {_nearest_divisor(n_embd, n_head)}"
         )
-    return {"n_positions": values.pop("context"), **values}
+    return values
 
 
 def build_model(
@@ -132,6 +137,19 @@ def build_model(
     Raises: UserError when the sizes, the vocabulary or the pretrained folder do not fit together.
     """
     check_size(size, init)
+    if isinstance(model.attention, PublishedAttention):
+        if isinstance(init, PretrainedInit):
+            raise UserError(f"model={model.name}: has weights of its own kind; valid: init=random")
+        from natattn.models.published import build_published
+
+        return build_published(
+            **_whole_size(size),
+            vocab_size=vocab_size,
+            end_token_id=end_token_id,
+            causal=model.attention.causal,
+            seed=seed,
+            embedding_dropout=model.dropout,
+        )
     if isinstance(init, PretrainedInit):
         return _load_pretrained(model, size, init, vocab_size)
     return _random_gpt2(model, size, vocab_size=vocab_size, end_token_id=end_token_id, seed=seed)
@@ -154,9 +172,11 @@ def _random_gpt2(
 ) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    sizes = _whole_size(size)
     config = GPT2Config(
+        n_positions=sizes.pop("context"),
         vocab_size=vocab_size,
-        **_whole_size(size),
+        **sizes,
         # The tanh form of GELU that GPT-2 calls gelu_new, as one fused kernel.
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=model.dropout,

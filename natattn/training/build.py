@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from natattn.attention.block_energies import BlockEnergies
 from natattn.attention.probe import AttentionProbe
 from natattn.data import TokenizedCorpus
 from natattn.errors import UserError
-from natattn.models.attention_types import SoftmaxAttention, TemperedAttention
+from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
 from natattn.models.gpt2 import ModelSettings, build_model, context_of
+from natattn.optim.directions import Statistics
 from natattn.optim.optimizer import OptimSettings
 from natattn.training.arms import Arm
 from natattn.training.settings import REFERENCE, RunSettings
@@ -37,7 +39,7 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm
         context = context_of(model, settings.size)
         check_enough_text(corpus, context)
         model.to(settings.device)
-        if arms:
+        if arms and not isinstance(model_settings.attention, PublishedAttention):
             model.load_state_dict(arms[0].model.state_dict())
         model_settings.attention.put_on(model)
         arms.append(_build_arm(name, model, model_settings, optim, settings))
@@ -48,9 +50,13 @@ def _build_arm(
     name: str, model: torch.nn.Module, model_settings: ModelSettings, optim: OptimSettings, settings: RunSettings
 ) -> Arm:
     device = settings.device
-    probe = None
-    if optim.needs_statistics:
-        probe = AttentionProbe(
+    attention = model_settings.attention
+    probe: AttentionProbe | None = None
+    statistics: Statistics | None = None
+    if optim.needs_statistics and isinstance(attention, PublishedAttention):
+        statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
+    elif optim.needs_statistics:
+        statistics = probe = AttentionProbe(
             model, row_count=settings.probe.row_count, every=settings.probe.every, seed=settings.seed
         )
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
@@ -60,7 +66,7 @@ def _build_arm(
             return torch.autocast(device.type, dtype=torch.bfloat16)
 
     try:
-        optimizer = optim.build(model, probe)
+        optimizer = optim.build(model, statistics)
     except ValueError as error:
         raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
     return Arm(
@@ -73,7 +79,8 @@ def _build_arm(
         autocast=autocast,
         clip_norm=settings.train.clip_norm,
         compiled=torch.compile(model) if settings.train.compile else None,
-        tempered=model_settings.attention if isinstance(model_settings.attention, TemperedAttention) else None,
+        tempered=attention if isinstance(attention, TemperedAttention) else None,
+        label_shift=settings.model.label_shift,
     )
 
 

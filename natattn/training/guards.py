@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from natattn.errors import UserError
+from natattn.models.attention_types import PublishedAttention
+from natattn.settings import Settings
 from natattn.training.arms import Arm
 
 TOLERANCE = 1e-4
@@ -24,6 +26,21 @@ def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
         difference = (_logits(arm, changed) - original)[:, :position].abs().max()
         leak = max(leak, float(difference))
     return leak
+
+
+def check_guards(arms: list[Arm], context: int, vocab_size: int, *, attention: Settings) -> list[str]:
+    """Check every arm before it trains; the names of the arms that read later tokens, which only model=published may.
+
+    That model's labels may be shifted twice as well, as its author's were.
+
+    Raises: UserError for any other model.
+    """
+    if not isinstance(attention, PublishedAttention):
+        for arm in arms:
+            check_causality(arm, context, vocab_size)
+            check_label_shift(arm, vocab_size)
+        return []
+    return [arm.name for arm in arms if causality_leak(arm, context, vocab_size) > TOLERANCE]
 
 
 def check_causality(arm: Arm, context: int, vocab_size: int) -> None:

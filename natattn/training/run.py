@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from natattn.attention.attach import fold_temperature
-from natattn.data import Batches, TokenizedCorpus, prepare
+from natattn.data import Batches, TokenizedCorpus, pack, prepare
 from natattn.errors import UserError
 from natattn.files import write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
@@ -19,7 +19,7 @@ from natattn.training.arms import Arm
 from natattn.training.build import build_arms
 from natattn.training.checkpoint import load_newest, restore_arm
 from natattn.training.facts import finish_facts, resumed_facts, run_facts
-from natattn.training.guards import check_causality, check_label_shift
+from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.loop import Loop, Outcome, Progress
 from natattn.training.settings import RunSettings
@@ -46,12 +46,10 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None) -> R
         raise UserError(f"{folder}: already holds a run; go on with resume={folder}, or choose another folder")
     with run_folder.RunLock(folder):
         check_init(settings.init)
-        corpus = prepare(settings.data, settings.tokenizer)
+        corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
         arms, context = build_arms(settings, corpus)
-        for arm in arms:
-            check_causality(arm, context, corpus.tokenizer.vocab_size)
-            check_label_shift(arm, corpus.tokenizer.vocab_size)
-        facts = run_facts(settings, corpus, arms, context, group)
+        leaky = check_guards(arms, context, corpus.tokenizer.vocab_size, attention=settings.model.attention)
+        facts = {**run_facts(settings, corpus, arms, context, group), "leaky": leaky}
         if settings.resume is not None:
             facts = resumed_facts(facts, run_folder.read_run(folder))
         return _train(settings, folder, corpus, arms, context, facts)

@@ -10,6 +10,7 @@ from pydantic import Field
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.models.gpt2 import without_progress_bars
+from natattn.models.published import register as register_published
 from natattn.settings import Settings
 from natattn.training.run_folder import read_run
 
@@ -31,6 +32,7 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
 
     Raises: UserError where the run, the arm or its model is not there or damaged, or the prompt leaves no room.
     """
+    register_published()
     folder = _model_folder(settings)
     tokenizer, model = _load_tokenizer(folder), _load_model(folder)
     prompt = tokenizer.encode(settings.prompt, add_special_tokens=False)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from natattn.data import DataSettings, TokenizerSettings
+from natattn.data import DataSettings, PackingSettings, TokenizerSettings
 from natattn.errors import UserError
 from natattn.models.attention_types import TemperedAttention
 from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
@@ -48,6 +48,7 @@ class RunSettings(Settings):
     reference: OptimSettings | NoReference
     data: DataSettings
     tokenizer: TokenizerSettings
+    packing: PackingSettings
     schedule: ScheduleSettings
     precision: PrecisionSettings
     tracker: TrackerSettings

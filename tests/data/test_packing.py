@@ -7,9 +7,8 @@ from natattn.data import pack, prepare
 from natattn.data.packing import LinePacking, StreamPacking
 from natattn.data.text import TextSettings
 from natattn.data.tokenizers import ByteSettings
-from natattn.errors import UserError
 
-LINES = LinePacking(kind="lines", lines=5, line_tokens=4, row_tokens=5)
+LINES = LinePacking(kind="lines", lines=5, line_tokens=4)
 
 
 @pytest.fixture
@@ -37,9 +36,3 @@ def test_lines_are_cut_packed_whole_and_padded(data: TextSettings, tmp_path: Pat
 def test_a_stream_stays_as_it_is(data: TextSettings, tmp_path: Path) -> None:
     corpus = prepare(data, ByteSettings(kind="byte"), cache=tmp_path / "cache", progress=False)
     assert pack(corpus, data, StreamPacking(kind="stream")) is corpus
-
-
-def test_lines_longer_than_rows_are_refused(data: TextSettings, tmp_path: Path) -> None:
-    corpus = prepare(data, ByteSettings(kind="byte"), cache=tmp_path / "cache", progress=False)
-    with pytest.raises(UserError, match=r"packing\.line_tokens=6"):
-        pack(corpus, data, LINES.model_copy(update={"line_tokens": 6}))

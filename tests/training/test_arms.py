@@ -7,9 +7,10 @@ import torch
 from natattn import config
 from natattn.data import TokenSplit, prepare
 from natattn.errors import UserError
+from natattn.models.attention_types import NaturalAttention
 from natattn.training.arms import Arm, identical, weights_hash
 from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
-from natattn.training.guards import causality_leak, check_causality, check_label_shift
+from natattn.training.guards import causality_leak, check_causality, check_guards, check_label_shift
 from natattn.training.run import build_arms
 
 
@@ -161,7 +162,7 @@ def test_a_scheduled_temperature_follows_the_step(kind, tiny, tokens):
 
 def test_every_attention_type_learns_and_the_untempered_start_where_the_standard_does(tiny, tokens):
     for name in config.groups()["model"]:
-        if name == "standard":
+        if name in ("standard", "published"):  # published begins with weights of its own
             continue
         values = ["model.attention.temperature.values=[1,1]"] if name == "tempered_per_head" else []
         arms, _ = _arms(tiny, f"model={name}", *values)
@@ -174,3 +175,23 @@ def test_every_attention_type_learns_and_the_untempered_start_where_the_standard
 def test_temperatures_must_be_as_many_as_heads(tiny):
     with pytest.raises(UserError, match=r"temperature\.values: 3 temperatures for 2 heads"):
         _arms(tiny, "model=tempered_per_head", "model.attention.temperature.values=[1,2,3]")
+
+
+def test_only_the_published_model_may_leak_and_the_leak_is_named(tiny):
+    arms, context = _arms(tiny, "model=published")
+    published = config.settings_of(config.compose([*tiny, "model=published"])).model.attention
+    assert [arm.label_shift for arm in arms] == [2, 2]
+    assert check_guards(arms, context, 257, attention=published) == ["published"]
+    with pytest.raises(UserError):
+        check_guards(arms, context, 257, attention=NaturalAttention(kind="natural"))
+    causal, _ = _arms(tiny, "model=published", "model.attention.causal=true")
+    assert check_guards(causal, context, 257, attention=published) == []
+
+
+def test_published_mask_saturates_the_energy_factor(tiny, tokens):
+    for saturate, expected in ((True, 2.0), (False, None)):
+        options = ["model.attention.causal=true", f"model.attention.masked_energies_saturate={saturate}"]
+        (_, arm), _ = _arms(tiny, "model=published", *options)
+        arm.train_step([tokens], 0, 1.0)
+        factors = [float(factor) for factor in arm.optimizer.energy_factors().values()]
+        assert factors == [2.0, 2.0] if expected else all(1 < factor < 1.5 for factor in factors)
