@@ -13,6 +13,7 @@ import torch
 from natattn import config
 from natattn.cli import main
 from natattn.data import evaluation_batches, prepare
+from natattn.data.blocks import IGNORED_LABEL
 
 HEAVY = ("torch", "transformers", "datasets", "wandb", "hydra", "pydantic", "numpy")
 
@@ -216,7 +217,7 @@ def test_an_exported_tempered_model_computes_the_same_without_its_temperature(ti
         with torch.no_grad():
             logits = model(torch.from_numpy(inputs)).logits.flatten(0, 1)
         total += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).flatten(), reduction="sum"))
-        count += int((labels != -100).sum())
+        count += int((labels != IGNORED_LABEL).sum())
     assert total / count == pytest.approx(final, abs=1e-4)
 
 

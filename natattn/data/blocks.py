@@ -117,7 +117,7 @@ def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> I
     """(inputs, labels), both int64 [at most batch_size, context], that predict each token but the first exactly once.
 
     Rows are consecutive blocks in a fixed order that batch_size does not change. The last row is the last context + 1
-    tokens of the split, so that nothing is padded; the labels it shares with the row before are -100 (ignored). Of a
+    tokens of the split, so that nothing is padded; the labels it shares with the row before are IGNORED_LABEL. Of a
     split of rows, its rows, each cut at context + 1 tokens.
     Raises UserError if there are fewer than context + 1 tokens.
     """
