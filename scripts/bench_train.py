@@ -24,8 +24,8 @@ from natattn import config
 from natattn.data import Batches, TokenizedCorpus, prepare
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm
-from natattn.training.loop import Loop, Progress
 from natattn.training.build import build_arms
+from natattn.training.loop import Loop, Progress
 from natattn.training.settings import RunSettings
 
 # Quantiles of Student's t at 97.5 %, by degrees of freedom.

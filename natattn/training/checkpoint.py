@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from natattn.errors import UserError
+from natattn.files import write_json
 from natattn.training.arms import Arm
 
 MANIFEST = "manifest.json"
