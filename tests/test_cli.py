@@ -85,6 +85,9 @@ WRONG_RUNS = {
     "no such data": (["data.train=missing.txt"], "missing.txt"),
     "second job of a sweep": (["-m", "train.steps=2,0"], "train.steps=0"),
     "no such pretrained folder": (["init=pretrained", "init.path=missing"], "missing"),
+    "stabilisers of published blocks": (["model=published", "stabilisers=qk_norm"], "stabilisers.qk_norm=True"),
+    "two bounds at once": (["stabilisers=qk_clip", "stabilisers.qk_norm=true"], "give one of them"),
+    "a temperature under a norm": (["model=tempered", "stabilisers=qk_norm"], "temperature cannot be folded"),
     "folder is a file": (["hydra.run.dir=/dev/null/run"], "/dev/null/run"),
     "pretrained of another size": (["init=pretrained", "init.path={model}", "size=pico"], "size.n_layer=2"),
 }
@@ -219,6 +222,20 @@ def test_an_exported_tempered_model_computes_the_same_without_its_temperature(ti
         total += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).flatten(), reduction="sum"))
         count += int((labels != IGNORED_LABEL).sum())
     assert total / count == pytest.approx(final, abs=1e-4)
+
+
+def test_a_model_with_stabilisers_samples_and_goes_on_only_with_them(tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", *tiny, "stabilisers=qk_norm", "reference=none", f"hydra.run.dir={folder}"]) == 0
+    model = folder / "arms" / "natural" / "model"
+    assert json.loads((model / "config.json").read_text())["natattn_stabilisers"]["query_key_norm"] is True
+    assert main(["sample", f"run={folder}", "prompt=ab", "tokens=3"]) == 0
+    base = [o for o in tiny if not o.startswith(("size.", "tokenizer="))]
+    again = ["train", *base, "init=pretrained", f"init.path={model}"]
+    capsys.readouterr()
+    assert main([*again, f"hydra.run.dir={tmp_path / 'refused'}"]) == 2
+    assert "valid: stabilisers.qk_norm=true stabilisers.softcap=null" in capsys.readouterr().err
+    assert main([*again, "stabilisers=qk_norm", f"hydra.run.dir={tmp_path / 'more'}"]) == 0
 
 
 def test_fine_tuning_starts_both_arms_from_the_pretrained_weights(finished, tiny, tmp_path):

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from natattn.attention.interface import register
 from natattn.attention.modules import (
     PARAMETERS_ATTRIBUTE,
+    STABILISERS_ATTRIBUTE,
     AttentionLayer,
     NaturalGradient,
     Tempered,
     attention_layers,
     use_implementation,
 )
+from natattn.attention.projections import projection
 
 
 def attach(model: Any, parameters: NaturalGradient | Tempered) -> None:
@@ -95,15 +97,11 @@ def _query_slices(found: AttentionLayer) -> list[Tensor]:
     for obstacle in ("q_norm", "query_norm", "q_layernorm", "attn_logit_softcapping", "relative_attention_bias"):
         if getattr(module, obstacle, None) is not None:
             raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has {obstacle}")
+    if vars(module).get(STABILISERS_ATTRIBUTE):
+        raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has stabilisers")
     if hasattr(module, "compute_bias"):  # T5: the bias of the first layer reaches all the others
         raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has a position bias")
-    # GPT-2: Conv1D stores [inputs, outputs]; its self-attention holds q, k and v side by side.
-    for name, transposed in (("q_attn", True), ("c_attn", True), ("q_proj", False), ("query", False), ("q_lin", False)):
-        projection = getattr(module, name, None)
-        if projection is None:
-            continue
-        weight, bias = projection.weight, getattr(projection, "bias", None)
-        weight = weight.T if transposed else weight
-        width = weight.shape[0] // 3 if name == "c_attn" else weight.shape[0]
-        return [tensor[:width] for tensor in (weight, bias) if tensor is not None]
-    raise ValueError(f"the temperature of {found.name} cannot be folded: no query projection was found on it")
+    slices = projection(module, "query")
+    if slices is None:
+        raise ValueError(f"the temperature of {found.name} cannot be folded: no query projection was found on it")
+    return slices

@@ -25,6 +25,7 @@ from natattn.attention.modules import (
     NATURAL_GRADIENT,
     PARAMETERS_ATTRIBUTE,
     SITE_ATTRIBUTE,
+    STABILISERS_ATTRIBUTE,
     TEMPERED,
     NaturalGradient,
     Tempered,
@@ -140,7 +141,7 @@ def _inputs(
     """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(f"{type(module).__name__} has learned attention sinks (s_aux): use eager attention")
-    return AttentionInputs(
+    inputs = AttentionInputs(
         query,
         key,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -150,6 +151,8 @@ def _inputs(
         position_bias=kwargs.get("position_bias"),
         temperature=temperature,
     )
+    stabilisers = getattr(module, STABILISERS_ATTRIBUTE, None)
+    return stabilisers.applied_to(inputs) if stabilisers else inputs
 
 
 def _observe(module: nn.Module, inputs: AttentionInputs) -> None:

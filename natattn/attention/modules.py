@@ -1,7 +1,7 @@
 """Where a transformers model's attention layers are, and what this package hangs on them.
 
-Two plain attributes, outside parameters, buffers and state_dict: the site of a probe, and the parameters of the
-attention function. A transformers ``set_attn_implementation`` chooses the function itself.
+Plain attributes, outside parameters, buffers and state_dict: the site of a probe, the parameters of the attention
+function, and its stabilisers. A transformers ``set_attn_implementation`` chooses the function itself.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 SITE_ATTRIBUTE = "_attention_site"
 PARAMETERS_ATTRIBUTE = "_attention_parameters"
+STABILISERS_ATTRIBUTE = "_attention_stabilisers"
 
 NATURAL = "natural"
 NATURAL_GRADIENT = "natural_gradient"

@@ -8,9 +8,64 @@ from pydantic import Field
 from natattn.attention.attach import attach, set_temperature
 from natattn.attention.interface import register
 from natattn.attention.modules import NATURAL, NaturalGradient, Tempered, use_implementation
+from natattn.attention.stabilisers import Stabilisers, attach_stabilisers, check_clippable, saved_stabilisers
 from natattn.attention.temperature import TemperatureSettings
 from natattn.errors import UserError
 from natattn.settings import Settings
+
+
+class StabiliserSettings(Settings):
+    """What keeps the energies of both arms bounded; nothing by default (``natattn.attention.stabilisers``).
+
+    The defaults are those of ``stabilisers=none``, for the configurations of runs that are older than the group.
+    """
+
+    qk_norm: bool = False
+    qk_clip: Annotated[float, Field(gt=0)] | None = None
+    softcap: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def of_the_forward_pass(self) -> Stabilisers:
+        """Those that change the function which attention computes."""
+        return Stabilisers(self.qk_norm, self.softcap)
+
+    def check(self, attention: "AttentionSettings") -> None:
+        """Refuse what would have no effect or could not be saved.
+
+        Raises: UserError naming the keys.
+        """
+        active = [f"stabilisers.{key}={value}" for key, value in self if value]
+        if not active:
+            return
+        if isinstance(attention, PublishedAttention):
+            raise UserError(f"{active[0]}: the blocks of model=published take none; valid: stabilisers=none")
+        if self.qk_clip is not None and len(active) > 1:
+            raise UserError(f"{active[0]} {active[1]}: the energies are bounded already; give one of them")
+        if isinstance(attention, TemperedAttention) and self.of_the_forward_pass:
+            raise UserError(
+                f"{active[0]}: a temperature cannot be folded into the weights of such a model; "
+                "valid: stabilisers.qk_clip, or another model"
+            )
+
+    def put_on(self, model: Any) -> None:
+        """A model whose attention type has been chosen gets them.
+
+        Raises: UserError for a model that has its own, or one whose weights cannot be clipped.
+        """
+        try:
+            before, now = saved_stabilisers(model.config), self.of_the_forward_pass
+            if before and before != now:
+                raise UserError(
+                    f"stabilisers: the pretrained model was trained with others; valid: "
+                    f"stabilisers.qk_norm={str(before.query_key_norm).lower()} "
+                    f"stabilisers.softcap={'null' if before.softcap is None else before.softcap}"
+                )
+            if now:
+                attach_stabilisers(model, now)
+            if self.qk_clip is not None:
+                check_clippable(model)
+        except ValueError as error:
+            raise UserError(f"stabilisers: {error}") from None
 
 
 class SoftmaxAttention(Settings):

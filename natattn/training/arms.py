@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
+from natattn.attention.stabilisers import clip_query_key_weights
 from natattn.models.attention_types import TemperedAttention
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
@@ -71,6 +72,7 @@ class Arm:
     clip_norm: float | None = None
     compiled: Callable[..., Any] | None = None
     tempered: TemperedAttention | None = None
+    clip_energy: float | None = None  # QK-clip's threshold, nats
     label_shift: int = 1  # tokens between an input's place and its label's; 2 only to repeat the published mistake
     status: Status = "running"
     cause: str | None = None
@@ -131,9 +133,16 @@ class Arm:
                 group["lr"] = rate * learning_rate_factor
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            self._clip_energies(step)
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
         return StepResult(total, gradient_norm)
+
+    def _clip_energies(self, step: int) -> None:
+        """QK-clip, on the steps that the probe has observed."""
+        if self.clip_energy is not None and self.probe is not None and step % self.probe.every == 0:
+            maxima = {layer: self.probe.statistics(layer)["maximum"] for layer in self.probe.layers}
+            clip_query_key_weights(self.model, maxima, self.clip_energy)
 
     @property
     def base_learning_rate(self) -> float:

@@ -42,6 +42,7 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm
         if arms and not isinstance(model_settings.attention, PublishedAttention):
             model.load_state_dict(arms[0].model.state_dict())
         model_settings.attention.put_on(model)
+        settings.stabilisers.put_on(model)
         arms.append(_build_arm(name, model, model_settings, optim, settings))
     return arms, context
 
@@ -55,10 +56,8 @@ def _build_arm(
     statistics: Statistics | None = None
     if optim.needs_statistics and isinstance(attention, PublishedAttention):
         statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
-    elif optim.needs_statistics:
-        statistics = probe = AttentionProbe(
-            model, row_count=settings.probe.row_count, every=settings.probe.every, seed=settings.seed
-        )
+    elif optim.needs_statistics or settings.stabilisers.qk_clip is not None:
+        statistics = probe = _build_probe(model, settings, optim)
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if settings.precision.kind == "bf16":
 
@@ -81,6 +80,21 @@ def _build_arm(
         compiled=torch.compile(model) if settings.train.compile else None,
         tempered=attention if isinstance(attention, TemperedAttention) else None,
         label_shift=settings.model.label_shift,
+        clip_energy=settings.stabilisers.qk_clip,
+    )
+
+
+def _build_probe(model: torch.nn.Module, settings: RunSettings, optim: OptimSettings) -> AttentionProbe:
+    """What the optimizer reads; for QK-clip the exact maximum of every step."""
+    quantities = ["mean_absolute_energy"] if optim.needs_statistics else []
+    clipping = settings.stabilisers.qk_clip is not None
+    return AttentionProbe(
+        model,
+        quantities=[*quantities, "maximum"] if clipping else quantities,
+        exact=["maximum"] if clipping else [],
+        row_count=settings.probe.row_count,
+        every=settings.probe.every,
+        seed=settings.seed,
     )
 
 

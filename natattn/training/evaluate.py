@@ -30,19 +30,21 @@ def split_loss(arm: Arm, split: TokenSplit, *, batch_size: int, context: int) ->
 
 @torch.no_grad()
 def attention_metrics(arm: Arm, probe_batch: Tensor) -> dict[str, float]:
-    """Mean |E| and mean pattern entropy (nats) of every layer, exact over all pairs of a fixed batch of tokens.
+    """Mean |E|, largest E and mean pattern entropy (nats) of every layer, over all pairs of a fixed batch of tokens.
 
     Any model can be observed so, whether or not its attention is observed in training.
     """
     arm.model.eval()
     metrics = {}
-    with AttentionProbe(arm.model, row_count=None, quantities=("mean_absolute_energy", "entropy")) as probe:
+    with AttentionProbe(arm.model, row_count=None, quantities=("mean_absolute_energy", "maximum", "entropy")) as probe:
         with probe.step(0), arm.autocast():
             arm.model(input_ids=probe_batch, use_cache=False)
         for layer in probe.layers:
             statistics = probe.statistics(layer)
             for quantity in statistics.quantities:
-                metrics[f"attention/layer_{layer}/{quantity}"] = float(statistics[quantity].mean())
+                metrics[f"attention/layer_{layer}/{quantity}"] = float(
+                    statistics[quantity].max() if quantity == "maximum" else statistics[quantity].mean()
+                )
     return metrics
 
 

@@ -21,6 +21,8 @@ CONFIG = "config.yaml"
 RUN = "run.json"
 ENVIRONMENT = "environment.json"
 LOCK = "run.lock"
+# Keys that were added after runs had been published: at these values they do not enter the hash.
+ADDED_LATER = {"stabilisers.qk_norm": False, "stabilisers.qk_clip": None, "stabilisers.softcap": None}
 PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
 
 
@@ -61,7 +63,11 @@ class RunLock:
 
 def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()) -> str:
     """SHA-256 of a configuration's canonical JSON, leaving out dotted keys (and all below them)."""
-    kept = {key: value for key, value in flatten(config).items() if not covers(without, key)}
+    kept = {
+        key: value
+        for key, value in flatten(config).items()
+        if not covers(without, key) and not (key in ADDED_LATER and value == ADDED_LATER[key])
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

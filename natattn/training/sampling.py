@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from natattn.attention.stabilisers import restore_stabilisers
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.models.gpt2 import without_progress_bars
@@ -77,7 +78,9 @@ def _load_model(folder: Path) -> Any:
 
     try:
         with without_progress_bars():
-            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        restore_stabilisers(model)
+        return model
     except Exception as error:  # transformers raises whatever its readers do
         raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
 

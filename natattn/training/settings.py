@@ -7,7 +7,7 @@ from pydantic import Field
 
 from natattn.data import DataSettings, PackingSettings, TokenizerSettings
 from natattn.errors import UserError
-from natattn.models.attention_types import TemperedAttention
+from natattn.models.attention_types import StabiliserSettings, TemperedAttention
 from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
 from natattn.optim.optimizer import OptimSettings
 from natattn.settings import Settings
@@ -49,6 +49,7 @@ class RunSettings(Settings):
     data: DataSettings
     tokenizer: TokenizerSettings
     packing: PackingSettings
+    stabilisers: StabiliserSettings = StabiliserSettings()
     schedule: ScheduleSettings
     precision: PrecisionSettings
     tracker: TrackerSettings
@@ -64,6 +65,7 @@ class RunSettings(Settings):
         Raises: UserError naming the keys.
         """
         check_size(self.size, self.init)
+        self.stabilisers.check(self.model.attention)
         if self.optim.needs_statistics and not self.model.observable:
             raise UserError(
                 f"optim={self.optim.name}: reads attention, which model={self.model.name} does not show; "

@@ -194,12 +194,17 @@ def test_export_of_a_temperature(name, export):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_work_says_so(name):
-    model, arguments = _build(name), _arguments(name, padded=False)
-    try:
-        with AttentionProbe(model) as probe, probe.step(0):
-            _output(model, arguments)
-    except (ValueError, NotImplementedError) as error:
-        assert re.search(r"attention layers|by name|sinks", str(error))
-    else:  # a transformers in which it dispatches by name: then what is observed must be right
+    if _dispatches(name):  # in a newer transformers than the table's: then what is observed must be right
         _check_observed(name, padded=False)
         _check_observed(name, padded=True)
+        return
+    model, arguments = _build(name), _arguments(name, padded=False)
+    with pytest.raises((ValueError, NotImplementedError), match=r"attention layers|by name|sinks"):  # noqa: SIM117
+        with AttentionProbe(model) as probe, probe.step(0):
+            _output(model, arguments)
+
+
+def _dispatches(name) -> bool:
+    """Whether the model takes attention by name, without anything that this package refuses."""
+    source = Path(sys.modules[getattr(transformers, name).__module__].__file__).read_text(encoding="utf-8")
+    return "ALL_ATTENTION_FUNCTIONS" in source and "s_aux" not in source

@@ -122,7 +122,7 @@ def test_attention_metrics_are_there_for_unobserved_models_too(tiny):
     metrics = [attention_metrics(arm, probe_batch) for arm in (standard, natural)]
     assert metrics[0] == pytest.approx(metrics[1])
     assert set(metrics[0]) == {
-        f"attention/layer_{i}/{name}" for i in (0, 1) for name in ("mean_absolute_energy", "entropy")
+        f"attention/layer_{i}/{name}" for i in (0, 1) for name in ("mean_absolute_energy", "maximum", "entropy")
     }
     assert standard.model.config._attn_implementation == "sdpa"
     assert natural.probe is not None
@@ -170,6 +170,23 @@ def test_every_attention_type_learns_and_the_untempered_start_where_the_standard
         if not name.startswith("tempered_"):
             assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5), name
         assert losses[1][1] < losses[1][0], name
+
+
+@pytest.mark.parametrize("option", ["qk_norm", "softcap", "qk_clip"])
+def test_stabilisers_are_on_both_arms_and_keep_what_is_compared(option, tiny, tokens):
+    bound = {"qk_norm": "true", "softcap": "0.4", "qk_clip": "0.4"}[option]
+    arms, _ = _arms(tiny, f"stabilisers={option}", f"stabilisers.{option}={bound}", "size.initializer_range=0.5")
+    plain, _ = _arms(tiny, "size.initializer_range=0.5")
+    losses = [float(arm.train_step([tokens], 0, 0.0).loss) for arm in arms]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    unbounded = float(plain[0].train_step([tokens], 0, 0.0).loss)
+    assert (losses[0] == pytest.approx(unbounded, abs=1e-5)) == (option == "qk_clip")
+    largest = {"qk_norm": 8**0.5, "softcap": 0.4, "qk_clip": 0.4}[option]
+    for arm in arms:
+        metrics = attention_metrics(arm, tokens[:, :-1])
+        assert all(v <= largest * 1.001 for name, v in metrics.items() if name.endswith("/maximum")), metrics
+    before = attention_metrics(plain[0], tokens[:, :-1])
+    assert max(v for name, v in before.items() if name.endswith("/maximum")) > largest
 
 
 def test_temperatures_must_be_as_many_as_heads(tiny):

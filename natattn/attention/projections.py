@@ -1,0 +1,43 @@
+"""Where an attention layer keeps W_Q, W_K and W_V: one place that knows the host architectures' names and layouts."""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Projected = Literal["query", "key", "value"]
+
+_NAMES: dict[Projected, tuple[str, ...]] = {
+    "query": ("q_proj", "query", "q_lin", "q"),
+    "key": ("k_proj", "key", "k_lin", "k"),
+    "value": ("v_proj", "value", "v_lin", "v"),
+}
+_ORDER: tuple[Projected, ...] = ("query", "key", "value")
+
+
+def projection(module: nn.Module, which: Projected) -> list[Tensor] | None:
+    """Views of a projection's weight, with the heads along the first dimension, and of its bias if there is one.
+
+    GPT-2 fuses W_Q, W_K, W_V as [inputs, 3·outputs] (in cross-attention W_K and W_V); the views are slices of that.
+
+    Returns: [weight [heads·head_dim, inputs], bias [heads·head_dim]], or None where the layer has no projection of a
+        known name.
+    """
+    if isinstance(getattr(module, "c_attn", None), nn.Module):
+        return _of_gpt2(module, which)
+    for name in _NAMES[which]:
+        linear = getattr(module, name, None)
+        if isinstance(linear, nn.Linear):
+            return [tensor for tensor in (linear.weight, linear.bias) if tensor is not None]
+    return None
+
+
+def _of_gpt2(module: Any, which: Projected) -> list[Tensor]:
+    order = _ORDER
+    fused = module.c_attn
+    if isinstance(getattr(module, "q_attn", None), nn.Module):  # cross-attention
+        if which == "query":
+            return [module.q_attn.weight.T, module.q_attn.bias]
+        order = ("key", "value")
+    width = fused.bias.shape[0] // len(order)
+    start = order.index(which) * width
+    return [tensor.narrow(0, start, width) for tensor in (fused.weight.T, fused.bias)]
