@@ -49,8 +49,8 @@ class Case:
 
 
 CPU_CASES = [
-    Case("cpu", layers=2, width=512, heads=8, vocabulary=1024, length=length, batch=batch)
-    for length, batch in ((128, 4), (256, 4), (512, 4), (1024, 4), (2048, 2), (4096, 1))
+    Case("cpu", layers=2, width=512, heads=8, vocabulary=1024, length=length, batch=4)
+    for length in (128, 256, 512, 1024, 2048, 4096)
 ]
 CUDA_CASES = [Case("cuda", layers=12, width=768, heads=12, vocabulary=50304, length=1024, batch=16)]
 
