@@ -157,8 +157,8 @@ def _inputs(
 
 def _observe(module: nn.Module, inputs: AttentionInputs) -> None:
     site = getattr(module, SITE_ATTRIBUTE, None)
-    if site is not None and site.recording:
-        site.record(inputs)
+    if site is not None:
+        site.observe(inputs)
 
 
 def _fused(module: nn.Module, inputs: AttentionInputs, value: Tensor, dropout: float, kwargs: dict[str, Any]) -> Output:

@@ -59,10 +59,11 @@ class AttentionProbe:
         register()
         self.model = model
         self.every = every
+        self.quantities = tuple(quantities)
         self.seed = seed
         observation = Observation(tuple(quantities), tuple(exact), row_count, exact_method)
         found = attention_layers(model, cross_attention=cross_attention)
-        if not found:
+        if not found and layers is None:
             raise ValueError(f"{type(model).__name__} has no attention layers that the probe knows how to find")
         known = [layer.layer for layer in found]
         if layers is not None and not set(layers) <= set(known):
@@ -82,7 +83,7 @@ class AttentionProbe:
         self._previous_implementations = [(config, config._attn_implementation) for config in configs.values()]
         self._modules = [self.model.get_submodule(site.name) for site in self.sites]
         self._previous_sites = [vars(module).get(SITE_ATTRIBUTE) for module in self._modules]
-        if self.model.config._attn_implementation not in IMPLEMENTATIONS:
+        if self.sites and self.model.config._attn_implementation not in IMPLEMENTATIONS:
             use_implementation(self.model, NATURAL)
         for site, module in zip(self.sites, self._modules, strict=True):
             setattr(module, SITE_ATTRIBUTE, site)
@@ -106,7 +107,7 @@ class AttentionProbe:
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """Record the forward passes made inside, all as one step (micro-batches add up), if this step is due."""
-        if step % self.every == 0:
+        if step % self.every == 0 and self.quantities:
             offset = _offset(self.seed, step)
             self._reduced = False
             for site in self.sites:
@@ -132,6 +133,14 @@ class AttentionProbe:
             if site.layer == layer:
                 return site.recorded()
         raise KeyError(f"the probe has no layer {layer}; it observes {self.layers}")
+
+    def mean_energy(self, layer: int) -> Tensor:
+        """Mean of E over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
+        return self.statistics(layer)["mean_energy"].mean()
+
+    def attention_distance(self, layer: int) -> Tensor:
+        """Mean distance that each head attends over, in tokens, [H]."""
+        return self.statistics(layer)["attention_distance"]
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
         """Mean of |E| over the layer's heads and allowed pairs, a float32 scalar on the model's device."""

@@ -31,6 +31,24 @@ def projection(module: nn.Module, which: Projected) -> list[Tensor] | None:
     return None
 
 
+def projection_name(module: nn.Module, which: Projected) -> str | None:
+    """Name, inside the attention layer, of the linear map that makes the queries, keys or values."""
+    if isinstance(getattr(module, "c_attn", None), nn.Module):
+        is_own_query = which == "query" and isinstance(getattr(module, "q_attn", None), nn.Module)
+        return "q_attn" if is_own_query else "c_attn"
+    return next((name for name in _NAMES[which] if isinstance(getattr(module, name, None), nn.Linear)), None)
+
+
+def head_counts(module: nn.Module) -> tuple[int, int] | None:
+    """Numbers of query heads and of key heads, from the layer's configuration; None where it does not say."""
+    config = getattr(module, "config", None)
+    heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return None
+    key_heads = getattr(config, "num_key_value_heads", None)
+    return heads, key_heads if isinstance(key_heads, int) else heads
+
+
 def _of_gpt2(module: Any, which: Projected) -> list[Tensor]:
     order = _ORDER
     fused = module.c_attn

@@ -1,5 +1,6 @@
 """One attention layer under observation: what is measured of it, and how."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -86,7 +87,20 @@ class AttentionSite:
     counts: MaskCounts = field(repr=False)
     offset: float = 0.5
     recording: bool = False
+    capture: "Callable[[AttentionSite, AttentionInputs], None] | None" = field(default=None, repr=False)
     statistics: EnergyStatistics | None = field(default=None, repr=False)
+
+    def observe(self, inputs: AttentionInputs) -> None:
+        """Tell whoever looks at this forward pass about it."""
+        if self.recording:
+            self.record(inputs)
+        if self.capture is not None:
+            self._captured(inputs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _captured(self, inputs: AttentionInputs) -> None:
+        if self.capture is not None and not _inside_backward():
+            self.capture(self, replace(inputs, query=inputs.query.detach(), key=inputs.key.detach()))
 
     @torch.no_grad()
     def record(self, inputs: AttentionInputs) -> None:

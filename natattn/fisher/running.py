@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,33 +19,24 @@ SIDES: dict[Projection, tuple[FactorName | None, FactorName]] = {
 
 
 @dataclass(eq=False)
-class _Running:
-    """One factor, over heads; everything is a tensor on the factor's device and nothing waits for it.
+class RunningAverage:
+    """Exponential average of one factor, over heads; all tensors on the factor's device, and nothing waits for them.
 
     Attributes:
         total: sum of the finite factors by their exponential weights, [heads, dim, dim].
         weight: sum of these weights, [heads].
-        root: inverse square root of the damped average as of the last good refresh; the identity before the first.
-        skipped, failed: per head, factors that were not finite and refreshes that gave no root.
+        skipped: per head, factors that were not finite.
     """
 
     total: Tensor
     weight: Tensor
-    root: Tensor
     skipped: Tensor
-    failed: Tensor
 
     @classmethod
-    def start(cls, factor: Tensor) -> "_Running":
+    def start(cls, factor: Tensor) -> Self:
         """Nothing seen yet."""
-        heads, dim, _ = factor.shape
-        return cls(
-            total=torch.zeros_like(factor),
-            weight=factor.new_zeros(heads),
-            root=torch.eye(dim, dtype=factor.dtype, device=factor.device).repeat(heads, 1, 1),
-            skipped=factor.new_zeros(heads, dtype=torch.int64),
-            failed=factor.new_zeros(heads, dtype=torch.int64),
-        )
+        heads = factor.shape[0]
+        return cls(torch.zeros_like(factor), factor.new_zeros(heads), factor.new_zeros(heads, dtype=torch.int64))
 
     def enter(self, factor: Tensor, decay: float) -> None:
         """A head whose factor is not finite keeps its average as it was."""
@@ -58,6 +49,27 @@ class _Running:
     def average(self) -> Tensor:
         """Bias-corrected; nan for a head that has no finite factor yet."""
         return self.total / self.weight[:, None, None]
+
+
+@dataclass(eq=False)
+class _Running(RunningAverage):
+    """An average with its root.
+
+    Attributes:
+        root: inverse square root of the damped average as of the last good refresh; the identity before the first.
+        failed: per head, refreshes that gave no root.
+    """
+
+    root: Tensor
+    failed: Tensor
+
+    @classmethod
+    def start(cls, factor: Tensor) -> Self:
+        """Nothing seen yet."""
+        heads, dim, _ = factor.shape
+        root = torch.eye(dim, dtype=factor.dtype, device=factor.device).repeat(heads, 1, 1)
+        start = RunningAverage.start(factor)
+        return cls(start.total, start.weight, start.skipped, root, torch.zeros_like(start.skipped))
 
     def refresh(self, damping: float | Tensor, method: RootMethod) -> None:
         """A head whose decomposition fails keeps its root. A damping per head makes one root per head."""

@@ -1,81 +1,41 @@
 """An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from natattn.optim.directions import Direction, DirectionSettings, Statistics
+from natattn.optim.directions.base import Direction, Place, State, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
-from natattn.optim.partition import HIDDEN_ROLES, ROLES, ParameterView, Role, partition
-from natattn.settings import Name, Settings
+from natattn.optim.partition import HIDDEN_ROLES, ROLES, ParameterView, Role
+from natattn.optim.placebo import PlaceboStatistics
 
 DIRECTION_KEYS = (*ROLES, "hidden", "default")
 
 
-class OptimSettings(Settings):
-    """Which direction each role takes, and the step that they share.
+@dataclass(frozen=True)
+class _Slot:
+    """One matrix of a parameter, with its direction's key and its rate relative to the parameter group's."""
 
-    ``directions`` maps a role, ``hidden`` (query, key, value, output, mlp) or ``default`` to a direction; the most
-    specific one holds. ``learning_rates`` gives some of these keys a rate of their own.
-    """
-
-    name: Name
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    directions: dict[str, DirectionSettings]
-    learning_rates: dict[str, Annotated[float, Field(gt=0)]]
-
-    @field_validator("directions", "learning_rates")
-    @classmethod
-    def _known_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
-        unknown = [key for key in value if key not in DIRECTION_KEYS]
-        if unknown:
-            raise ValueError(f"unknown role {unknown[0]!r}; valid: {', '.join(DIRECTION_KEYS)}")
-        return value
-
-    @field_validator("directions")
-    @classmethod
-    def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
-        missing = [role for role in ROLES if _key_of(value, role) is None]
-        if missing:
-            raise ValueError(f"no direction for role {missing[0]!r}; add it or a default")
-        return value
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether a direction reads attention, so that the model must be observed."""
-        return any(direction.build().needs_statistics for direction in self.directions.values())
-
-    def build(self, model: nn.Module, statistics: Statistics | None = None) -> "DirectionalOptimizer":
-        """The optimizer of a model; ``statistics`` is the probe attached to it."""
-        return DirectionalOptimizer(
-            partition(model),
-            {key: direction.build() for key, direction in self.directions.items()},
-            learning_rate=self.learning_rate,
-            learning_rates=self.learning_rates,
-            weight_decay=self.weight_decay,
-            statistics=statistics,
-        )
+    view: ParameterView
+    direction: str
+    rate: float
 
 
 class DirectionalOptimizer(torch.optim.Optimizer):
     """Applies to each parameter view the direction of its role.
 
-    A parameter group holds the parameters of one direction and one weight decay; weight decay is for matrices only.
-    ``group["lr"]`` is read at every step, so that learning-rate schedulers work as with any PyTorch optimizer.
+    A parameter group holds parameters with the same directions, rates and weight decay; weight decay is for matrices
+    only. ``group["lr"]`` is read at every step, so that learning-rate schedulers work as with any PyTorch optimizer;
+    slices of a fused weight whose roles have other rates keep their ratio to it.
 
     Args:
         views: of every trainable parameter, from ``partition``.
         directions: by role, ``hidden`` or ``default``.
         learning_rates: for some of these keys, in place of ``learning_rate``.
         statistics: what directions that read attention are told, usually an ``AttentionProbe``.
-
-    Raises:
-        ValueError: slices of one fused weight fall into groups of different directions or rates.
     """
 
     def __init__(
@@ -85,33 +45,55 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         *,
         learning_rate: float,
         weight_decay: float,
-        learning_rates: dict[str, Annotated[float, Field(gt=0)]] | None = None,
-        statistics: Statistics | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        statistics: Statistics | PlaceboStatistics | None = None,
     ) -> None:
         self.directions = directions
         self.statistics = statistics
+        self.steps = 0
+        self.last_updates: dict[str, dict[str, float]] = {}
+        self._measuring = False
+        self._slots: dict[nn.Parameter, list[_Slot]] = {}
         by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
         for view in views:
             by_parameter.setdefault(view.parameter, []).append(view)
 
         rates = learning_rates or {}
-        groups: dict[tuple[str, float, float], dict[str, Any]] = {}
-        self._slots: dict[nn.Parameter, list[ParameterView]] = {}
+        groups: dict[object, dict[str, Any]] = {}
         for parameter, members in by_parameter.items():
             decay = weight_decay if parameter.ndim > 1 else 0.0
-            keys = {
-                (str(_key_of(directions, view.role)), rates.get(str(_key_of(rates, view.role)), learning_rate), decay)
-                for view in members
-            }
-            if len(keys) > 1:
-                raise ValueError(
-                    f"{members[0].name}: the slices of a fused weight need one direction and learning rate"
-                )
-            key, rate, _ = identity = keys.pop()
-            group = {"params": [], "direction": key, "lr": rate, "weight_decay": decay}
-            groups.setdefault(identity, group)["params"].append(parameter)
-            self._slots[parameter] = _slots(members, directions[key])
+            keys = [str(key_of(directions, view.role)) for view in members]
+            own_rates = [rates.get(str(key_of(rates, view.role)), learning_rate) for view in members]
+            group = {"params": [], "directions": keys, "lr": own_rates[0], "weight_decay": decay}
+            groups.setdefault((*keys, *own_rates, decay), group)["params"].append(parameter)
+            slots = [_Slot(*parts) for parts in zip(members, keys, [r / own_rates[0] for r in own_rates], strict=True)]
+            self._slots[parameter] = self._merged(slots)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
+
+    def _merged(self, slots: list[_Slot]) -> list[_Slot]:
+        """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
+        first = slots[0]
+        alike = all((slot.direction, slot.rate) == (first.direction, first.rate) for slot in slots)
+        if alike and self.directions[first.direction].elementwise:
+            return [replace(first, view=replace(first.view, dim=None, transposed=False))]
+        return slots
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; those that no view was given for take the direction of ``param_group["role"]``, or default.
+
+        Raises: ValueError for an unknown role, or where there is no direction for it.
+        """
+        super().add_param_group(param_group)
+        role = param_group.pop("role", None)
+        key = "default" if role is None else key_of(self.directions, role) if role in ROLES else None
+        for number, parameter in enumerate(param_group["params"]):
+            if parameter in self._slots:
+                continue
+            if key not in self.directions:
+                self.param_groups.remove(param_group)
+                raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
+            view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
+            self._slots[parameter] = [_Slot(view, key, 1.0)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -120,51 +102,116 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if isinstance(self.statistics, PlaceboStatistics):
+            quantities = [name for direction in self.directions.values() for name in direction.quantities]
+            energies = [name for name in quantities if name.endswith("energy")]
+            self.statistics.begin(self.steps, energies[0] if energies else None)
+        before = self._snapshot() if self._measuring else None
         for group in self.param_groups:
             self._step_group(group)
+        if before is not None:
+            self.last_updates = self._measured(before)
+            self._measuring = False
+        self.steps += 1
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        direction = self.directions[group["direction"]]
-        views = [view for p in group["params"] if p.grad is not None for view in self._slots[p]]
-        if not views:
-            return
-        direction.step_(
-            [view.of(view.parameter.data) for view in views],
-            [view.of(view.parameter.grad) for view in views],  # type: ignore[arg-type]
-            [self._state_of(view, direction) for view in views],
-            [view.layer for view in views],
-            self.statistics,
-            learning_rate=group["lr"],
-            weight_decay=group["weight_decay"],
-        )
+        """All matrices of a group that share a direction and a rate take their step together."""
+        batches: dict[tuple[str, float], list[ParameterView]] = {}
+        for parameter in group["params"]:
+            for slot in self._slots[parameter] if parameter.grad is not None else ():
+                batches.setdefault((slot.direction, slot.rate), []).append(slot.view)
+        for (key, rate), views in batches.items():
+            direction = self.directions[key]
+            states = [self._state_of(view, direction) for view in views]
+            direction.step_(
+                [view.of(view.parameter.data) for view in views],
+                [view.of(view.parameter.grad) for view in views],  # type: ignore[arg-type]
+                states,
+                [Place(view.role, view.layer, view.module, view.heads) for view in views],
+                self.statistics,  # type: ignore[arg-type]
+                learning_rate=group["lr"] * rate,
+                weight_decay=group["weight_decay"],
+            )
+            for view, state in zip(views, states, strict=True):
+                self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
 
-    def _state_of(self, view: ParameterView, direction: Direction) -> dict[str, Tensor]:
+    def _state_of(self, view: ParameterView, direction: Direction) -> State:
         """The view's part of its parameter's state, without the prefix that tells slices of a fused weight apart."""
-        state = self.state[view.parameter]
-        prefix = view.state_prefix
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if not own:
-            own = direction.initial_state(view.of(view.parameter.data))
-            state.update({prefix + key: value for key, value in own.items()})
-        return own
+        state, prefix = self.state[view.parameter], view.state_prefix
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return own or direction.initial_state(view.of(view.parameter.data))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every PyTorch optimizer, with the number of steps and what a placebo has seen."""
+        state = super().state_dict()
+        state["steps"] = self.steps
+        if isinstance(self.statistics, PlaceboStatistics):
+            state["placebo"] = self.statistics.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``, every tensor in the precision that it was saved in."""
+        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.steps = state_dict.get("steps", 0)
+        if isinstance(self.statistics, PlaceboStatistics):
+            self.statistics.load_state_dict(state_dict["placebo"])
+        # torch casts floating-point state to the parameter's dtype: roots and averages are finer than bfloat16.
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for parameter, number in zip(parameters, numbers, strict=True):
+            saved = state_dict["state"].get(number, {})
+            for name, value in saved.items():
+                if isinstance(value, Tensor):
+                    # Counts that decide what is computed stay on the host: reading them must not wait for the device.
+                    device = torch.device("cpu") if name.endswith("host_step") else parameter.device
+                    self.state[parameter][name] = value.to(device, copy=True)
+
+    def measure_next_step(self) -> None:
+        """Have the next step's updates measured by role, at the cost of a copy of the parameters."""
+        self._measuring = True
+
+    def _snapshot(self) -> dict[nn.Parameter, Tensor]:
+        return {p: p.detach().clone() for group in self.param_groups for p in group["params"] if p.grad is not None}
+
+    def _measured(self, before: dict[nn.Parameter, Tensor]) -> dict[str, dict[str, float]]:
+        """By role: the root mean square of learning_rate · u, and the same relative to the weights'."""
+        squares: dict[str, list[Tensor]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                for slot in self._slots[parameter] if parameter in before else ():
+                    view, decay = slot.view, 1 - group["lr"] * slot.rate * group["weight_decay"]
+                    old = view.of(before[parameter]).float()
+                    update = view.of(parameter.data).float() - decay * old
+                    entry = torch.stack([update.square().sum(), old.square().sum(), old.new_tensor(old.numel())])
+                    squares.setdefault(view.role, []).append(entry)
+        result = {}
+        for role, entries in squares.items():
+            update, weight, count = torch.stack(entries).sum(0).tolist()
+            ratio = (update / weight) ** 0.5 if weight > 0 else float("inf")
+            result[role] = {"update_rms": (update / count) ** 0.5, "update_to_weight": ratio}
+        return result
 
     def energy_factors(self) -> dict[int, Tensor]:
         """Energy factor of every layer at the last step; empty for an optimizer that has none."""
         for direction in self.directions.values():
             if isinstance(direction, EnergyScaled) and self.statistics is not None:
-                return direction.factors(self.statistics)
+                return direction.energy_factors(self.statistics)  # type: ignore[arg-type]
         return {}
 
+    def failed_decompositions(self) -> int:
+        """How often a factor could not be entered or decomposed and the last good one was used."""
+        counts = [
+            int(value.sum())
+            for state in self.state.values()
+            for name, value in state.items()
+            if name.rpartition(".")[2] == "failed"
+        ]
+        skipped: dict[str, int] = getattr(self.statistics, "skipped", {})
+        return sum(counts) + sum(skipped.values())
 
-def _key_of(table: dict[str, Any], role: Role) -> str | None:
+
+def key_of(table: Mapping[str, Any], role: Role) -> str | None:
     """The most specific key of a table that holds for a role: the role itself, ``hidden``, ``default``."""
     candidates = (role, "hidden", "default") if role in HIDDEN_ROLES else (role, "default")
     return next((key for key in candidates if key in table), None)
-
-
-def _slots(views: list[ParameterView], direction: Direction) -> list[ParameterView]:
-    """What the direction is shown: an elementwise one the parameter as it is stored, others its matrices."""
-    if direction.elementwise:
-        return [replace(views[0], dim=None, transposed=False)]
-    return views

@@ -5,15 +5,19 @@ Weights that fuse query, key and value are seen as separate matrices through vie
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
+
+from natattn.attention.modules import attention_layers
+from natattn.attention.projections import head_counts
 
 Role = Literal["embedding", "vector", "query", "key", "value", "output", "mlp", "head"]
 ROLES: tuple[Role, ...] = get_args(Role)
 HIDDEN_ROLES: frozenset[Role] = frozenset({"query", "key", "value", "output", "mlp"})
 
+_HEADED = ("query", "key", "value", "output")
 _FUSED_QUERY_KEY_VALUE = re.compile(r"(^|\.)c_attn$")
 # Fused too, but in layouts (interleaved heads, grouped keys) that thirds would cut wrongly.
 _FUSED_UNKNOWN_LAYOUT = re.compile(r"(^|\.)(qkv|qkv_proj|query_key_value|W_pack)$")
@@ -31,7 +35,9 @@ class ParameterView:
 
     Attributes:
         name: the parameter's name, with the role appended for a slice of a fused weight.
-        layer: index of the transformer block, None outside blocks.
+        layer: index of the self-attention layer of its block, None outside blocks.
+        module: name of the module that it is a parameter of.
+        heads: heads that the rows (query, key, value) or columns (output) of an attention matrix belong to.
         start, stop, dim: the slice of the stored tensor; ``dim`` is None for a whole parameter.
         transposed: stored as (inputs, outputs) and shown as (outputs, inputs), like nn.Linear.
     """
@@ -44,6 +50,8 @@ class ParameterView:
     start: int = 0
     stop: int = 0
     transposed: bool = False
+    module: str = ""
+    heads: int | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
         """This view of a tensor that is shaped like the parameter (the parameter, its gradient, its update)."""
@@ -62,6 +70,7 @@ def partition(model: Any) -> list[ParameterView]:
     Raises: ValueError naming a matrix inside no block and of no known kind.
     """
     views: list[ParameterView] = []
+    blocks = _Blocks(model)
     output_embeddings = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     seen: set[int] = set()
     for module_name, module in model.named_modules():
@@ -70,9 +79,40 @@ def partition(model: Any) -> list[ParameterView]:
                 continue
             seen.add(id(parameter))
             name = f"{module_name}.{parameter_name}".lstrip(".")
-            views.extend(_views(name, module_name, module, parameter, is_head=module is output_embeddings))
+            own = _views(name, module_name, module, parameter, is_head=module is output_embeddings)
+            views.extend(blocks.placed(view, module_name) for view in own)
     check_partition(views, model)
     return views
+
+
+class _Blocks:
+    """Which attention layer a module belongs to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attention = attention_layers(model, cross_attention=True)
+        self._layer_of_block = {
+            block: found.layer
+            for found in self._attention
+            if not found.is_cross_attention and (block := _block(found.name))
+        }
+
+    def placed(self, view: ParameterView, module_name: str) -> ParameterView:
+        """The view with its module, its layer as a probe numbers it, and its heads."""
+        layer = self._layer_of_block.get(_block(module_name), view.layer)
+        heads = None
+        for found in self._attention:
+            if module_name.startswith(f"{found.name}."):
+                layer = found.layer
+                counts = head_counts(found.module)
+                if counts is not None and view.role in _HEADED:
+                    heads = counts[view.role in ("key", "value")]
+        return replace(view, module=module_name, layer=layer, heads=heads)
+
+
+def _block(module_name: str) -> str:
+    """A module's name up to its first number: transformer.h.3.attn → transformer.h.3; empty outside blocks."""
+    match = re.match(r"(.*?\.\d+)(\.|$)", module_name)
+    return match.group(1) if match else ""
 
 
 def check_partition(views: list[ParameterView], model: nn.Module) -> None:

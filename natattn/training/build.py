@@ -13,7 +13,7 @@ from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
 from natattn.models.gpt2 import ModelSettings, build_model, context_of
 from natattn.optim.directions import Statistics
-from natattn.optim.optimizer import OptimSettings
+from natattn.optim.settings import OptimSettings
 from natattn.training.arms import Arm
 from natattn.training.settings import REFERENCE, RunSettings
 
@@ -56,7 +56,7 @@ def _build_arm(
     statistics: Statistics | None = None
     if optim.needs_statistics and isinstance(attention, PublishedAttention):
         statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
-    elif optim.needs_statistics or settings.stabilisers.qk_clip is not None:
+    else:
         statistics = probe = _build_probe(model, settings, optim)
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if settings.precision.kind == "bf16":
@@ -65,7 +65,7 @@ def _build_arm(
             return torch.autocast(device.type, dtype=torch.bfloat16)
 
     try:
-        optimizer = optim.build(model, statistics)
+        optimizer = optim.build(model, statistics, seed=settings.seed)
     except ValueError as error:
         raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
     return Arm(
@@ -84,18 +84,20 @@ def _build_arm(
     )
 
 
-def _build_probe(model: torch.nn.Module, settings: RunSettings, optim: OptimSettings) -> AttentionProbe:
+def _build_probe(model: torch.nn.Module, settings: RunSettings, optim: OptimSettings) -> AttentionProbe | None:
     """What the optimizer reads; for QK-clip the exact maximum of every step."""
-    quantities = ["mean_absolute_energy"] if optim.needs_statistics else []
-    clipping = settings.stabilisers.qk_clip is not None
-    return AttentionProbe(
-        model,
-        quantities=[*quantities, "maximum"] if clipping else quantities,
-        exact=["maximum"] if clipping else [],
-        row_count=settings.probe.row_count,
-        every=settings.probe.every,
-        seed=settings.seed,
-    )
+    clipping = ("maximum",) if settings.stabilisers.qk_clip is not None else ()
+    try:
+        return optim.build_probe(
+            model,
+            quantities=clipping,
+            exact=clipping,
+            row_count=settings.probe.row_count,
+            every=settings.probe.every,
+            seed=settings.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
 
 
 def check_enough_text(corpus: TokenizedCorpus, context: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from natattn.data import TokenizedCorpus, bigram_entropy, held_out_bigram_entropy, unigram_entropy
 from natattn.errors import UserError
-from natattn.optim.optimizer import OptimSettings
+from natattn.optim.settings import OptimSettings
 from natattn.training import run_folder
 from natattn.training.arms import Arm, weights_hash
 from natattn.training.loop import Outcome

@@ -22,7 +22,18 @@ RUN = "run.json"
 ENVIRONMENT = "environment.json"
 LOCK = "run.lock"
 # Keys that were added after runs had been published: at these values they do not enter the hash.
-ADDED_LATER = {"stabilisers.qk_norm": False, "stabilisers.qk_clip": None, "stabilisers.softcap": None}
+ADDED_LATER: dict[str, Any] = {
+    "stabilisers.qk_norm": False,
+    "stabilisers.qk_clip": None,
+    "stabilisers.softcap": None,
+    "optim.directions.default.of": "gradient",
+    "optim.directions.default.plain_share": 0.0,
+    **{
+        f"{section}.{key}": None
+        for section in ("optim", "reference")
+        for key in ("factors", "placebo", "placebo_energy")
+    },
+}
 PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
 
 

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from natattn.data import DataSettings, PackingSettings, TokenizerSettings
 from natattn.errors import UserError
-from natattn.models.attention_types import StabiliserSettings, TemperedAttention
+from natattn.models.attention_types import PublishedAttention, StabiliserSettings, TemperedAttention
 from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
-from natattn.optim.optimizer import OptimSettings
+from natattn.optim.settings import OptimSettings
 from natattn.settings import Settings
 from natattn.tracking.settings import TrackerSettings
 from natattn.training.loop import TrainSettings
@@ -66,12 +66,14 @@ class RunSettings(Settings):
         """
         check_size(self.size, self.init)
         self.stabilisers.check(self.model.attention)
-        if self.optim.needs_statistics and not self.model.observable:
+        if self.optim.reads_attention and not self.model.observable:
             raise UserError(
                 f"optim={self.optim.name}: reads attention, which model={self.model.name} does not show; "
                 "valid: model=natural"
             )
-        if isinstance(self.reference, OptimSettings) and self.reference.needs_statistics:
+        if self.optim.factors is not None and isinstance(self.model.attention, PublishedAttention):
+            raise UserError(f"optim={self.optim.name}: keeps factors, which the blocks of model=published do not show")
+        if isinstance(self.reference, OptimSettings) and self.reference.reads_attention:
             raise UserError(f"reference={self.reference.name}: the standard arm's attention is not observed")
         pretrained = isinstance(self.init, PretrainedInit)
         if pretrained and getattr(self.tokenizer, "path", None) != self.init.path:  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from natattn.optim.directions.base import Direction, State, Statistics
+from natattn.optim.directions.base import Direction, Place, State, Statistics
 from natattn.settings import Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -47,7 +47,7 @@ class Adam(Direction):
         self,
         gradients: Sequence[Tensor],
         states: Sequence[State],
-        layers: Sequence[int | None],
+        places: Sequence[Place],
         statistics: Statistics | None,
     ) -> list[Tensor]:
         """The direction, written as the equation reads; the readable twin of ``step_``."""
@@ -67,13 +67,24 @@ class Adam(Direction):
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor],
         states: Sequence[State],
-        layers: Sequence[int | None],
+        places: Sequence[Place],
         statistics: Statistics | None,
         *,
         learning_rate: float,
         weight_decay: float,
     ) -> None:
-        """The same step by PyTorch's fused AdamW kernel."""
+        """The same step by PyTorch's fused AdamW kernel, which reads memory in order and so not slices of a weight."""
+        if not all(parameter.is_contiguous() for parameter in parameters):
+            super().step_(
+                parameters,
+                gradients,
+                states,
+                places,
+                statistics,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+            )
+            return
         adamw(
             list(parameters),
             list(gradients),

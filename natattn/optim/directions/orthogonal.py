@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from natattn.optim.directions.base import Direction, State, Statistics
+from natattn.optim.directions.base import Direction, Place, State, Statistics
 from natattn.settings import Settings
 
 
@@ -43,7 +43,7 @@ class Orthogonal(Direction):
         self,
         gradients: Sequence[Tensor],
         states: Sequence[State],
-        layers: Sequence[int | None],
+        places: Sequence[Place],
         statistics: Statistics | None,
     ) -> list[Tensor]:
         """One step of Muon from zero at learning rate 1 and no decay lands at minus the update."""

@@ -1,0 +1,234 @@
+"""A probe that also keeps running Kronecker factors: of attention (D1-Kron, D1-V) and of plain layer inputs.
+
+It reads what the training forward passes compute anyway, on some steps and from a few sequences, and never changes it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from natattn.attention.energy import AttentionInputs, systematic_rows, working_dtype
+from natattn.attention.probe import AttentionProbe
+from natattn.attention.projections import projection_name
+from natattn.attention.site import AttentionSite
+from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
+from natattn.fisher.rotary import Rotary
+from natattn.fisher.running import RunningAverage
+from natattn.randomness import addressed_seed
+
+_PREFIX = "factor/"
+
+
+class FisherProbe(AttentionProbe):
+    """An ``AttentionProbe`` with exponential averages of Kronecker factors.
+
+    Factors are captured on every ``capture_every``-th step from the first ``sequences`` sequences of the step's first
+    forward pass in training mode; padding tokens are left out of attention's factors, but not of plain covariances.
+    Rotary embedding is known where it is handed to the attention layer as ``position_embeddings`` (Llama, Qwen and
+    their relatives); elsewhere the factors take the form without.
+
+    Args:
+        model: a transformers ``PreTrainedModel``.
+        factors: attention factors to keep, of every observed layer.
+        covariances: names of linear modules whose input covariance mean x xᵀ to keep.
+        capture_every: steps between captures.
+        sequences: how many of a batch's sequences a capture reads.
+        capture_rows: query rows sampled per sequence in a capture; None for all.
+        decay: of the exponential averages over captures, in [0, 1); they are bias-corrected.
+        shared_key_input: keep one A_K for all heads of a layer, at a fraction of the cost.
+        quantities, others: of ``AttentionProbe``.
+
+    Raises: ValueError for arguments out of range, KeyError for an unknown factor.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        factors: Collection[FactorName] = (),
+        covariances: Collection[str] = (),
+        capture_every: int = 5,
+        sequences: int = 4,
+        capture_rows: int | None = 32,
+        decay: float = 0.9,
+        shared_key_input: bool = True,
+        quantities: Collection[str] = (),
+        **others: Any,
+    ) -> None:
+        for name, value in (("capture_every", capture_every), ("sequences", sequences), ("capture_rows", capture_rows)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay}: must be in [0, 1)")
+        for factor in factors:
+            if factor not in FACTORS:
+                raise KeyError(f"unknown factor {factor!r}; there are {', '.join(FACTORS)}")
+        self.factors = tuple(factors)
+        self.capture_every = capture_every
+        self.sequences = sequences
+        self.capture_rows = capture_rows
+        self.decay = decay
+        self.shared_key_input = shared_key_input
+        self.captures = 0  # steps that were captured so far
+        self.capturing = False
+        self._offset = 0.5
+        self._averages: dict[str, RunningAverage] = {}
+        self._inputs: dict[str, Tensor] = {}  # projections' inputs of the capture under way
+        self._rotary: dict[int, Rotary] = {}
+        self._seen: set[str] = set()
+        if not (quantities or factors):
+            others["layers"] = ()  # input covariances alone need no look into attention
+        super().__init__(model, quantities=quantities, **others)
+        self._handles = list(self._hooks(covariances))
+
+    def average(self, owner: str | int, name: str) -> Tensor:
+        """A factor's bias-corrected average, [heads or 1, dim, dim].
+
+        Args:
+            owner: index of an attention layer, or the name of a module whose input covariance is kept.
+            name: one of the factors, or "covariance".
+
+        Raises: KeyError before the first capture, or for a factor that is not kept.
+        """
+        return self._averages[f"{owner}.{name}"].average()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """By factor, how many captures of a head were left out because they were not finite."""
+        return {name: int(average.skipped.sum()) for name, average in self._averages.items()}
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """As of ``AttentionProbe``; on due steps the first forward pass also enters the averages."""
+        due = step % self.capture_every == 0
+        if due:
+            self._offset = addressed_seed(self.seed, "captured rows", step) / 2**63
+            self._begin()
+        try:
+            with super().step(step):
+                yield
+        finally:
+            if due:
+                self._end()
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        super().detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was last recorded, and the averages."""
+        state = super().state_dict() | {f"{_PREFIX}captures": torch.tensor(self.captures)}
+        for name, average in self._averages.items():
+            for part in ("total", "weight", "skipped"):
+                state[f"{_PREFIX}{name}/{part}"] = getattr(average, part)
+        return state
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``state_dict`` gave."""
+        own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
+        super().load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
+        self.captures = int(own.pop("captures", torch.tensor(0)))
+        names = dict.fromkeys(name.rpartition("/")[0] for name in own)
+        self._averages = {
+            name: RunningAverage(*(own[f"{name}/{part}"].clone() for part in ("total", "weight", "skipped")))
+            for name in names
+        }
+
+    def _begin(self) -> None:
+        self.capturing = True
+        self._seen.clear()
+        for site in self.sites if self.factors else ():
+            site.capture = self._capture_attention
+
+    def _end(self) -> None:
+        self.capturing = False
+        if self._seen:
+            self.captures += 1
+        self._inputs.clear()
+        self._rotary.clear()
+        for site in self.sites:
+            site.capture = None
+
+    def _hooks(self, covariances: Collection[str]) -> Iterator[RemovableHandle]:
+        projections = set()
+        for site in self.sites if self.factors else ():
+            attention = self.model.get_submodule(site.name)
+            for which in ("query", "key"):
+                name = projection_name(attention, which)  # type: ignore[arg-type]
+                if name is None:
+                    raise ValueError(f"{site.name}: its {which} projection was not found; the factors need its input")
+                projections.add(f"{site.name}.{name}")
+            yield attention.register_forward_pre_hook(self._rotary_hook(site.layer), with_kwargs=True)
+        for name in sorted(projections | set(covariances)):
+            hook = self._input_hook(name, keep=name in projections, average=name in covariances)
+            yield self.model.get_submodule(name).register_forward_pre_hook(hook)
+
+    def _input_hook(self, name: str, *, keep: bool, average: bool) -> Any:
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def capture(inputs: Tensor) -> None:
+            inputs = inputs.detach()[: self.sequences]
+            if keep:
+                self._inputs[name] = inputs
+            if average and name not in self._seen:
+                self._seen.add(name)
+                rows = inputs.flatten(0, -2)
+                self._enter(f"{name}.covariance", _mean_outer_product(rows))
+
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if self.capturing and module.training:
+                capture(arguments[0])
+
+        return hook
+
+    def _rotary_hook(self, layer: int) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            embeddings = keywords.get("position_embeddings")
+            if self.capturing and embeddings is not None:
+                cos, sin = (part.detach()[: self.sequences] for part in embeddings)
+                self._rotary[layer] = Rotary(cos, sin)
+
+        return hook
+
+    @torch.no_grad()
+    def _capture_attention(self, site: AttentionSite, inputs: AttentionInputs) -> None:
+        module = self.model.get_submodule(site.name)
+        if site.name in self._seen or not module.training:
+            return
+        self._seen.add(site.name)
+        inputs = first_sequences(inputs, self.sequences)
+        length = inputs.length
+        count = min(self.capture_rows or length, length)
+        rows = systematic_rows(length, count, self._offset if count < length else 0.0, inputs.query.device)
+        query_input, key_input = (
+            self._inputs[f"{site.name}.{projection_name(module, which)}"]  # type: ignore[arg-type]
+            for which in ("query", "key")
+        )
+        factors = kronecker_factors(
+            inputs,
+            query_input,
+            rows,
+            wanted=self.factors,
+            rotary=self._rotary.get(site.layer),
+            key_input_BSN=None if key_input is query_input else key_input,
+            shared_key_input=self.shared_key_input,
+        )
+        for name, factor in factors.items():
+            self._enter(f"{site.layer}.{name}", factor)
+
+    def _enter(self, name: str, factor: Tensor) -> None:
+        if name not in self._averages:
+            self._averages[name] = RunningAverage.start(factor)
+        self._averages[name].enter(factor, self.decay)
+
+
+def _mean_outer_product(rows: Tensor) -> Tensor:
+    """mean x xᵀ over rows [M, N], as one head: [1, N, N]."""
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        rows = rows.to(working_dtype(rows))
+        return (rows.mT @ rows)[None] / rows.shape[0]

@@ -1,0 +1,227 @@
+"""Muon in the metric of Kronecker factors: fisher_muon, natural_muon, newton_muon, whitened_muon, per-head Muon.
+
+Shape suffixes: V matrices of one shape, H heads (1 where a matrix is not cut), D rows of a head, N columns.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from natattn.attention.energy import working_dtype
+from natattn.fisher.kronecker import FactorName
+from natattn.fisher.roots import inverse_cholesky
+from natattn.optim.directions.base import ADAM_RMS, Direction, FactorStatistics, Place, State, Statistics
+from natattn.optim.directions.momentum import Fraction, average_gradients
+from natattn.optim.directions.orthogonalise import orthogonalise
+from natattn.settings import Settings
+
+Sides = Literal["both", "input", "output"]
+Form = Literal["dual", "newton"]
+INPUT_FACTOR: dict[str, FactorName] = {"query": "query_input", "key": "key_input", "value": "value_input"}
+OUTPUT_FACTOR: dict[str, FactorName] = {"query": "query_output", "key": "key_output"}
+COVARIANCE = "covariance"
+
+
+class WhitenedSettings(Settings):
+    """A matrix's momentum M, orthogonalised in the metric of its factors S (of outputs) and A (of inputs).
+
+    ``metric``: attention, D1's factors of W_Q, W_K and W_V; covariance, A = mean x xᵀ of the plain inputs; or none.
+    ``form``: dual, u = S^(−1/2) orth(S^(−1/2) M A^(−1/2)) A^(−1/2), the steepest descent under the spectral norm of
+    S^(1/2) u A^(1/2); newton, u = orth(S⁻¹ M A⁻¹). ``damping`` is in units of each factor's mean eigenvalue, and
+    ``refresh_every`` counts steps between decompositions. u is scaled to the root mean square of an Adam update.
+    """
+
+    kind: Literal["whitened"]
+    metric: Literal["attention", "covariance", "none"]
+    sides: Sides
+    form: Form
+    per_head: bool
+    damping: float = Field(gt=0)
+    refresh_every: int = Field(ge=1)
+    momentum: Fraction
+    nesterov: bool
+    newton_schulz_steps: int = Field(ge=1, lt=100)
+
+    @model_validator(mode="after")
+    def _sides_exist(self) -> "WhitenedSettings":
+        if self.metric == "covariance" and self.sides != "input":
+            raise ValueError(f"sides={self.sides}: a covariance of inputs has one side; valid: input")
+        return self
+
+    def build(self) -> "Whitened":
+        """The direction itself."""
+        return Whitened(self)
+
+
+class Whitened(Direction):
+    """Orthogonalised momentum in a metric; state: the momentum, and one root per factor.
+
+    A factor that cannot be decomposed leaves its last good root in use, the identity before there was one, and adds to
+    ``failed``. State memory: one number per element, and per matrix heads·N² + heads·D² for the roots.
+    """
+
+    def __init__(self, settings: WhitenedSettings) -> None:
+        self.settings = settings
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether there is a metric."""
+        return self.settings.metric != "none"
+
+    def factors(self, role: str) -> tuple[str, ...]:
+        """Names of the factors, those of the input and of the output."""
+        return tuple(name for name in self._sides_of(role) if name is not None)
+
+    def initial_state(self, parameter: Tensor) -> State:
+        """Zero momentum; roots are added when the first factors arrive."""
+        return {
+            "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "host_step": torch.zeros((), dtype=torch.int64),
+            "failed": torch.zeros((), dtype=torch.int64, device=parameter.device),
+        }
+
+    def updates(
+        self,
+        gradients: Sequence[Tensor],
+        states: Sequence[State],
+        places: Sequence[Place],
+        statistics: Statistics | None,
+    ) -> list[Tensor]:
+        """The updates, in batches of equal shapes."""
+        settings = self.settings
+        self._refresh(states, places, statistics)
+        for state in states:
+            state["host_step"] += 1
+        momenta = average_gradients(gradients, states, settings.momentum, nesterov=settings.nesterov)
+        updates: list[Tensor] = [torch.empty(0)] * len(momenta)
+        for members in _equal(momenta, states, places).values():
+            heads = heads_of(places[members[0]]) if settings.per_head else 1
+            stacked = torch.stack([momenta[index].to(working_dtype(momenta[index])) for index in members])
+            matrices_VHDN = stacked.view(len(members), heads, -1, stacked.shape[-1])
+            roots = [self._stacked_root(states, members, side, stacked.dtype) for side in ("output", "input")]
+            directions = self._in_metric(matrices_VHDN, roots[0], roots[1]).flatten(1, 2)
+            scale = ADAM_RMS / directions.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
+            for index, update in zip(members, (directions * scale).unbind(), strict=True):
+                updates[index] = update.to(momenta[index].dtype)
+        return updates
+
+    def _in_metric(self, matrices_VHDN: Tensor, output_root: Tensor | None, input_root: Tensor | None) -> Tensor:
+        """With R the roots, Rᵀ R = (factor + damping)⁻¹."""
+        steps = self.settings.newton_schulz_steps
+        X = _both(matrices_VHDN, output_root, input_root)
+        if self.settings.form == "newton":
+            X = _both(X, _transposed(output_root), _transposed(input_root))
+            return self._orthogonal(X, steps)
+        return _both(self._orthogonal(X, steps), _transposed(output_root), _transposed(input_root))
+
+    def _orthogonal(self, matrices_VHDN: Tensor, steps: int) -> Tensor:
+        if self.settings.per_head:
+            return orthogonalise(matrices_VHDN, steps)
+        whole = orthogonalise(matrices_VHDN.flatten(1, 2), steps)
+        return whole.view(matrices_VHDN.shape)
+
+    def _refresh(self, states: Sequence[State], places: Sequence[Place], statistics: Statistics | None) -> None:
+        """Decompose the factors whose turn it is, in batches of equal shapes."""
+        if not self.needs_statistics:
+            return
+        source = _factor_statistics(statistics)
+        due: dict[tuple[str, torch.Size], list[tuple[State, Tensor]]] = {}
+        for state, place in zip(states, places, strict=True):
+            if int(state["host_step"]) % self.settings.refresh_every:
+                continue
+            for side, name in zip(("input", "output"), self._sides_of(place.role), strict=True):
+                if name is None or not source.captures:
+                    continue
+                average = source.average(_owner(place, name), name)
+                due.setdefault((side, average.shape), []).append((state, average))
+        for (side, _), entries in due.items():
+            refresh_roots(
+                [state for state, _ in entries], side, [average for _, average in entries], self.settings.damping
+            )
+
+    def _sides_of(self, role: str) -> tuple[str | None, str | None]:
+        """Names of the input and the output factor."""
+        settings = self.settings
+        if settings.metric == "none":
+            return None, None
+        if settings.metric == "covariance":
+            return COVARIANCE, None
+        return sides_of(role, settings.sides)
+
+    def _stacked_root(
+        self, states: Sequence[State], members: Sequence[int], side: str, dtype: torch.dtype
+    ) -> Tensor | None:
+        name = f"{side}_root"
+        if name not in states[members[0]]:
+            return None
+        return torch.stack([states[index][name] for index in members]).to(dtype)
+
+
+def sides_of(role: str, sides: Sides) -> tuple[str | None, str | None]:
+    """Names of attention's input and output factor of a matrix, None for one that is not wanted or does not exist."""
+    if role not in INPUT_FACTOR:
+        raise ValueError(f"metric=attention: there are no attention factors for the {role} role; valid: covariance")
+    return (
+        INPUT_FACTOR[role] if sides != "output" else None,
+        OUTPUT_FACTOR.get(role) if sides != "input" else None,
+    )
+
+
+def refresh_roots(states: Sequence[State], side: str, averages: Sequence[Tensor], damping: float | Tensor) -> None:
+    """Put the inverse Cholesky factors of some averages of one shape into ``state["<side>_root"]``."""
+    stacked = torch.stack(list(averages))
+    roots, good = inverse_cholesky(stacked, damping)
+    name = f"{side}_root"
+    for state, root, is_good in zip(states, roots.unbind(), good.unbind(), strict=True):
+        previous = state.get(name)
+        if previous is None:
+            previous = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)
+        state[name] = torch.where(is_good[..., None, None], root, previous)
+        state["failed"] = state["failed"] + (~is_good).sum()
+
+
+def heads_of(place: Place) -> int:
+    """Heads that a matrix is cut into.
+
+    Raises: ValueError where it has none.
+    """
+    if place.heads is None or place.role == "output":
+        raise ValueError(f"per_head: the {place.role} matrices ({place.module}) are not made of heads, row by row")
+    return place.heads
+
+
+def _owner(place: Place, name: str) -> str | int:
+    if name == COVARIANCE:
+        return place.module
+    assert place.layer is not None
+    return place.layer
+
+
+def _factor_statistics(statistics: Statistics | None) -> FactorStatistics:
+    if not hasattr(statistics, "average"):
+        raise ValueError("the direction needs Kronecker factors: give the optimizer a FisherProbe")
+    return statistics  # type: ignore[return-value]
+
+
+def _equal(
+    momenta: Sequence[Tensor], states: Sequence[State], places: Sequence[Place]
+) -> dict[tuple[object, ...], list[int]]:
+    """Indices of the matrices that can be computed as one batch."""
+    batches: dict[tuple[object, ...], list[int]] = {}
+    for index, (matrix, state, place) in enumerate(zip(momenta, states, places, strict=True)):
+        roots = tuple(state[name].shape if name in state else None for name in ("input_root", "output_root"))
+        batches.setdefault((matrix.shape, matrix.dtype, place.heads, *roots), []).append(index)
+    return batches
+
+
+def _both(matrices_VHDN: Tensor, output_root: Tensor | None, input_root: Tensor | None) -> Tensor:
+    """R_S M R_Aᵀ."""
+    result = matrices_VHDN if output_root is None else output_root @ matrices_VHDN
+    return result if input_root is None else result @ input_root.mT
+
+
+def _transposed(root: Tensor | None) -> Tensor | None:
+    return None if root is None else root.mT
