@@ -111,7 +111,7 @@ class AttentionFisher(Direction):
         if settings.blend is not None:
             share = torch.sigmoid(settings.blend * statistics.mean_energy(place.layer))
             preconditioned = share * adam_update + (1 - share) * preconditioned
-        scaled = preconditioned.view_as(momentum_HDN) * self._multipliers(preconditioned, levels, heads)
+        scaled: Tensor = preconditioned.view_as(momentum_HDN) * self._multipliers(preconditioned, levels, heads)
         return scaled.flatten(0, 1)
 
     def _preconditioned(

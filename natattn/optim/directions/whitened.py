@@ -98,7 +98,8 @@ class Whitened(Direction):
         momenta = average_gradients(gradients, states, settings.momentum, nesterov=settings.nesterov)
         updates: list[Tensor] = [torch.empty(0)] * len(momenta)
         for members in _equal(momenta, states, places).values():
-            heads = heads_of(places[members[0]]) if settings.per_head else 1
+            is_cut = settings.per_head or settings.metric == "attention"
+            heads = heads_of(places[members[0]]) if is_cut else 1
             stacked = torch.stack([momenta[index].to(working_dtype(momenta[index])) for index in members])
             matrices_VHDN = stacked.view(len(members), heads, -1, stacked.shape[-1])
             roots = [self._stacked_root(states, members, side, stacked.dtype) for side in ("output", "input")]

@@ -1,0 +1,131 @@
+"""An optimizer whose attention term is switched off is its named baseline; what the Fisher metric is invariant to."""
+
+import pytest
+import torch
+from conftest import Trained, build_model, loss_of
+
+
+def _weights(trained: Trained) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trained.model.parameters()]
+
+
+def _after(name: str, *overrides: str, steps: int = 8) -> list[torch.Tensor]:
+    trained = Trained(name, *overrides, dtype=torch.float64)
+    trained.train(range(steps))
+    return _weights(trained)
+
+
+OFF = {
+    "fisher_muon is per-head Muon on q and k": (
+        ("fisher_muon", "+optim.placebo=identity", "optim.directions.query.damping=1e-9",
+         "optim.directions.key.damping=1e-9"),
+        ("muon_per_head", "~optim.directions.value"),
+    ),
+    "natural_muon is whitened_muon": (
+        ("natural_muon", "+optim.placebo=plain", "optim.directions.value.per_head=false"),
+        ("whitened_muon",),
+    ),
+    "aif is adamw": (("aif", "optim.directions.default.energy_scale=0"), ("adamw",)),
+    "aif_update is adamw": (("aif_update", "+optim.placebo=identity"), ("adamw",)),
+    "muon_aif is muon": (("muon_aif", "+optim.placebo=identity"), ("muon",)),
+    "aif under a constant is adamw": (
+        ("aif", "+optim.placebo=constant", "+optim.placebo_energy=3.0", "optim.directions.default.inner.eps=1e-12"),
+        ("adamw", "optim.directions.default.eps=1e-12"),
+    ),
+    "aif_blend without its second part is adamw": (
+        ("aif_blend", "optim.directions.query.blend=1e9", "optim.directions.key.blend=1e9", "+optim.placebo=constant",
+         "+optim.placebo_energy=1.0"),
+        ("adamw",),
+    ),
+    "multiscale with equal levels is fa_adam": (
+        ("multiscale", "optim.directions.query.levels.damping=[0.3,0.3,0.3]",
+         "optim.directions.key.levels.damping=[0.3,0.3,0.3]"),
+        ("fa_adam",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("informed", "baseline"), OFF.values(), ids=OFF.keys())
+def test_switched_off_it_is_its_baseline(informed, baseline):
+    for ours, theirs in zip(_after(*informed), _after(*baseline), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["fisher_muon", "natural_muon", "fa_adam", "aif_update", "muon_aif", "newton_muon"])
+def test_switched_on_it_is_not(name):
+    baseline = {"fisher_muon": ("muon_per_head", "~optim.directions.value"), "natural_muon": ("whitened_muon",),
+                "fa_adam": ("adamw",), "aif_update": ("adamw",), "muon_aif": ("muon",), "newton_muon": ("muon",)}  # fmt: skip
+    pairs = zip(_after(name), _after(*baseline[name]), strict=True)
+    assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-4
+
+
+@pytest.mark.parametrize("scale", [0.25, 3.0])
+def test_the_fisher_directions_are_equivariant(scale):
+    """W_Q → cW_Q, W_K → W_K/c leaves the function as it is; so does the step, up to its norm and the damping."""
+    from natattn.optim.directions.whitened import Whitened, refresh_roots
+
+    torch.manual_seed(0)
+    heads, head_dim, width = 2, 4, 8
+    gradient = torch.randn(heads * head_dim, width, dtype=torch.float64)
+    outputs = [torch.randn(heads, d, d, dtype=torch.float64) for d in (head_dim, width)]
+    output_factor, input_factor = (m @ m.mT + torch.eye(m.shape[-1], dtype=m.dtype) for m in outputs)
+    settings = Trained("fisher_muon").settings.directions["query"]
+    direction = Whitened(settings)
+
+    def update(c: float) -> torch.Tensor:
+        # With W_Q scaled by c its gradient is divided by c; S_Q, of the keys, by c².
+        state = {"failed": torch.zeros(())}
+        refresh_roots([state], "output", [output_factor / c**2], 0.1)
+        refresh_roots([state], "input", [input_factor], 0.1)
+        matrix = (gradient / c).view(1, heads, head_dim, width)
+        return direction._in_metric(matrix, state["output_root"][None], state["input_root"][None])
+
+    torch.testing.assert_close(update(scale), scale * update(1.0), rtol=1e-9, atol=0)
+
+
+def test_soap_agrees_with_a_library():
+    library = pytest.importorskip("pytorch_optimizer")
+    from natattn.optim.directions.base import Place
+    from natattn.optim.directions.soap import Soap, SoapSettings
+
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(6, 5))
+    ours = weight.detach().clone()
+    settings = SoapSettings(
+        kind="soap", betas=(0.9, 0.95), factor_decay=0.95, eps=1e-8, refresh_every=2, orthogonalise=False
+    )
+    reference = library.SOAP(
+        [weight], lr=0.1, betas=(0.9, 0.95), shampoo_beta=0.95, weight_decay=0.0, precondition_frequency=2,
+        max_precondition_dim=100, eps=1e-8, correct_bias=True, merge_dims=False, normalize_gradient=False,
+    )  # fmt: skip
+    direction = Soap(settings)
+    state = direction.initial_state(ours)
+    for step in range(9):
+        gradient = torch.randn(6, 5, generator=torch.Generator().manual_seed(step)) * torch.arange(1.0, 6.0)
+        weight.grad = gradient.clone()
+        reference.step()
+        (update,) = direction.updates([gradient], [state], [Place("mlp")], None)
+        ours -= 0.1 * update
+        torch.testing.assert_close(ours, weight.detach(), atol=2e-4, rtol=1e-3, msg=f"step {step}")
+
+
+def test_a_decomposition_that_fails_leaves_the_last_good_root_and_is_counted():
+    from natattn.optim.directions.whitened import refresh_roots
+
+    good = torch.eye(3)[None] * 4
+    state = {"failed": torch.zeros((), dtype=torch.int64)}
+    refresh_roots([state], "input", [good], 0.5)
+    root = state["input_root"].clone()
+    torch.testing.assert_close(root @ root.mT, torch.eye(3)[None] / 6)
+    refresh_roots([state], "input", [good * torch.nan], 0.5)
+    assert torch.equal(state["input_root"], root)
+    assert int(state["failed"]) == 1
+
+
+def test_usable_outside_with_any_transformers_model():
+    model = build_model("llama")
+    trained = Trained("natural_muon", model=model)
+    losses = [float(loss_of(model, 0).detach())]
+    trained.train(range(20))
+    losses.append(float(loss_of(model, 0).detach()))
+    assert losses[1] < losses[0]
