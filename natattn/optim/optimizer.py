@@ -51,7 +51,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.directions = directions
         self.statistics = statistics
         self.steps = 0
-        self.last_updates: dict[str, dict[str, float]] = {}
+        self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
         self._measuring = False
         self._slots: dict[nn.Parameter, list[_Slot]] = {}
         by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
@@ -110,7 +110,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             self._step_group(group)
         if before is not None:
-            self.last_updates = self._measured(before)
+            self.last_updates = {"step": self.steps, "roles": self._measured(before)}
             self._measuring = False
         self.steps += 1
         return loss
@@ -146,6 +146,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         """As of every PyTorch optimizer, with the number of steps and what a placebo has seen."""
         state = super().state_dict()
         state["steps"] = self.steps
+        state["last_updates"] = self.last_updates
         if isinstance(self.statistics, PlaceboStatistics):
             state["placebo"] = self.statistics.state_dict()
         return state
@@ -154,6 +155,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         """Continue from a ``state_dict``, every tensor in the precision that it was saved in."""
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self.steps = state_dict.get("steps", 0)
+        self.last_updates = state_dict.get("last_updates", {})
         if isinstance(self.statistics, PlaceboStatistics):
             self.statistics.load_state_dict(state_dict["placebo"])
         # torch casts floating-point state to the parameter's dtype: roots and averages are finer than bfloat16.
@@ -191,6 +193,33 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             ratio = (update / weight) ** 0.5 if weight > 0 else float("inf")
             result[role] = {"update_rms": (update / count) ** 0.5, "update_to_weight": ratio}
         return result
+
+    def metrics(self) -> dict[str, float]:
+        """What the last step did, by name.
+
+        ``layer_i/energy_factor`` of the directions that have one; by role ``update_rms`` (the root mean square of the
+        change, weight decay apart) and ``update_to_weight`` where that step was measured; ``condition`` and
+        ``preconditioned_condition`` of the input factors, geometric means over matrices and heads;
+        ``failed_decompositions`` so far.
+        """
+        metrics = {f"layer_{layer}/energy_factor": float(factor) for layer, factor in self.energy_factors().items()}
+        if self.last_updates.get("step") == self.steps - 1:
+            for role, values in self.last_updates["roles"].items():
+                metrics |= {f"{role}/{name}": value for name, value in values.items()}
+        conditions: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for parameter, slots in self._slots.items():
+            for slot in slots if parameter in self.state else ():
+                view, direction = slot.view, self.directions[slot.direction]
+                place = Place(view.role, view.layer, view.module, view.heads)
+                found = direction.condition_numbers(self._state_of(view, direction), place, self.statistics)  # type: ignore[arg-type]
+                if found is not None:
+                    conditions.setdefault(view.role, []).append(found)
+        for role, pairs in conditions.items():
+            for name, values in zip(("condition", "preconditioned_condition"), zip(*pairs, strict=True), strict=True):
+                metrics[f"{role}/{name}"] = float(torch.cat(list(values)).log().mean().exp())
+        if conditions:
+            metrics["failed_decompositions"] = float(self.failed_decompositions())
+        return metrics
 
     def energy_factors(self) -> dict[int, Tensor]:
         """Energy factor of every layer at the last step; empty for an optimizer that has none."""

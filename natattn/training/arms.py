@@ -77,11 +77,12 @@ class Arm:
     status: Status = "running"
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
+    optimizer_stopwatch: Stopwatch = field(init=False)  # the optimizer's part of it
     peak_memory: int = 0  # bytes of GPU memory at the worst moment of this arm's steps; the CPU keeps no such count
     _rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stopwatch = Stopwatch(self.device)
+        self.stopwatch, self.optimizer_stopwatch = Stopwatch(self.device), Stopwatch(self.device)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -131,7 +132,8 @@ class Arm:
             )
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * learning_rate_factor
-            self.optimizer.step()
+            with self.optimizer_stopwatch.running():
+                self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self._clip_energies(step)
         if self.device.type == "cuda":

@@ -120,6 +120,7 @@ class Loop:
         self._started = time.perf_counter() - progress.seconds
         for arm in arms:
             arm.stopwatch.seconds = progress.arm_seconds.get(arm.name, 0.0)
+            arm.optimizer_stopwatch.seconds = progress.arm_seconds.get(f"{arm.name} optimizer", 0.0)
 
     @property
     def seconds(self) -> float:
@@ -171,6 +172,8 @@ class Loop:
         for arm in self.arms:
             if arm.active:
                 arm.at_step(step, self.settings.steps)
+                if (step + 1) % self.settings.evaluate_every == 0 or step + 1 == self.settings.steps:
+                    arm.optimizer.measure_next_step()
                 self._pending.append((step, arm, arm.train_step(slices, step, factor)))
         self.progress.step += 1
         if self.progress.step % self.settings.log_every == 0:
@@ -217,7 +220,7 @@ class Loop:
                 arm.diverge(step, f"the validation loss is {losses[arm.name]}")
                 records.append(self._record("diverged", float(step), arm, step))
             values = {"validation/loss": losses[arm.name], **attention_metrics(arm, self._probe_batch)}
-            values.update(self._energy_factors(arm))
+            values.update(self._optimizer_metrics(arm))
             values.update(self._clock_metrics(arm))
             records.extend(self._record(name, value, arm, step) for name, value in values.items())
         if self.device.type == "cpu":
@@ -250,7 +253,9 @@ class Loop:
         if best:
             self.progress.best_loss = loss
         self.progress.seconds = self.seconds
-        self.progress.arm_seconds = {arm.name: arm.stopwatch.read() for arm in self.arms}
+        self.progress.arm_seconds = {arm.name: arm.stopwatch.read() for arm in self.arms} | {
+            f"{arm.name} optimizer": arm.optimizer_stopwatch.read() for arm in self.arms
+        }
         state = {
             "progress": self.progress.to_json(),
             "metrics_position": self.metrics.position(),
@@ -263,11 +268,10 @@ class Loop:
         """The last validation loss of every arm, by metric name."""
         return {f"{arm}/validation/loss": loss for arm, loss in self._losses.items()}
 
-    def _energy_factors(self, arm: Arm) -> dict[str, float]:
+    def _optimizer_metrics(self, arm: Arm) -> dict[str, float]:
         if self.progress.step == 0:
             return {}  # no step has been taken yet
-        factors = arm.optimizer.energy_factors()
-        return {f"optim/layer_{layer}/energy_factor": float(factor) for layer, factor in factors.items()}
+        return {f"optim/{name}": value for name, value in arm.optimizer.metrics().items()}
 
     def _clock_metrics(self, arm: Arm) -> dict[str, float]:
         seconds = arm.stopwatch.read()
@@ -275,6 +279,7 @@ class Loop:
         if self.progress.step and seconds:
             tokens = self.progress.step * self.settings.batch_size * self.context
             metrics["time/tokens_per_second"] = tokens / seconds
+            metrics["time/optimizer_share"] = arm.optimizer_stopwatch.read() / seconds
         if self.device.type == "cuda":
             metrics["time/peak_memory_bytes"] = float(arm.peak_memory)
         return metrics

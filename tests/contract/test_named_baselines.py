@@ -54,7 +54,8 @@ def test_switched_off_it_is_its_baseline(informed, baseline):
 @pytest.mark.parametrize("name", ["fisher_muon", "natural_muon", "fa_adam", "aif_update", "muon_aif", "newton_muon"])
 def test_switched_on_it_is_not(name):
     baseline = {"fisher_muon": ("muon_per_head", "~optim.directions.value"), "natural_muon": ("whitened_muon",),
-                "fa_adam": ("adamw",), "aif_update": ("adamw",), "muon_aif": ("muon",), "newton_muon": ("muon",)}  # fmt: skip
+                "fa_adam": ("adamw",), "aif_update": ("adamw",), "muon_aif": ("muon",),
+                "newton_muon": ("muon",)}  # fmt: skip
     pairs = zip(_after(name), _after(*baseline[name]), strict=True)
     assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-4
 

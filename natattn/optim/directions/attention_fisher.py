@@ -16,7 +16,7 @@ from natattn.attention.energy import working_dtype
 from natattn.optim.directions.adam import Adam, Beta
 from natattn.optim.directions.base import Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.levels import Levels, levels_of
-from natattn.optim.directions.whitened import heads_of, refresh_roots, sides_of
+from natattn.optim.directions.whitened import damped_condition_numbers, heads_of, refresh_roots, sides_of
 from natattn.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -93,6 +93,14 @@ class AttentionFisher(Direction):
             updates.append(update.to(adam_update.dtype))
             state["host_step"] += 1
         return updates
+
+    def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
+        """See ``Direction``; None for a form without roots, and where every level has its own damping."""
+        if "input_root" not in state or self.settings.levels is not None or place.layer is None:
+            return None
+        name = sides_of(place.role, "input")[0]
+        average = statistics.average(place.layer, str(name))  # type: ignore[attr-defined]
+        return damped_condition_numbers(average, state["input_root"], self.settings.damping)
 
     def _of_matrix(
         self, adam_update: Tensor, momentum: Tensor, state: State, place: Place, statistics: FactorStatistics

@@ -84,6 +84,10 @@ class Direction:
         """State of one matrix before its first step; a direction may add to it later."""
         raise NotImplementedError
 
+    def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
+        """Of a preconditioner: those of its damped input factor, [heads], without and with the root in use."""
+        return None
+
     def updates(
         self,
         gradients: Sequence[Tensor],

@@ -109,6 +109,14 @@ class Whitened(Direction):
                 updates[index] = update.to(momenta[index].dtype)
         return updates
 
+    def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
+        """See ``Direction``; None without a root."""
+        name = self._sides_of(place.role)[0]
+        if name is None or "input_root" not in state:
+            return None
+        average = _factor_statistics(statistics).average(_owner(place, name), name)
+        return damped_condition_numbers(average, state["input_root"], self.settings.damping)
+
     def _in_metric(self, matrices_VHDN: Tensor, output_root: Tensor | None, input_root: Tensor | None) -> Tensor:
         """With R the roots, Rᵀ R = (factor + damping)⁻¹."""
         steps = self.settings.newton_schulz_steps
@@ -182,6 +190,19 @@ def refresh_roots(states: Sequence[State], side: str, averages: Sequence[Tensor]
             previous = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)
         state[name] = torch.where(is_good[..., None, None], root, previous)
         state["failed"] = state["failed"] + (~is_good).sum()
+
+
+def damped_condition_numbers(average: Tensor, root: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Condition numbers of A + damping · mean eigenvalue · I, and of R times that times Rᵀ; [heads] each.
+
+    The second is 1 when the root is that of this very average.
+    """
+    average = average.double()
+    mean = average.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    damped = average + damping * mean * torch.eye(average.shape[-1], dtype=average.dtype, device=average.device)
+    preconditioned = root.double() @ damped @ root.double().mT
+    before, after = (torch.linalg.eigvalsh(matrix) for matrix in (damped, preconditioned))
+    return before[:, -1] / before[:, 0], after[:, -1] / after[:, 0]
 
 
 def heads_of(place: Place) -> int:
