@@ -1,9 +1,12 @@
 """Shared fixtures: a cache of its own, a small text, and the smallest model that still has every part."""
 
+import os
 import random
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import: no test waits for a network, and none depends on one
 
 WORDS = ("attention", "is", "a", "pattern", "of", "energy", "and", "the", "gradient", "follows", "it", "down")
 TINY = (

@@ -1,5 +1,6 @@
 """An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,7 +178,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         return {p: p.detach().clone() for group in self.param_groups for p in group["params"] if p.grad is not None}
 
     def _measured(self, before: dict[nn.Parameter, Tensor]) -> dict[str, dict[str, float]]:
-        """By role: the root mean square of learning_rate · u, and the same relative to the weights'."""
+        """By role: the root mean square of learning_rate · u, and the same relative to the weights', if finite."""
         squares: dict[str, list[Tensor]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -190,8 +191,10 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         result = {}
         for role, entries in squares.items():
             update, weight, count = torch.stack(entries).sum(0).tolist()
-            ratio = (update / weight) ** 0.5 if weight > 0 else float("inf")
-            result[role] = {"update_rms": (update / count) ** 0.5, "update_to_weight": ratio}
+            measured = {"update_rms": (update / count) ** 0.5}
+            if weight > 0:
+                measured["update_to_weight"] = (update / weight) ** 0.5
+            result[role] = {name: value for name, value in measured.items() if math.isfinite(value)}
         return result
 
     def metrics(self) -> dict[str, float]:
