@@ -10,16 +10,27 @@ if TYPE_CHECKING:
     from natattn import attention
     from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention
     from natattn.optim.attention_informed import AttentionInformedOptimizer
+    from natattn.optim.fisher_muon import FisherMuon, NaturalMuon
     from natattn.paper import train_models
 
 _HOMES = {
     "AttentionInformedOptimizer": "natattn.optim.attention_informed",
+    "FisherMuon": "natattn.optim.fisher_muon",
     "GPT2NaturalAttentionBlock": "natattn.attention.gpt2",
     "NaturalAttention": "natattn.attention.gpt2",
+    "NaturalMuon": "natattn.optim.fisher_muon",
     "train_models": "natattn.paper",
 }
 
-__all__ = ["AttentionInformedOptimizer", "GPT2NaturalAttentionBlock", "NaturalAttention", "attention", "train_models"]
+__all__ = [
+    "AttentionInformedOptimizer",
+    "FisherMuon",
+    "GPT2NaturalAttentionBlock",
+    "NaturalAttention",
+    "NaturalMuon",
+    "attention",
+    "train_models",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from natattn import config
 from natattn.errors import UserError
 from natattn.explain import first_line, unknown_key
+from natattn.files import CONFIG_NAME, conf_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -121,7 +122,7 @@ def train_help() -> str:
             star = "*" if defaults.get(group) == option else " "
             lines.append(f"   {star} {option:<14} {config.description(group, option)}\n")
     lines.append("\nother keys with their defaults (natattn train --cfg job prints all):\n\n")
-    text = (config.conf_folder() / "train.yaml").read_text(encoding="utf-8")
+    text = (conf_folder() / "train.yaml").read_text(encoding="utf-8")
     body = text.split("\n\n", 1)[1].split("\nhydra:")[0]
     lines.extend(f"  {line}".rstrip() + "\n" for line in body.splitlines())
     return "".join(lines)
@@ -239,7 +240,7 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
     handlers, level = root.handlers[:], root.level  # --info reconfigures them for good
     sys.argv = ["natattn", *arguments]
     try:
-        hydra.main(config_path=str(config.conf_folder()), config_name=config.CONFIG_NAME, version_base="1.3")(job)()
+        hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(job)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except HydraException as error:
@@ -268,7 +269,7 @@ def _defaults() -> dict[str, str]:
     """{group: option} of the defaults list of train.yaml."""
     import yaml
 
-    content = yaml.safe_load((config.conf_folder() / "train.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((conf_folder() / "train.yaml").read_text(encoding="utf-8"))
     return {
         group: option for entry in content["defaults"] if isinstance(entry, dict) for group, option in entry.items()
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from natattn.errors import UserError
 from natattn.explain import first_line, suggestion, unknown_key, validation_line
+from natattn.files import CONFIG_NAME, conf_folder
 from natattn.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,22 +20,8 @@ if TYPE_CHECKING:
 
     from natattn.training.settings import RunSettings
 
-CONFIG_NAME = "train"
 SettingsType = TypeVar("SettingsType", bound=Settings)
 _QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
-
-
-@cache
-def conf_folder() -> Path:
-    """Where the configuration lives: inside an installed package, else beside it in a checkout.
-
-    Raises: UserError where neither exists.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / f"{CONFIG_NAME}.yaml").is_file():
-            return folder
-    raise UserError(f"{package}: the installation has no conf/ folder; install natattn again")
 
 
 @cache

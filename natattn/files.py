@@ -1,4 +1,4 @@
-"""Files that are there wholly or not at all, also after a crash."""
+"""Files that are there wholly or not at all, also after a crash; and where the configuration lies."""
 
 import contextlib
 import json
@@ -6,9 +6,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from natattn.errors import UserError
+
+CONFIG_NAME = "train"
 _STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is nobody's
 
 
@@ -50,3 +54,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@cache
+def conf_folder() -> Path:
+    """Where the configuration lives: inside an installed package, else beside it in a checkout.
+
+    Raises: UserError where neither exists.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / f"{CONFIG_NAME}.yaml").is_file():
+            return folder
+    raise UserError(f"{package}: the installation has no conf/ folder; install natattn again")

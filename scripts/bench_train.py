@@ -113,32 +113,44 @@ def against_trainer(repeats: int, steps: int, folder: Path) -> None:
     report("standard arm / Trainer, nano 4×128×4, context 128, batch 16", pairs, tokens)
 
 
-def against_standard(repeats: int, steps: int, folder: Path, name: str, *overrides: str) -> None:
-    """Benchmark 2: both arms of one run, interleaved step by step, with the order swapped every repeat."""
-    settings, corpus = prepared(*overrides, "train.steps=100000", "tracker=off", "train.device=cpu")
+def interleaved(repeats: int, steps: int, folder: Path, *overrides: str) -> tuple[list[tuple[float, float]], int]:
+    """(candidate, reference) seconds per step of every repeat, and the tokens of a step.
+
+    Both arms of one run take turns step by step, and which of them goes first is swapped every repeat.
+    """
+    settings, corpus = prepared(*overrides, "train.steps=100000", "tracker=off")
     arms, context = build_arms(settings, corpus)
     loop = make_loop(settings, corpus, arms, context, folder)
-    standard, natural = arms
+    reference, candidate = arms
     pairs = []
     for repeat in range(-1, repeats):
-        loop.arms = [standard, natural] if repeat % 2 else [natural, standard]
-        before = [arm.stopwatch.read() for arm in (natural, standard)]
+        loop.arms = [reference, candidate] if repeat % 2 else [candidate, reference]
+        before = [arm.stopwatch.read() for arm in (candidate, reference)]
         for _ in range(steps):
             loop.advance()
-        spent = [arm.stopwatch.read() - b for arm, b in zip((natural, standard), before, strict=True)]
+        spent = [arm.stopwatch.read() - b for arm, b in zip((candidate, reference), before, strict=True)]
         if repeat >= 0:  # the first round is warm-up
             pairs.append((spent[0] / steps, spent[1] / steps))
-    report(name, pairs, settings.train.batch_size * context)
+    return pairs, settings.train.batch_size * context
+
+
+def against_standard(repeats: int, steps: int, folder: Path, name: str, *overrides: str) -> None:
+    """Benchmark 2."""
+    pairs, tokens = interleaved(repeats, steps, folder, *overrides, "train.device=cpu")
+    report(name, pairs, tokens)
 
 
 def report(name: str, pairs: list[tuple[float, float]], tokens: int) -> None:
     """Print the ratio of throughputs, first over second, from (seconds, seconds) per step of every repeat."""
-    ratios = [second / first for first, second in pairs]
-    mean, spread = statistics.mean(ratios), statistics.stdev(ratios)
-    half = T_QUANTILE[len(ratios) - 1] * spread / len(ratios) ** 0.5
+    mean, half = interval([second / first for first, second in pairs])
     first, second = (tokens / statistics.median(column) for column in zip(*pairs, strict=True))
     print(f"{name}\n  {first:,.0f} / {second:,.0f} tokens/s: ratio {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
-          f" over {len(ratios)} repeats", flush=True)  # fmt: skip
+          f" over {len(pairs)} repeats", flush=True)  # fmt: skip
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % t interval."""
+    return statistics.mean(values), T_QUANTILE[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from natattn import config
 from natattn.errors import UserError
+from natattn.files import conf_folder
 
 
 def _settings(*overrides: str):
@@ -86,7 +87,7 @@ def test_wrong_input_is_one_line_that_names_key_and_what_is_valid(override, expe
 def test_a_stale_experiment_file_is_named_with_its_line(tmp_path, monkeypatch):
     import shutil
 
-    shutil.copytree(config.conf_folder(), tmp_path / "conf")
+    shutil.copytree(conf_folder(), tmp_path / "conf")
     stale = "# @package _global_\n# an old one\ntrain:\n  stepz: 3\n"
     (tmp_path / "conf" / "experiment" / "stale.yaml").write_text(stale)
     monkeypatch.setattr(config, "conf_folder", lambda: tmp_path / "conf")

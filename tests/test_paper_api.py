@@ -136,8 +136,10 @@ def test_defaults_are_the_seeds():
 def test_public_names_are_there_and_nothing_is_imported_for_them():
     assert sorted(natattn.__all__) == [
         "AttentionInformedOptimizer",
+        "FisherMuon",
         "GPT2NaturalAttentionBlock",
         "NaturalAttention",
+        "NaturalMuon",
         "attention",
         "train_models",
     ]

@@ -68,6 +68,7 @@ class FisherProbe(AttentionProbe):
             if factor not in FACTORS:
                 raise KeyError(f"unknown factor {factor!r}; there are {', '.join(FACTORS)}")
         self.factors = tuple(factors)
+        self.covariances = tuple(covariances)
         self.capture_every = capture_every
         self.sequences = sequences
         self.capture_rows = capture_rows

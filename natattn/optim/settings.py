@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from natattn.attention.probe import AttentionProbe
+from natattn.files import conf_folder
 from natattn.fisher.kronecker import FACTORS
 from natattn.fisher.probe import FisherProbe
 from natattn.optim.directions import Direction, DirectionSettings, Statistics
@@ -99,12 +101,27 @@ class OptimSettings(Settings):
             statistics = PlaceboStatistics(statistics, self.placebo, views, energy=self.placebo_energy, seed=seed)
         return DirectionalOptimizer(
             views,
-            {key: direction.build() for key, direction in self.directions.items()},
+            self.build_directions(),
             learning_rate=self.learning_rate,
             learning_rates=self.learning_rates,
             weight_decay=self.weight_decay,
             statistics=statistics,
         )
+
+    def build_directions(self) -> dict[str, Direction]:
+        """The directions themselves, by key."""
+        return {key: direction.build() for key, direction in self.directions.items()}
+
+    def check_probe(self, model: nn.Module, probe: FisherProbe) -> None:
+        """Raises: ValueError for a probe of another model, or one that does not keep what the directions read."""
+        if probe.model is not model:
+            raise ValueError(f"probe: observes another {type(probe.model).__name__} than the model given")
+        factors, covariances = self._factors_of(partition(model))
+        missing = [name for name in factors if name not in probe.factors]
+        missing += [f"the covariance of {name}" for name in covariances if name not in probe.covariances]
+        missing += [name for name in self.quantities if name not in probe.quantities]
+        if missing:
+            raise ValueError(f"probe: does not keep {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
 
     def build_probe(self, model: Any, **options: Any) -> AttentionProbe | None:
         """The probe that the directions need, attached to the model; None where they need none.
@@ -142,3 +159,9 @@ class OptimSettings(Settings):
             if "covariance" in names or (self.placebo == "plain" and view.role in _ROLE_OF_PLAIN):
                 covariances[view.module] = None
         return list(factors), list(covariances)
+
+
+def read_settings(name: str) -> OptimSettings:
+    """The settings in conf/optim/<name>.yaml."""
+    path = conf_folder() / "optim" / f"{name}.yaml"
+    return OptimSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
