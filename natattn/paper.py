@@ -94,6 +94,8 @@ def train_models(
     from natattn.training.run import train
 
     try:
+        if not isinstance(config_dict, Mapping):
+            raise UserError(f"config_dict: is a {type(config_dict).__name__}; valid: a dict")
         paper = config.validated({**DEFAULTS, **config_dict}, PaperSettings)
         settings, steps_per_epoch = _run_settings(paper, data, max_steps, max_seconds, seed)
         target = Path(folder) if folder is not None else _new_folder()

@@ -63,7 +63,10 @@ class AttentionInputs:
 
     @property
     def first_position(self) -> int:
-        """Position of the first query among the keys: with a cache, the queries are the last of the sequence."""
+        """Position of the first query among the keys: with a cache, the queries are the last of the sequence.
+
+        A static cache has empty slots behind them, so that distances are then counted from its end.
+        """
         return 0 if self.masks_the_future else self.key_length - self.length
 
     def first_keys(self, count: int) -> "AttentionInputs":
@@ -115,6 +118,19 @@ class AttentionInputs:
         share = self.batch / mask.shape[0] * self.length / mask.shape[2]
         dtype = working_dtype(self.query)
         return keys_of_row.sum((0, 2)).to(dtype) * share, (keys_of_row > 0).sum((0, 2)).to(dtype) * share
+
+    def without_padded_rows(self) -> "AttentionInputs":
+        """The same with the rows of padded queries forbidden: those whose own key is, in attention of a sequence to
+        itself. A padding mask forbids keys alone, so that a padded query would still count.
+
+        A mask that is not square is left as it is: with a cache the queries are new tokens, which are never padding.
+        """
+        mask = self.attention_mask
+        if mask is None or mask.shape[2] != self.length or mask.shape[-1] != self.length:
+            return self
+        padded = ~is_allowed(mask).diagonal(dim1=-2, dim2=-1)[..., None]
+        forbidden = False if mask.dtype == torch.bool else float("-inf")
+        return replace(self, attention_mask=mask.masked_fill(padded, forbidden))
 
     def first_token(self) -> Tensor:
         """Index of each sequence's first token: the first key that any of its rows may attend to, [B or 1, H or 1]."""

@@ -70,11 +70,12 @@ class AttentionProbe:
             raise ValueError(f"layers={sorted(layers)}: the model has {known}")
         self._counts = MaskCounts()
         self.sites = [
-            AttentionSite(layer.layer, layer.name, observation, self._counts)
+            AttentionSite(layer.layer, layer.name, observation, self._counts, layer.is_cross_attention)
             for layer in found
             if layers is None or layer.layer in layers
         ]
         self._reduced = False
+        self._detached = False
         self._attach()
 
     def _attach(self) -> None:
@@ -89,7 +90,16 @@ class AttentionProbe:
             setattr(module, SITE_ATTRIBUTE, site)
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Leave the model as it was; a second call does nothing.
+
+        Raises: RuntimeError while a probe that was attached after this one still is.
+        """
+        if self._detached:
+            return
+        for site, module in zip(self.sites, self._modules, strict=True):
+            if vars(module).get(SITE_ATTRIBUTE) is not site:
+                raise RuntimeError("another probe was attached to the model after this one; detach that one first")
+        self._detached = True
         for module, previous in zip(self._modules, self._previous_sites, strict=True):
             if previous is not None:
                 setattr(module, SITE_ATTRIBUTE, previous)

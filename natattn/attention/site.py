@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from natattn.attention.dense import dense_statistics
 from natattn.attention.energy import AttentionInputs
@@ -56,6 +57,7 @@ class MaskCounts:
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
         self._counts: Counts | None = None
+        self._unpadded: tuple[Tensor, int, Tensor | None] | None = None
 
     def of(self, inputs: AttentionInputs) -> Counts:
         """``inputs.count_pairs_and_rows()``, from memory where it was counted just before."""
@@ -63,15 +65,25 @@ class MaskCounts:
         # Without a mask there is nothing to count; the compiler merges equal counts by itself.
         if mask is None or torch.compiler.is_compiling():
             return inputs.count_pairs_and_rows()
-        key = (mask, mask._version, inputs.batch, inputs.length, inputs.key_length)
+        key = (mask, _version(mask), inputs.batch, inputs.length, inputs.key_length)
         if not self._key or self._key[0] is not mask or self._key[1:] != key[1:]:
             self._key, self._counts = key, inputs.count_pairs_and_rows()
         assert self._counts is not None
         return self._counts
 
+    def unpadded(self, inputs: AttentionInputs) -> AttentionInputs:
+        """``inputs.without_padded_rows()``, the mask from memory where it was made just before."""
+        mask = inputs.attention_mask
+        if mask is None or torch.compiler.is_compiling():
+            return inputs.without_padded_rows()
+        key = (mask, _version(mask))
+        if self._unpadded is None or self._unpadded[0] is not mask or self._unpadded[1] != key[1]:
+            self._unpadded = (*key, inputs.without_padded_rows().attention_mask)
+        return replace(inputs, attention_mask=self._unpadded[2])
+
     def clear(self) -> None:
         """Let the mask go."""
-        self._key, self._counts = (), None
+        self._key, self._counts, self._unpadded = (), None, None
 
 
 @dataclass
@@ -85,13 +97,16 @@ class AttentionSite:
     name: str
     observation: Observation
     counts: MaskCounts = field(repr=False)
+    is_cross_attention: bool = False
     offset: float = 0.5
     recording: bool = False
     capture: "Callable[[AttentionSite, AttentionInputs], None] | None" = field(default=None, repr=False)
     statistics: EnergyStatistics | None = field(default=None, repr=False)
 
     def observe(self, inputs: AttentionInputs) -> None:
-        """Tell whoever looks at this forward pass about it."""
+        """Tell whoever looks at this forward pass about it; padded queries are not shown."""
+        if not self.is_cross_attention and (self.recording or self.capture is not None):
+            inputs = self.counts.unpadded(inputs)
         if self.recording:
             self.record(inputs)
         if self.capture is not None:
@@ -122,6 +137,11 @@ class AttentionSite:
         if self.statistics is None:
             raise RuntimeError(f"layer {self.layer} has not been observed yet: run a forward pass inside probe.step()")
         return self.statistics
+
+
+def _version(mask: Tensor) -> int:
+    """Changes when the mask is changed in place; inference tensors do not count that."""
+    return 0 if mask.is_inference() else mask._version
 
 
 def _inside_backward() -> bool:

@@ -84,7 +84,12 @@ class FisherProbe(AttentionProbe):
         if not (quantities or factors):
             others["layers"] = ()  # input covariances alone need no look into attention
         super().__init__(model, quantities=quantities, **others)
-        self._handles = list(self._hooks(covariances))
+        self._handles: list[RemovableHandle] = []
+        try:
+            self._handles.extend(self._hooks(covariances))
+        except BaseException:
+            self.detach()
+            raise
 
     def average(self, owner: str | int, name: str) -> Tensor:
         """A factor's bias-corrected average, [heads or 1, dim, dim].
@@ -118,9 +123,9 @@ class FisherProbe(AttentionProbe):
 
     def detach(self) -> None:
         """Leave the model as it was."""
+        super().detach()
         for handle in self._handles:
             handle.remove()
-        super().detach()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was last recorded, and the averages."""
@@ -157,6 +162,10 @@ class FisherProbe(AttentionProbe):
             site.capture = None
 
     def _hooks(self, covariances: Collection[str]) -> Iterator[RemovableHandle]:
+        linear = {name for name, module in self.model.named_modules() if getattr(module, "weight", None) is not None}
+        for wanted in covariances:
+            if wanted not in linear:
+                raise ValueError(f"covariances: the model has no module {wanted!r} with a weight")
         projections = set()
         for site in self.sites if self.factors else ():
             attention = self.model.get_submodule(site.name)

@@ -92,7 +92,7 @@ class NaturalGradientAttention(Settings):
     """The same forward; the gradient that reaches queries and keys goes through (F + damping·I)⁻¹ (D2)."""
 
     kind: Literal["natural_gradient"]
-    damping: float = Field(gt=0)
+    damping: float = Field(gt=0, le=1e30)  # beyond, 1 + damping leaves float32
 
     def put_on(self, model: Any) -> None:
         """Choose the attention function and its damping."""
@@ -131,7 +131,7 @@ class PublishedAttention(Settings):
     kind: Literal["published"]
     causal: bool
     masked_energies_saturate: bool  # the mask's −1e9 enters mean|E|, so that the energy factor is 2
-    label_shift: int = Field(ge=1)
+    label_shift: int = Field(ge=1, le=2)
 
     def put_on(self, model: Any) -> None:
         """The model was built of these blocks."""

@@ -1,5 +1,7 @@
 """Checks made before a run trains: no look into the future, labels shifted once."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -8,12 +10,16 @@ from natattn.models.attention_types import PublishedAttention
 from natattn.settings import Settings
 from natattn.training.arms import Arm
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of a logit's change, in units of the logits' standard deviation; of an oracle's loss, in nats
 
 
 @torch.no_grad()
 def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
-    """Largest change of any logit before position t when the token at t changes, for t in the middle and at the end."""
+    """Largest change of any logit before position t when the token at t changes, for t in the middle and at the end.
+
+    In units of the standard deviation of the logits, so that a small initialisation hides nothing; nan where a logit is
+    not finite.
+    """
     arm.model.eval()
     generator = torch.Generator().manual_seed(0)
     length = min(context, 64)
@@ -23,9 +29,9 @@ def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
     for position in {length // 2, length - 1}:
         changed = tokens.clone()
         changed[0, position] = (changed[0, position] + 1) % vocab_size
-        difference = (_logits(arm, changed) - original)[:, :position].abs().max()
-        leak = max(leak, float(difference))
-    return leak
+        difference = float((_logits(arm, changed) - original)[:, :position].abs().max())
+        leak = difference if math.isnan(difference) else max(leak, difference)
+    return leak / max(float(original.std()), 1e-30)
 
 
 def check_guards(arms: list[Arm], context: int, vocab_size: int, *, attention: Settings) -> list[str]:
@@ -40,7 +46,7 @@ def check_guards(arms: list[Arm], context: int, vocab_size: int, *, attention: S
             check_causality(arm, context, vocab_size)
             check_label_shift(arm, vocab_size)
         return []
-    return [arm.name for arm in arms if causality_leak(arm, context, vocab_size) > TOLERANCE]
+    return [arm.name for arm in arms if not causality_leak(arm, context, vocab_size) <= TOLERANCE]
 
 
 def check_causality(arm: Arm, context: int, vocab_size: int) -> None:
@@ -49,9 +55,12 @@ def check_causality(arm: Arm, context: int, vocab_size: int) -> None:
     Raises: UserError naming the arm and the size of the leak.
     """
     leak = causality_leak(arm, context, vocab_size)
+    if not math.isfinite(leak):
+        raise UserError(f"arm {arm.name}: its logits are not finite before the first step; are its weights?")
     if leak > TOLERANCE:
         raise UserError(
-            f"arm {arm.name}: a logit moves by {leak:.2g} when a later token changes; the model is not causal"
+            f"arm {arm.name}: a logit moves by {leak:.2g} standard deviations when a later token changes; "
+            "the model is not causal"
         )
 
 

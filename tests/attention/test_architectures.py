@@ -115,8 +115,8 @@ def _capture(model, arguments: dict) -> dict:
     return captured
 
 
-def _expected(query, key, mask, kwargs, weights) -> dict[str, torch.Tensor]:
-    """Statistics from what the model's own attention saw."""
+def _expected(query, key, mask, kwargs, weights, *, is_cross_attention) -> dict[str, torch.Tensor]:
+    """Statistics from what the model's own attention saw; a padded token neither asks nor is asked."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scaling = kwargs.get("scaling")
     energy = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -125,6 +125,8 @@ def _expected(query, key, mask, kwargs, weights) -> dict[str, torch.Tensor]:
     if kwargs.get("position_bias") is not None:
         energy = energy + kwargs["position_bias"]
     allowed = torch.ones_like(energy).bool() if mask is None else (mask > -1e8).expand_as(energy)
+    if not is_cross_attention:
+        allowed = allowed & allowed.diagonal(dim1=-2, dim2=-1)[..., None]
     # A row without any key: eager attention spreads its weights over forbidden keys.
     present = allowed.any(-1)
     entropy = torch.special.entr(weights * allowed).sum(-1)
@@ -161,7 +163,8 @@ def _check_observed(name, *, padded):
         captured = _capture(model, arguments)
     assert len(probe.sites) == len(captured) == len(attention_layers(model, cross_attention=True))
     for site in probe.sites:
-        for quantity, expected in _expected(*captured[model.get_submodule(site.name)]).items():
+        seen = captured[model.get_submodule(site.name)]
+        for quantity, expected in _expected(*seen, is_cross_attention=site.is_cross_attention).items():
             actual = site.recorded()[quantity]
             assert torch.allclose(actual, expected, atol=2e-5, rtol=1e-4), (site.name, quantity, actual, expected)
 

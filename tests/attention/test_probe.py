@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from natattn.attention.attach import attach
 from natattn.attention.interface import SITE_ATTRIBUTE
@@ -296,3 +297,59 @@ def test_bad_options_are_refused(gpt2, options, message):
     with pytest.raises(ValueError, match=message):
         AttentionProbe(model, **options)
     assert model.config._attn_implementation == "sdpa"
+
+
+def _padded(pad_token: int) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(1, 30, (2, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 6:] = 0
+    return {"input_ids": tokens.masked_fill(mask == 0, pad_token), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("rows", [None, 9])
+def test_padded_queries_enter_nothing(rows):
+    torch.manual_seed(0)
+    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 30, "initializer_range": 0.5}
+    model = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    names = ("mean_absolute_energy", "entropy", "attention_distance", "heat_capacity")
+    found = []
+    for pad_token in (0, 7):
+        with AttentionProbe(model, quantities=names, row_count=rows) as probe:
+            with probe.step(0):
+                model(**_padded(pad_token))
+            found.append([probe.statistics(1)[name] for name in names])
+            assert float(probe.statistics(1).rows.sum()) == 15
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    # Nor do they without padding: each sequence alone, weighted by its pairs and rows, gives the same.
+    batch, alone = _padded(0), []
+    for tokens in (batch["input_ids"][:1], batch["input_ids"][1:, :6]):
+        with AttentionProbe(model, quantities=names, row_count=rows) as probe, probe.step(0):
+            model(input_ids=tokens)
+            alone.append(probe.sites[1].recorded())
+    for name, value in zip(names, found[0], strict=True):
+        torch.testing.assert_close(value, (alone[0] + alone[1])[name])
+
+
+def test_a_padded_batch_in_inference_mode():
+    model = GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=30)).eval()
+    with AttentionProbe(model) as probe, torch.inference_mode(), probe.step(0):
+        model(**_padded(0))
+    assert float(probe.statistics(0).rows.sum()) == 15
+
+
+def test_probes_detach_in_order_and_once():
+    model = GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=30))
+    before = model.config._attn_implementation
+    first = AttentionProbe(model)
+    second = AttentionProbe(model)
+    with pytest.raises(RuntimeError, match="detach that one first"):
+        first.detach()
+    second.detach()
+    first.detach()
+    with AttentionProbe(model) as third:
+        first.detach()  # a second time: nothing
+        with third.step(0):
+            model(input_ids=torch.arange(8)[None])
+        assert third.statistics(0)["mean_absolute_energy"].isfinite().all()
+    assert model.config._attn_implementation == before

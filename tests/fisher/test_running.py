@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from natattn.fisher.probe import FisherProbe
 from natattn.fisher.running import KroneckerFactors
 
 HEADS, HEAD_DIM, WIDTH = 3, 4, 6
@@ -162,3 +164,12 @@ def test_arguments_out_of_range_are_named(key, value):
     arguments = {"decay": 0.9, "damping": 0.1, "refresh_every": 1, key: value}
     with pytest.raises(ValueError, match=key):
         KroneckerFactors(**arguments)
+
+
+def test_a_probe_that_cannot_be_made_leaves_the_model_as_it_was():
+    model = GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=30))
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match="no module 'nowhere'"):
+        FisherProbe(model, factors=("query_input",), covariances=("transformer.h.0.mlp.c_fc", "nowhere"))
+    assert model.config._attn_implementation == before
+    assert not any(module._forward_pre_hooks for module in model.modules())

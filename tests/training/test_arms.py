@@ -138,6 +138,15 @@ def test_guards_pass_causal_arms_and_catch_a_leak(tiny):
     assert causality_leak(natural, context, 257) > 1e-4
     with pytest.raises(Exception, match="arm natural: a logit moves"):
         check_causality(natural, context, 257)
+    with torch.no_grad():  # a small leak of small logits is as much of a leak
+        natural.model.transformer.wte.weight.mul_(1e-5)
+        natural.model.transformer.wpe.weight.mul_(1e-5)
+    with pytest.raises(Exception, match="arm natural: a logit moves"):
+        check_causality(natural, context, 257)
+    with torch.no_grad():
+        natural.model.transformer.wte.weight.fill_(float("nan"))
+    with pytest.raises(Exception, match="arm natural: its logits are not finite"):
+        check_causality(natural, context, 257)
 
 
 def test_guard_catches_labels_that_are_shifted_twice(tiny, monkeypatch):
