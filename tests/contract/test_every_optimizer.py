@@ -14,6 +14,23 @@ def test_descends_on_a_tiny_transformer(optimizer_name):
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_descends_on_a_convex_quadratic(optimizer_name):
+    trained = Trained(optimizer_name, "optim.weight_decay=0")
+    generator = torch.Generator().manual_seed(1)
+    targets = [p.detach() + 0.2 * torch.randn(p.shape, generator=generator) for p in trained.model.parameters()]
+    losses = []
+    for step in range(30):
+        with trained.observed(step):
+            loss_of(trained.model, step)  # what the factors and energies are of; its gradient plays no part
+        pairs = list(zip(trained.model.parameters(), targets, strict=True))
+        for parameter, target in pairs:
+            parameter.grad = parameter.detach() - target
+        losses.append(sum(float(parameter.grad.square().sum()) for parameter, _ in pairs) / 2)
+        trained.optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    assert losses[10] < losses[0]
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_is_deterministic_and_works_on_fused_and_grouped_weights(optimizer_name, kind):
     first, second = (Trained(optimizer_name, kind=kind) for _ in range(2))
