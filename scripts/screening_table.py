@@ -27,7 +27,6 @@ class Run:
 
     losses: Mapping[int, float]
     seconds_per_step: float
-    status: str
 
 
 def main() -> None:
@@ -61,12 +60,12 @@ def read_run(path: Path) -> Run | None:
     facts = json.loads((path / "run.json").read_text()) if (path / "run.json").is_file() else {}
     if facts.get("status") not in ("finished", "diverged"):
         return None
-    ((arm, outcome),) = facts["arms"].items()
+    (arm,) = facts["arms"]
     metrics = read_metrics(path / "metrics.jsonl")
     steps, values, _ = metrics.select(arm=arm, name="validation/loss")
     losses = {int(step): float(value) for step, value in zip(steps, values, strict=True) if step}
     steps, seconds, _ = metrics.select(arm=arm, name="time/train_seconds")
-    return Run(losses, float(seconds[-1] / steps[-1]), outcome["status"])
+    return Run(losses, float(seconds[-1] / steps[-1]))
 
 
 def final(seeds: list[Run], last: int) -> float:

@@ -52,7 +52,10 @@ class Observation:
 
 
 class MaskCounts:
-    """Pairs and rows that a mask allows, counted once for all the layers that share the mask in a forward pass."""
+    """What a mask says, worked out once for all the layers that share it in a forward pass.
+
+    How many pairs and rows it allows, and what it is without the rows of padded queries.
+    """
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()

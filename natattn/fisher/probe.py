@@ -162,9 +162,9 @@ class FisherProbe(AttentionProbe):
             site.capture = None
 
     def _hooks(self, covariances: Collection[str]) -> Iterator[RemovableHandle]:
-        linear = {name for name, module in self.model.named_modules() if getattr(module, "weight", None) is not None}
+        weighted = {name for name, module in self.model.named_modules() if getattr(module, "weight", None) is not None}
         for wanted in covariances:
-            if wanted not in linear:
+            if wanted not in weighted:
                 raise ValueError(f"covariances: the model has no module {wanted!r} with a weight")
         projections = set()
         for site in self.sites if self.factors else ():

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from natattn.fisher.probe import FisherProbe
@@ -48,7 +47,6 @@ class _OfModel(DirectionalOptimizer):
             another model or one that keeps too little. ``step()`` raises RuntimeError while nothing has been captured.
         """
         settings = _changed(read_settings(self.entry), lr, default_lr, weight_decay, damping)
-        views = partition(model)
         self._own = probe is None
         self._under_way = ExitStack()
         if probe is None:
@@ -57,33 +55,25 @@ class _OfModel(DirectionalOptimizer):
             settings.check_probe(model, probe)
         assert probe is not None
         self.probe: FisherProbe = probe
-        super().__init__(
-            views,
-            settings.build_directions(),
-            learning_rate=settings.learning_rate,
-            learning_rates=settings.learning_rates,
-            weight_decay=settings.weight_decay,
-            statistics=probe,
-        )
+        super().__init__(partition(model), statistics=probe, **settings.optimizer_arguments())
         self._open()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; see ``DirectionalOptimizer``."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = super().step(closure)
+        self._open()
+        return loss
+
+    def _begin_step(self) -> None:
         self._under_way.close()
         if not self.probe.captures:
-            inside = "" if self._own else ", inside probe.step(n)"
             self._open()
+            inside = "" if self._own else ", inside probe.step(n)"
             raise RuntimeError(
                 f"{type(self).__name__}: no factors have been captured; step 0 needs a forward pass in training mode"
                 + inside
             )
-        super().step()
-        self._open()
-        return loss
+        super()._begin_step()
 
     def detach(self) -> None:
         """Leave the model as it was before this optimizer attached its own probe."""

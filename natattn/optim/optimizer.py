@@ -18,11 +18,12 @@ DIRECTION_KEYS = (*ROLES, "hidden", "default")
 
 @dataclass(frozen=True)
 class _Slot:
-    """One matrix of a parameter, with its direction's key and its rate relative to the parameter group's."""
+    """What a direction is shown of a parameter, with the direction's key and its rate relative to the group's."""
 
     view: ParameterView
     direction: str
     rate: float
+    parts: tuple[ParameterView, ...]  # the matrices in it, each with a role of its own
 
 
 class DirectionalOptimizer(torch.optim.Optimizer):
@@ -67,7 +68,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             own_rates = [rates.get(str(key_of(rates, view.role)), learning_rate) for view in members]
             group = {"params": [], "directions": keys, "lr": own_rates[0], "weight_decay": decay}
             groups.setdefault((*keys, *own_rates, decay), group)["params"].append(parameter)
-            slots = [_Slot(*parts) for parts in zip(members, keys, [r / own_rates[0] for r in own_rates], strict=True)]
+            relative = [rate / own_rates[0] for rate in own_rates]
+            slots = [_Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
             self._slots[parameter] = self._merged(slots)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
 
@@ -76,7 +78,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         first = slots[0]
         alike = all((slot.direction, slot.rate) == (first.direction, first.rate) for slot in slots)
         if alike and self.directions[first.direction].elementwise:
-            return [replace(first, view=replace(first.view, dim=None, transposed=False))]
+            whole = replace(first.view, dim=None, transposed=False)
+            return [replace(first, view=whole, parts=tuple(slot.view for slot in slots))]
         return slots
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -94,7 +97,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 self.param_groups.remove(param_group)
                 raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
             view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
-            self._slots[parameter] = [_Slot(view, key, 1.0)]
+            self._slots[parameter] = [_Slot(view, key, 1.0, (view,))]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -103,10 +106,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if isinstance(self.statistics, PlaceboStatistics):
-            quantities = [name for direction in self.directions.values() for name in direction.quantities]
-            energies = [name for name in quantities if name.endswith("energy")]
-            self.statistics.begin(self.steps, energies[0] if energies else None)
+        self._begin_step()
         before = self._snapshot() if self._measuring else None
         for group in self.param_groups:
             self._step_group(group)
@@ -115,6 +115,13 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             self._measuring = False
         self.steps += 1
         return loss
+
+    def _begin_step(self) -> None:
+        """What has to happen between the last backward pass and the first update."""
+        if isinstance(self.statistics, PlaceboStatistics):
+            quantities = [name for direction in self.directions.values() for name in direction.quantities]
+            energies = [name for name in quantities if name.endswith("energy")]
+            self.statistics.begin(self.steps, energies[0] if energies else None)
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
@@ -182,8 +189,9 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         squares: dict[str, list[Tensor]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
-                for slot in self._slots[parameter] if parameter in before else ():
-                    view, decay = slot.view, 1 - group["lr"] * slot.rate * group["weight_decay"]
+                slots = self._slots[parameter] if parameter in before else ()
+                for view, rate in ((view, slot.rate) for slot in slots for view in slot.parts):
+                    decay = 1 - group["lr"] * rate * group["weight_decay"]
                     old = view.of(before[parameter]).float()
                     update = view.of(parameter.data).float() - decay * old
                     entry = torch.stack([update.square().sum(), old.square().sum(), old.new_tensor(old.numel())])

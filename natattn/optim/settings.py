@@ -1,8 +1,8 @@
 """The schema of `optim=`: which direction each role takes, and the optimizer and probe that are built from it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-import yaml
+from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
@@ -99,18 +99,16 @@ class OptimSettings(Settings):
         views = partition(model)
         if self.placebo is not None and statistics is not None:
             statistics = PlaceboStatistics(statistics, self.placebo, views, energy=self.placebo_energy, seed=seed)
-        return DirectionalOptimizer(
-            views,
-            self.build_directions(),
-            learning_rate=self.learning_rate,
-            learning_rates=self.learning_rates,
-            weight_decay=self.weight_decay,
-            statistics=statistics,
-        )
+        return DirectionalOptimizer(views, statistics=statistics, **self.optimizer_arguments())
 
-    def build_directions(self) -> dict[str, Direction]:
-        """The directions themselves, by key."""
-        return {key: direction.build() for key, direction in self.directions.items()}
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """Arguments of ``DirectionalOptimizer`` beside the model's views and statistics."""
+        return {
+            "directions": {key: direction.build() for key, direction in self.directions.items()},
+            "learning_rate": self.learning_rate,
+            "learning_rates": self.learning_rates,
+            "weight_decay": self.weight_decay,
+        }
 
     def check_probe(self, model: nn.Module, probe: FisherProbe) -> None:
         """Raises: ValueError for a probe of another model, or one that does not keep what the directions read."""
@@ -162,6 +160,13 @@ class OptimSettings(Settings):
 
 
 def read_settings(name: str) -> OptimSettings:
-    """The settings in conf/optim/<name>.yaml."""
-    path = conf_folder() / "optim" / f"{name}.yaml"
-    return OptimSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """The settings of ``optim=<name>`` when nothing is overridden."""
+    return OptimSettings.model_validate(OmegaConf.to_container(_composed(name)))
+
+
+def _composed(name: str) -> DictConfig:
+    """conf/optim/<name>.yaml over the entries that its ``defaults`` name."""
+    entry = OmegaConf.load(conf_folder() / "optim" / f"{name}.yaml")
+    assert isinstance(entry, DictConfig)
+    bases = [base for base in entry.pop("defaults", []) if base != "_self_"]
+    return cast(DictConfig, OmegaConf.merge(*map(_composed, bases), entry))

@@ -6,12 +6,38 @@ import pytest
 import torch
 from conftest import Trained, build_model, loss_of, settings_of
 
-from natattn.optim.settings import OptimSettings
+from natattn.optim.settings import OptimSettings, read_settings
 
 
 def test_descends_on_a_tiny_transformer(optimizer_name):
     losses = Trained(optimizer_name).train(range(40))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_its_file_alone_says_what_the_command_line_composes(optimizer_name):
+    assert read_settings(optimizer_name) == settings_of(optimizer_name)
+
+
+def test_says_what_its_last_step_did(optimizer_name):
+    trained = Trained(optimizer_name)
+    trained.train(range(2))
+    trained.backward(2)
+    embeddings = [trained.model.transformer.wte.weight, trained.model.transformer.wpe.weight]
+    (group,) = [g for g in trained.optimizer.param_groups if any(p is embeddings[0] for p in g["params"])]
+    decay = 1 - group["lr"] * group["weight_decay"]
+    decayed = [decay * parameter.detach() for parameter in embeddings]
+    trained.optimizer.measure_next_step()
+    trained.optimizer.step()
+    metrics = trained.optimizer.metrics()
+    changes = [(new.detach() - old).flatten() for new, old in zip(embeddings, decayed, strict=True)]
+    assert metrics["embedding/update_rms"] == pytest.approx(float(torch.cat(changes).square().mean().sqrt()), rel=1e-4)
+    assert {f"{role}/update_to_weight" for role in ("query", "key", "value", "output", "mlp")} <= set(metrics)
+    trained.train(range(3, 5))
+    assert "embedding/update_rms" not in trained.optimizer.metrics()  # that step was not measured
+    conditions = {name: value for name, value in metrics.items() if name.endswith("condition")}
+    for name in conditions:
+        role = name.partition("/")[0]
+        assert 0.999 < metrics[f"{role}/preconditioned_condition"] < 1.01 * metrics[f"{role}/condition"]
 
 
 def test_descends_on_a_convex_quadratic(optimizer_name):
