@@ -130,7 +130,7 @@ class NaturalAttention(nn.Module):
         return _all_energies(self.observed)
 
     def energy_statistics(self, quantities: Collection[str] = tuple(QUANTITIES)) -> EnergyStatistics:
-        """Statistics of the last forward's energies over its allowed pairs only, per head.
+        """Statistics of the last forward's energies over its allowed pairs only, per head; padding counts nowhere.
 
         Args:
             quantities: names from ``natattn.attention.quantities.QUANTITIES``.
@@ -138,7 +138,7 @@ class NaturalAttention(nn.Module):
         Raises: RuntimeError before the first forward.
         """
         with torch.no_grad(), torch.autocast(self.q_proj.weight.device.type, enabled=False):
-            return streaming_statistics(self.observed, quantities)
+            return streaming_statistics(self.observed.without_padded_rows(), quantities)
 
     def _split(self, states: Tensor) -> Tensor:
         """[batch, tokens, n_embd] → [batch, heads, tokens, head_dim]."""

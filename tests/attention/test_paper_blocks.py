@@ -222,10 +222,11 @@ def test_energies_are_those_of_the_last_forward_detached(states):
     assert not any("last" in name for name in attention.state_dict())
 
 
-def test_energy_statistics_leave_out_forbidden_pairs(states):
+def test_energy_statistics_leave_out_forbidden_pairs_and_padded_queries(states):
     attention = attention_of()
     attention(states, attention_mask=PADDING)
-    allowed = (CAUSAL & PADDING.bool()[:, None, None]).expand(-1, HEADS, -1, -1)
+    real = PADDING.bool()
+    allowed = (CAUSAL & real[:, None, None] & real[:, None, :, None]).expand(-1, HEADS, -1, -1)
     expected = torch.stack([attention.energies[:, h][allowed[:, h]].abs().mean() for h in range(HEADS)])
     torch.testing.assert_close(attention.energy_statistics()["mean_absolute_energy"], expected)
 
