@@ -13,6 +13,8 @@ RootMethod = Literal["automatic", "eigh", "newton_schulz"]
 # ‖Z(A + δI)Z − I‖_F / √dim up to which a Newton–Schulz root counts as converged. Float32 leaves about 1e-7 times the
 # condition number, and a root that is wrong by 1e-3 changes an update less than the noise of its factors.
 NEWTON_SCHULZ_TOLERANCE = 1e-3
+# Condition number up to which an inverse by float32 Cholesky is as good as its factors' noise allows.
+FLOAT32_CONDITION = 1e5
 
 
 def inverse_square_root(
@@ -59,20 +61,45 @@ def inverse_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor,
         matrices: [..., dim, dim], symmetric positive semi-definite.
         damping: > 0, broadcastable to the batch dimensions.
 
-    Returns: R, computed in float64 on the CPU and in float32 elsewhere, in the dtype of ``matrices``; and a bool [...]
-        that says which are good, as in ``inverse_square_root``.
+    Returns: R in the dtype of ``matrices``, computed in float32, or on the CPU in float64 where damping is so small
+        that float32 could not tell it from rounding; and a bool [...] that says which are good, as in
+        ``inverse_square_root``.
+    """
+    factor, mean, usable = _damped_cholesky(matrices, damping)
+    identity = torch.eye(matrices.shape[-1], dtype=factor.dtype, device=matrices.device)
+    root = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    root = (root / mean.sqrt()).to(matrices.dtype)
+    return root, usable & _is_finite(root)
+
+
+def damped_inverse(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(A + damping · (tr A / dim) · I)^(−1); everything else as of ``inverse_cholesky``."""
+    factor, mean, usable = _damped_cholesky(matrices, damping)
+    inverse = (torch.cholesky_inverse(factor) / mean).to(matrices.dtype)
+    return inverse, usable & _is_finite(inverse)
+
+
+def _damped_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower factor of A / mean eigenvalue + damping · I, the mean eigenvalues [..., 1, 1], and which are good [...].
+
+    Large matrices are read from memory as few times as possible: at 1536 × 1536 that is most of the time.
     """
     trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
+    dim = matrices.shape[-1]
     damping = torch.as_tensor(damping, dtype=matrices.dtype, device=matrices.device) + torch.zeros_like(trace)
-    usable = matrices.isfinite().all(-1).all(-1) & trace.isfinite() & (trace > 0)
-    precision = torch.float64 if matrices.device.type == "cpu" else torch.float32
-    identity = torch.eye(matrices.shape[-1], dtype=precision, device=matrices.device)
-    mean = torch.where(usable, trace / matrices.shape[-1], 1.0)[..., None, None].to(precision)
-    unit = torch.where(usable[..., None, None], matrices.to(precision) / mean, identity)
-    factor, fault = torch.linalg.cholesky_ex(unit + damping[..., None, None].to(precision) * identity)
-    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-    inverse = (inverse / mean.sqrt()).to(matrices.dtype)
-    return inverse, usable & (fault == 0) & inverse.isfinite().all(-1).all(-1)
+    # Eigenvalues are between damping and dim + damping, in units of their mean.
+    is_fine = matrices.device.type == "cpu" and float(damping.min()) * FLOAT32_CONDITION < dim
+    precision = torch.float64 if is_fine or matrices.dtype == torch.float64 else torch.float32
+    mean = (trace / dim)[..., None, None].to(precision)
+    damped = matrices.to(precision) / mean
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., None].to(precision))
+    factor, fault = torch.linalg.cholesky_ex(damped)
+    return factor, mean, _is_finite(matrices) & trace.isfinite() & (trace > 0) & (fault == 0)
+
+
+def _is_finite(matrices: Tensor) -> Tensor:
+    """Whether all entries are, [...]; a sum that overflows is as useless as an entry that did."""
+    return matrices.sum((-2, -1)).isfinite()
 
 
 def _by_eigh(damped: Tensor, floor: Tensor) -> Tensor:

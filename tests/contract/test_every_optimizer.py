@@ -159,8 +159,9 @@ def test_scale_of_the_gradient(optimizer_name):
 
 
 def test_state_memory_is_as_documented(optimizer_name):
-    """Numbers of state per element of a hidden matrix, roots and factors apart."""
+    """Numbers of state per element of a hidden matrix; beside them, what a direction keeps per factor."""
     per_element = {"momentum": 1, "orthogonal": 1, "whitened": 1}
+    per_factor = ("root", "inverse", "basis", "left", "right", "levels")
     trained = Trained(optimizer_name)
     trained.train(range(2))
     for key, direction in trained.settings.directions.items():
@@ -173,10 +174,9 @@ def test_state_memory_is_as_documented(optimizer_name):
                 view = slot.view
                 state = trained.optimizer._state_of(view, trained.optimizer.directions[key])
                 shape = view.of(parameter).shape
-                assert sum(value.shape == shape and "root" not in name for name, value in state.items()) >= expected
-                extra = [name for name, value in state.items() if value.shape != shape and value.numel() > 1]
-                allowed = ("root", "basis", "left", "right", "levels")
-                assert all(name.endswith(allowed) for name in extra), extra
+                others = {name: value for name, value in state.items() if not name.endswith(per_factor)}
+                assert sum(value.shape == shape for value in others.values()) == expected
+                assert all(value.shape == shape or value.numel() == 1 for value in others.values()), others.keys()
 
 
 def test_a_gradient_that_is_not_finite_is_not_hidden_and_factors_stay_good(optimizer_name):

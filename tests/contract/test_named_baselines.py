@@ -63,23 +63,24 @@ def test_switched_on_it_is_not(name):
 @pytest.mark.parametrize("scale", [0.25, 3.0])
 def test_the_fisher_directions_are_equivariant(scale):
     """W_Q → cW_Q, W_K → W_K/c leaves the function as it is; so does the step, up to its norm and the damping."""
-    from natattn.optim.directions.whitened import Whitened, refresh_roots
+    from natattn.optim.directions.base import Place
+    from natattn.optim.directions.whitened import Whitened, refresh
 
     torch.manual_seed(0)
     heads, head_dim, width = 2, 4, 8
     gradient = torch.randn(heads * head_dim, width, dtype=torch.float64)
     outputs = [torch.randn(heads, d, d, dtype=torch.float64) for d in (head_dim, width)]
     output_factor, input_factor = (m @ m.mT + torch.eye(m.shape[-1], dtype=m.dtype) for m in outputs)
-    settings = Trained("fisher_muon").settings.directions["query"]
+    settings = Trained("fisher_muon", "optim.directions.query.newton_schulz_dtype=own").settings.directions["query"]
     direction = Whitened(settings)
 
     def update(c: float) -> torch.Tensor:
         # With W_Q scaled by c its gradient is divided by c; S_Q, of the keys, by c².
         state = {"failed": torch.zeros(())}
-        refresh_roots([state], "output", [output_factor / c**2], 0.1)
-        refresh_roots([state], "input", [input_factor], 0.1)
-        matrix = (gradient / c).view(1, heads, head_dim, width)
-        return direction._in_metric(matrix, state["output_root"][None], state["input_root"][None])
+        refresh([state], "output_root", [output_factor / c**2], 0.1)
+        refresh([state], "input_root", [input_factor], 0.1)
+        inner = direction._before(gradient / c, state, Place("query", heads=heads))
+        return direction._after(direction._orthogonal(inner[None])[0], state)
 
     torch.testing.assert_close(update(scale), scale * update(1.0), rtol=1e-9, atol=0)
 
@@ -110,16 +111,17 @@ def test_soap_agrees_with_a_library():
         torch.testing.assert_close(ours, weight.detach(), atol=2e-4, rtol=1e-3, msg=f"step {step}")
 
 
-def test_a_decomposition_that_fails_leaves_the_last_good_root_and_is_counted():
-    from natattn.optim.directions.whitened import refresh_roots
+@pytest.mark.parametrize(("name", "expected"), [("input_root", 6**-0.5), ("input_inverse", 1 / 6)])
+def test_a_decomposition_that_fails_leaves_the_last_good_one_and_is_counted(name, expected):
+    from natattn.optim.directions.whitened import refresh
 
     good = torch.eye(3)[None] * 4
     state = {"failed": torch.zeros((), dtype=torch.int64)}
-    refresh_roots([state], "input", [good], 0.5)
-    root = state["input_root"].clone()
-    torch.testing.assert_close(root @ root.mT, torch.eye(3)[None] / 6)
-    refresh_roots([state], "input", [good * torch.nan], 0.5)
-    assert torch.equal(state["input_root"], root)
+    refresh([state], name, [good], 0.5)
+    kept = state[name].clone()
+    torch.testing.assert_close(kept, torch.eye(3)[None] * expected)
+    refresh([state], name, [good * torch.nan], 0.5)
+    assert torch.equal(state[name], kept)
     assert int(state["failed"]) == 1
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from natattn.fisher import roots
-from natattn.fisher.roots import NEWTON_SCHULZ_TOLERANCE, inverse_square_root, newton_schulz_root
+from natattn.fisher.roots import (
+    NEWTON_SCHULZ_TOLERANCE,
+    damped_inverse,
+    inverse_cholesky,
+    inverse_square_root,
+    newton_schulz_root,
+)
 
 
 def _factors(decades, dim=24, heads=3, dtype=torch.float64):
@@ -31,6 +37,34 @@ def test_root_squares_to_the_inverse(method, damping):
     expected = torch.linalg.inv(_damped(matrices, damping))
     torch.testing.assert_close(root @ root, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
     assert torch.linalg.eigvalsh(root).min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("damping", [1e-6, 0.1, torch.tensor([0.01, 0.1, 1.0])], ids=["tiny", "large", "per head"])
+def test_cholesky_gives_the_inverse_and_a_root_of_it(dtype, damping):
+    matrices = _factors(4, dtype=dtype) * 1e-3
+    expected = torch.linalg.inv(_damped(matrices.double(), damping))
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    root, good = inverse_cholesky(matrices, damping)
+    inverse, also_good = damped_inverse(matrices, damping)
+    assert good.all()
+    assert also_good.all()
+    assert root.dtype == inverse.dtype == dtype
+    assert root.triu(1).abs().max() == 0
+    for found in (inverse, root.mT @ root):
+        error = torch.linalg.matrix_norm(found.double() - expected) / torch.linalg.matrix_norm(expected)
+        assert error.max() < tolerance
+
+
+@pytest.mark.parametrize("decompose", [inverse_cholesky, damped_inverse])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_cholesky_says_which_matrices_are_bad(decompose, bad):
+    matrices = _factors(2)
+    expected, _ = decompose(matrices, 0.1)
+    matrices[1] = bad
+    found, good = decompose(matrices, 0.1)
+    assert good.tolist() == [True, False, True]
+    torch.testing.assert_close(found[good], expected[good])
 
 
 @pytest.mark.parametrize("method", ["eigh", "newton_schulz"])

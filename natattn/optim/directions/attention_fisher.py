@@ -16,7 +16,7 @@ from natattn.attention.energy import working_dtype
 from natattn.optim.directions.adam import Adam, Beta
 from natattn.optim.directions.base import Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.levels import Levels, levels_of
-from natattn.optim.directions.whitened import damped_condition_numbers, heads_of, refresh_roots, sides_of
+from natattn.optim.directions.whitened import damped_condition_numbers, heads_of, refresh, sides_of
 from natattn.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -100,7 +100,7 @@ class AttentionFisher(Direction):
             return None
         name = sides_of(place.role, "input")[0]
         average = statistics.average(place.layer, str(name))  # type: ignore[attr-defined]
-        return damped_condition_numbers(average, state["input_root"], self.settings.damping)
+        return damped_condition_numbers(average, state["input_root"], "root", self.settings.damping)
 
     def _of_matrix(
         self, adam_update: Tensor, momentum: Tensor, state: State, place: Place, statistics: FactorStatistics
@@ -145,7 +145,7 @@ class AttentionFisher(Direction):
                 if average is not None:
                     # A factor that is shared by the heads must be damped once for each of their levels.
                     full = average.expand(len(momentum_HDN), -1, -1) if levels is not None else average
-                    refresh_roots([state], side, [full], damping)
+                    refresh([state], f"{side}_root", [full], damping)
         solved: Tensor = momentum_HDN
         if "output_root" in state:
             root = state["output_root"].to(dtype)

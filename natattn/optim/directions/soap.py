@@ -10,7 +10,7 @@ from torch import Tensor
 from natattn.attention.energy import working_dtype
 from natattn.optim.directions.base import ADAM_RMS, Direction, Place, State, Statistics
 from natattn.optim.directions.momentum import Fraction
-from natattn.optim.directions.orthogonalise import orthogonalise
+from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
 from natattn.settings import Settings
 
 
@@ -28,6 +28,7 @@ class SoapSettings(Settings):
     refresh_every: int = Field(ge=1)
     orthogonalise: bool
     newton_schulz_steps: int = Field(ge=1, lt=100, default=5)
+    newton_schulz_dtype: NewtonSchulzDtype = "bfloat16"
 
     def build(self) -> "Soap":
         """The direction itself."""
@@ -103,7 +104,7 @@ class Soap(Direction):
             self._turn_bases(state)
         if not settings.orthogonalise:
             return update
-        update = orthogonalise(update, settings.newton_schulz_steps)
+        update = orthogonalise(update, settings.newton_schulz_steps, settings.newton_schulz_dtype)
         return update * (ADAM_RMS / update.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30))
 
     def _enter(self, gradient: Tensor, state: State) -> None:

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from natattn.attention.energy import working_dtype
 from natattn.fisher.kronecker import FactorName
-from natattn.fisher.roots import inverse_cholesky
+from natattn.fisher.roots import damped_inverse, inverse_cholesky
 from natattn.optim.directions.base import ADAM_RMS, Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.momentum import Fraction, average_gradients
-from natattn.optim.directions.orthogonalise import orthogonalise
+from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
 from natattn.settings import Settings
 
 Sides = Literal["both", "input", "output"]
 Form = Literal["dual", "newton"]
+Kept = Literal["root", "inverse"]
 INPUT_FACTOR: dict[str, FactorName] = {"query": "query_input", "key": "key_input", "value": "value_input"}
 OUTPUT_FACTOR: dict[str, FactorName] = {"query": "query_output", "key": "key_output"}
 COVARIANCE = "covariance"
@@ -44,6 +45,7 @@ class WhitenedSettings(Settings):
     momentum: Fraction
     nesterov: bool
     newton_schulz_steps: int = Field(ge=1, lt=100)
+    newton_schulz_dtype: NewtonSchulzDtype
 
     @model_validator(mode="after")
     def _sides_exist(self) -> "WhitenedSettings":
@@ -57,10 +59,10 @@ class WhitenedSettings(Settings):
 
 
 class Whitened(Direction):
-    """Orthogonalised momentum in a metric; state: the momentum, and one root per factor.
+    """Orthogonalised momentum in a metric; state: the momentum, and per factor a root (dual) or the inverse (newton).
 
-    A factor that cannot be decomposed leaves its last good root in use, the identity before there was one, and adds to
-    ``failed``. State memory: one number per element, and per matrix heads·N² + heads·D² for the roots.
+    A factor that cannot be decomposed leaves its last good one in use, the identity before there was one, and adds to
+    ``failed``. State memory: one number per element, and per matrix heads·N² + heads·D² for roots or inverses.
     """
 
     def __init__(self, settings: WhitenedSettings) -> None:
@@ -97,40 +99,52 @@ class Whitened(Direction):
             state["host_step"] += 1
         momenta = average_gradients(gradients, states, settings.momentum, nesterov=settings.nesterov)
         updates: list[Tensor] = [torch.empty(0)] * len(momenta)
-        for members in _equal(momenta, states, places).values():
-            is_cut = settings.per_head or settings.metric == "attention"
-            heads = heads_of(places[members[0]]) if is_cut else 1
-            stacked = torch.stack([momenta[index].to(working_dtype(momenta[index])) for index in members])
-            matrices_VHDN = stacked.view(len(members), heads, -1, stacked.shape[-1])
-            roots = [self._stacked_root(states, members, side, stacked.dtype) for side in ("output", "input")]
-            directions = self._in_metric(matrices_VHDN, roots[0], roots[1]).flatten(1, 2)
-            scale = ADAM_RMS / directions.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
-            for index, update in zip(members, (directions * scale).unbind(), strict=True):
-                updates[index] = update.to(momenta[index].dtype)
+        for members in _equal(momenta, places).values():
+            inner = [self._before(momenta[index], states[index], places[index]) for index in members]
+            orthogonal = self._orthogonal(torch.stack(inner))
+            for index, matrix_HDN in zip(members, orthogonal.unbind(), strict=True):
+                update = self._after(matrix_HDN, states[index]).flatten(0, 1)
+                scale = ADAM_RMS / update.square().mean().sqrt().clamp_min(1e-30)
+                updates[index] = (update * scale).to(momenta[index].dtype)
         return updates
 
     def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
         """See ``Direction``; None without a root."""
         name = self._sides_of(place.role)[0]
-        if name is None or "input_root" not in state:
+        kept = f"input_{self._kept}"
+        if name is None or kept not in state:
             return None
         average = _factor_statistics(statistics).average(_owner(place, name), name)
-        return damped_condition_numbers(average, state["input_root"], self.settings.damping)
+        return damped_condition_numbers(average, state[kept], self._kept, self.settings.damping)
 
-    def _in_metric(self, matrices_VHDN: Tensor, output_root: Tensor | None, input_root: Tensor | None) -> Tensor:
-        """With R the roots, Rᵀ R = (factor + damping)⁻¹."""
-        steps = self.settings.newton_schulz_steps
-        X = _both(matrices_VHDN, output_root, input_root)
-        if self.settings.form == "newton":
-            X = _both(X, _transposed(output_root), _transposed(input_root))
-            return self._orthogonal(X, steps)
-        return _both(self._orthogonal(X, steps), _transposed(output_root), _transposed(input_root))
+    @property
+    def _kept(self) -> Kept:
+        """Of (factor + damping)⁻¹ the dual form needs a root R, with Rᵀ R the inverse, on both sides of orth."""
+        return "inverse" if self.settings.form == "newton" else "root"
 
-    def _orthogonal(self, matrices_VHDN: Tensor, steps: int) -> Tensor:
-        if self.settings.per_head:
-            return orthogonalise(matrices_VHDN, steps)
-        whole = orthogonalise(matrices_VHDN.flatten(1, 2), steps)
-        return whole.view(matrices_VHDN.shape)
+    def _before(self, momentum: Tensor, state: State, place: Place) -> Tensor:
+        """What is orthogonalised: R_S M R_Aᵀ (dual) or S⁻¹ M A⁻¹ (newton), [heads, D, N]."""
+        is_cut = self.settings.per_head or self.settings.metric == "attention"
+        heads = heads_of(place) if is_cut else 1
+        matrix_HDN = momentum.to(working_dtype(momentum)).view(heads, -1, momentum.shape[-1])
+        return _between(matrix_HDN, state.get(f"output_{self._kept}"), state.get(f"input_{self._kept}"))
+
+    def _after(self, matrix_HDN: Tensor, state: State) -> Tensor:
+        """R_Sᵀ X R_A in the dual form."""
+        if self._kept == "inverse":
+            return matrix_HDN
+        output_root, input_root = state.get("output_root"), state.get("input_root")
+        return _between(
+            matrix_HDN,
+            None if output_root is None else output_root.mT,
+            None if input_root is None else input_root.mT,
+        )
+
+    def _orthogonal(self, matrices_VHDN: Tensor) -> Tensor:
+        settings = self.settings
+        matrices = matrices_VHDN if settings.per_head else matrices_VHDN.flatten(1, 2)
+        orthogonal = orthogonalise(matrices, settings.newton_schulz_steps, settings.newton_schulz_dtype)
+        return orthogonal.view(matrices_VHDN.shape)
 
     def _refresh(self, states: Sequence[State], places: Sequence[Place], statistics: Statistics | None) -> None:
         """Decompose the factors whose turn it is, in batches of equal shapes."""
@@ -147,9 +161,8 @@ class Whitened(Direction):
                 average = source.average(_owner(place, name), name)
                 due.setdefault((side, average.shape), []).append((state, average))
         for (side, _), entries in due.items():
-            refresh_roots(
-                [state for state, _ in entries], side, [average for _, average in entries], self.settings.damping
-            )
+            averages = [average for _, average in entries]
+            refresh([state for state, _ in entries], f"{side}_{self._kept}", averages, self.settings.damping)
 
     def _sides_of(self, role: str) -> tuple[str | None, str | None]:
         """Names of the input and the output factor."""
@@ -159,14 +172,6 @@ class Whitened(Direction):
         if settings.metric == "covariance":
             return COVARIANCE, None
         return sides_of(role, settings.sides)
-
-    def _stacked_root(
-        self, states: Sequence[State], members: Sequence[int], side: str, dtype: torch.dtype
-    ) -> Tensor | None:
-        name = f"{side}_root"
-        if name not in states[members[0]]:
-            return None
-        return torch.stack([states[index][name] for index in members]).to(dtype)
 
 
 def sides_of(role: str, sides: Sides) -> tuple[str | None, str | None]:
@@ -179,28 +184,32 @@ def sides_of(role: str, sides: Sides) -> tuple[str | None, str | None]:
     )
 
 
-def refresh_roots(states: Sequence[State], side: str, averages: Sequence[Tensor], damping: float | Tensor) -> None:
-    """Put the inverse Cholesky factors of some averages of one shape into ``state["<side>_root"]``."""
+def refresh(states: Sequence[State], name: str, averages: Sequence[Tensor], damping: float | Tensor) -> None:
+    """Put the damped inverses of some averages of one shape, or roots of them, into ``state[name]``.
+
+    Args:
+        name: ends in "root" for R with Rᵀ R the inverse, in "inverse" for the inverse itself.
+    """
     stacked = torch.stack(list(averages))
-    roots, good = inverse_cholesky(stacked, damping)
-    name = f"{side}_root"
-    for state, root, is_good in zip(states, roots.unbind(), good.unbind(), strict=True):
+    results, good = (damped_inverse if name.endswith("inverse") else inverse_cholesky)(stacked, damping)
+    for state, result, is_good in zip(states, results.unbind(), good.unbind(), strict=True):
         previous = state.get(name)
         if previous is None:
-            previous = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)
-        state[name] = torch.where(is_good[..., None, None], root, previous)
+            previous = torch.eye(result.shape[-1], dtype=result.dtype, device=result.device).expand_as(result)
+        state[name] = torch.where(is_good[..., None, None], result, previous)
         state["failed"] = state["failed"] + (~is_good).sum()
 
 
-def damped_condition_numbers(average: Tensor, root: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def damped_condition_numbers(average: Tensor, kept: Tensor, kind: Kept, damping: float) -> tuple[Tensor, Tensor]:
     """Condition numbers of A + damping · mean eigenvalue · I, and of R times that times Rᵀ; [heads] each.
 
-    The second is 1 when the root is that of this very average.
+    The second is 1 when the root, or the inverse that it is a root of, is that of this very average.
     """
     average = average.double()
+    root = torch.linalg.cholesky(kept.double()).mT if kind == "inverse" else kept.double()
     mean = average.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     damped = average + damping * mean * torch.eye(average.shape[-1], dtype=average.dtype, device=average.device)
-    preconditioned = root.double() @ damped @ root.double().mT
+    preconditioned = root @ damped @ root.mT
     before, after = (torch.linalg.eigvalsh(matrix) for matrix in (damped, preconditioned))
     return before[:, -1] / before[:, 0], after[:, -1] / after[:, 0]
 
@@ -228,22 +237,15 @@ def _factor_statistics(statistics: Statistics | None) -> FactorStatistics:
     return statistics  # type: ignore[return-value]
 
 
-def _equal(
-    momenta: Sequence[Tensor], states: Sequence[State], places: Sequence[Place]
-) -> dict[tuple[object, ...], list[int]]:
-    """Indices of the matrices that can be computed as one batch."""
+def _equal(momenta: Sequence[Tensor], places: Sequence[Place]) -> dict[tuple[object, ...], list[int]]:
+    """Indices of the matrices that can be orthogonalised as one batch."""
     batches: dict[tuple[object, ...], list[int]] = {}
-    for index, (matrix, state, place) in enumerate(zip(momenta, states, places, strict=True)):
-        roots = tuple(state[name].shape if name in state else None for name in ("input_root", "output_root"))
-        batches.setdefault((matrix.shape, matrix.dtype, place.heads, *roots), []).append(index)
+    for index, (matrix, place) in enumerate(zip(momenta, places, strict=True)):
+        batches.setdefault((matrix.shape, matrix.dtype, place.heads), []).append(index)
     return batches
 
 
-def _both(matrices_VHDN: Tensor, output_root: Tensor | None, input_root: Tensor | None) -> Tensor:
-    """R_S M R_Aᵀ."""
-    result = matrices_VHDN if output_root is None else output_root @ matrices_VHDN
-    return result if input_root is None else result @ input_root.mT
-
-
-def _transposed(root: Tensor | None) -> Tensor | None:
-    return None if root is None else root.mT
+def _between(matrix_HDN: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """L M Rᵀ, in the dtype of M."""
+    result = matrix_HDN if left is None else left.to(matrix_HDN.dtype) @ matrix_HDN
+    return result if right is None else result @ right.to(matrix_HDN.dtype).mT
