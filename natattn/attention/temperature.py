@@ -3,7 +3,9 @@
 import math
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from natattn.settings import Settings
 
@@ -30,6 +32,14 @@ class PerHeadTemperature(Settings):
     def temperature(self, step: int, steps: int) -> tuple[float, ...]:
         """T of each head at ``step`` of ``steps`` (0-based)."""
         return self.values
+
+
+class CriticalTemperature(Settings):
+    """T_c(k) = T_0 (d/768)^(−α_k) of every head k in a model of width d, the same in every layer and step."""
+
+    kind: Literal["critical"]
+    initial: Positive  # T_0
+    exponents: float | tuple[float, ...]  # α, one for all heads or one for each
 
 
 class InverseSquareRootTemperature(Settings):
@@ -68,12 +78,30 @@ class CosineTemperature(Settings):
         return self.final + (self.initial - self.final) * 0.5 * (1 + math.cos(math.pi * _progress(step, steps)))
 
 
+def critical_temperatures(
+    exponents: float | tuple[float, ...], width: int, heads: int, temperature: float = 1.0
+) -> Tensor:
+    """T_c(k) = T_0 (d/768)^(−α_k) of every head, float32 [heads] (Criticality and Phase Transitions, 3.2).
+
+    Raises: ValueError when there are several exponents, but not one for each head.
+    """
+    values = torch.as_tensor(exponents, dtype=torch.float32).reshape(-1)
+    if len(values) not in (1, heads):
+        raise ValueError(f"{len(values)} exponents for {heads} heads")
+    return (temperature * (width / 768) ** -values).expand(heads)
+
+
 def _progress(step: int, steps: int) -> float:
     """0 at the first step, 1 at the last and after it."""
     return min(1.0, step / max(1, steps - 1))
 
 
 TemperatureSettings = Annotated[
-    ConstantTemperature | PerHeadTemperature | InverseSquareRootTemperature | LinearTemperature | CosineTemperature,
+    ConstantTemperature
+    | PerHeadTemperature
+    | CriticalTemperature
+    | InverseSquareRootTemperature
+    | LinearTemperature
+    | CosineTemperature,
     Field(discriminator="kind"),
 ]

@@ -4,12 +4,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from natattn.attention.attach import attach, set_temperature
 from natattn.attention.interface import register
 from natattn.attention.modules import NATURAL, NaturalGradient, Tempered, use_implementation
 from natattn.attention.stabilisers import Stabilisers, attach_stabilisers, check_clippable, saved_stabilisers
-from natattn.attention.temperature import TemperatureSettings
+from natattn.attention.temperature import (
+    ConstantTemperature,
+    CriticalTemperature,
+    PerHeadTemperature,
+    TemperatureSettings,
+    critical_temperatures,
+)
 from natattn.errors import UserError
 from natattn.settings import Settings
 
@@ -110,16 +117,25 @@ class TemperedAttention(Settings):
 
         Raises: UserError where the number of temperatures is not that of the heads.
         """
-        initial = torch.as_tensor(self.temperature.temperature(0, 1)).view(-1)
-        heads = model.config.num_attention_heads
-        if self.temperature.kind == "per_head" and len(initial) != heads:
-            raise UserError(f"model.attention.temperature.values: {len(initial)} temperatures for {heads} heads")
-        attach(model, Tempered(initial.to(next(model.parameters()).device)))
+        attach(model, Tempered(self._initial(model).to(next(model.parameters()).device)))
 
     def update(self, model: Any, step: int, steps: int) -> None:
         """The temperature of this step."""
-        if self.temperature.kind not in ("constant", "per_head"):
+        if not isinstance(self.temperature, ConstantTemperature | PerHeadTemperature | CriticalTemperature):
             set_temperature(model, self.temperature.temperature(step, steps))
+
+    def _initial(self, model: Any) -> Tensor:
+        heads = model.config.num_attention_heads
+        schedule = self.temperature
+        if schedule.kind == "critical":
+            try:
+                return critical_temperatures(schedule.exponents, model.config.hidden_size, heads, schedule.initial)
+            except ValueError as error:
+                raise UserError(f"model.attention.temperature.exponents: {error}") from None
+        initial = torch.as_tensor(schedule.temperature(0, 1)).view(-1)
+        if schedule.kind == "per_head" and len(initial) != heads:
+            raise UserError(f"model.attention.temperature.values: {len(initial)} temperatures for {heads} heads")
+        return initial
 
 
 class PublishedAttention(Settings):

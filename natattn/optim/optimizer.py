@@ -25,6 +25,11 @@ class _Slot:
     rate: float
     parts: tuple[ParameterView, ...]  # the matrices in it, each with a role of its own
 
+    @property
+    def place(self) -> Place:
+        """Where it stands in the model."""
+        return Place(self.view.role, self.view.layer, self.view.module, self.view.heads)
+
 
 class DirectionalOptimizer(torch.optim.Optimizer):
     """Applies to each parameter view the direction of its role.
@@ -38,6 +43,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         directions: by role, ``hidden`` or ``default``.
         learning_rates: for some of these keys, in place of ``learning_rate``.
         statistics: what directions that read attention are told, usually an ``AttentionProbe``.
+
+    Raises: ValueError for a matrix that its direction cannot serve.
     """
 
     def __init__(
@@ -71,6 +78,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             relative = [rate / own_rates[0] for rate in own_rates]
             slots = [_Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
             self._slots[parameter] = self._merged(slots)
+            for slot in self._slots[parameter]:
+                directions[slot.direction].check(slot.place)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
 
     def _merged(self, slots: list[_Slot]) -> list[_Slot]:
@@ -125,18 +134,18 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
-        batches: dict[tuple[str, float], list[ParameterView]] = {}
+        batches: dict[tuple[str, float], list[_Slot]] = {}
         for parameter in group["params"]:
             for slot in self._slots[parameter] if parameter.grad is not None else ():
-                batches.setdefault((slot.direction, slot.rate), []).append(slot.view)
-        for (key, rate), views in batches.items():
-            direction = self.directions[key]
+                batches.setdefault((slot.direction, slot.rate), []).append(slot)
+        for (key, rate), slots in batches.items():
+            direction, views = self.directions[key], [slot.view for slot in slots]
             states = [self._state_of(view, direction) for view in views]
             direction.step_(
                 [view.of(view.parameter.data) for view in views],
                 [view.of(view.parameter.grad) for view in views],  # type: ignore[arg-type]
                 states,
-                [Place(view.role, view.layer, view.module, view.heads) for view in views],
+                [slot.place for slot in slots],
                 self.statistics,  # type: ignore[arg-type]
                 learning_rate=group["lr"] * rate,
                 weight_decay=group["weight_decay"],
@@ -221,8 +230,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         for parameter, slots in self._slots.items():
             for slot in slots if parameter in self.state else ():
                 view, direction = slot.view, self.directions[slot.direction]
-                place = Place(view.role, view.layer, view.module, view.heads)
-                found = direction.condition_numbers(self._state_of(view, direction), place, self.statistics)  # type: ignore[arg-type]
+                found = direction.condition_numbers(self._state_of(view, direction), slot.place, self.statistics)  # type: ignore[arg-type]
                 if found is not None:
                     conditions.setdefault(view.role, []).append(found)
         for role, pairs in conditions.items():

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from natattn.attention.temperature import TemperatureSettings
+from natattn.attention.temperature import TemperatureSettings, critical_temperatures
 
 ADAPTER = TypeAdapter(TemperatureSettings)
 
@@ -38,3 +38,21 @@ def test_values_of_each_schedule(settings, expected):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValidationError):
         ADAPTER.validate_python(settings)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "width", "temperature", "expected"),
+    [
+        (0.5, 768, 1.0, [1.0, 1.0]),
+        (0.5, 192, 1.0, [2.0, 2.0]),
+        ((0.5, -0.5), 192, 3.0, [6.0, 1.5]),
+        ((1.0,), 1536, 1.0, [0.5, 0.5]),
+    ],
+)
+def test_critical_temperatures_of_heads(exponents, width, temperature, expected):
+    assert critical_temperatures(exponents, width, 2, temperature).tolist() == pytest.approx(expected)
+
+
+def test_critical_temperatures_need_an_exponent_for_each_head():
+    with pytest.raises(ValueError, match="3 exponents for 2 heads"):
+        critical_temperatures((1.0, 1.0, 1.0), 64, 2)

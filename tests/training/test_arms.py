@@ -203,6 +203,30 @@ def test_temperatures_must_be_as_many_as_heads(tiny):
         _arms(tiny, "model=tempered_per_head", "model.attention.temperature.values=[1,2,3]")
 
 
+def test_critical_temperatures_are_those_of_the_width(tiny, tokens):
+    exponent = -1.0
+    arms, _ = _arms(tiny, "model=tempered_critical", f"model.attention.temperature.exponents={exponent}")
+    model = arms[1].model
+    temperature = (model.config.hidden_size / 768) ** -exponent
+    same, _ = _arms(tiny, "model=tempered", f"model.attention.temperature.value={temperature}")
+    losses = [float(found[1].train_step([tokens], 0, 0.0).loss) for found in (arms, same)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    with pytest.raises(UserError, match=r"temperature\.exponents: 3 exponents for 2 heads"):
+        _arms(tiny, "model=tempered_critical", "model.attention.temperature.exponents=[1,2,3]")
+
+
+def test_an_optimizer_that_does_not_fit_the_model_is_refused(tiny):
+    for override, said in {
+        "optim.directions.query.head_exponents=[1,2,3]": "head_exponents: 3 exponents for 2 heads",
+        "+optim.directions.mlp={kind: attention_fisher, betas: [0.9, 0.99], eps: 1e-8, form: inverse, damping: 0.3, "
+        "refresh_every: 10, blend: null, levels: null, head_exponents: null}": "no attention factors",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            _arms(tiny, "model=natural", "optim=critical", override)
+    with pytest.raises(UserError, match=r"per_head: the output matrices .* are not made of heads"):
+        _arms(tiny, "model=natural", "optim=whitened_muon", "optim.directions.hidden.per_head=true")
+
+
 def test_only_the_published_model_may_leak_and_the_leak_is_named(tiny):
     arms, context = _arms(tiny, "model=published")
     published = config.settings_of(config.compose([*tiny, "model=published"])).model.attention

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from natattn.attention.energy import working_dtype
+from natattn.attention.temperature import critical_temperatures
 from natattn.optim.directions.adam import Adam, Beta
 from natattn.optim.directions.base import Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.levels import Levels, levels_of
@@ -67,6 +68,12 @@ class AttentionFisher(Direction):
         """S and A, or A alone for the additive form."""
         sides = sides_of(role, "input" if self.settings.form == "additive" else "both")
         return tuple(name for name in sides if name is not None)
+
+    def check(self, place: Place) -> None:
+        """Raises: ValueError where there are no heads, or another number of them than of exponents."""
+        exponents, heads = self.settings.head_exponents, heads_of(place)
+        if isinstance(exponents, tuple) and len(exponents) not in (1, heads):
+            raise ValueError(f"head_exponents: {len(exponents)} exponents for {heads} heads")
 
     def initial_state(self, parameter: Tensor) -> State:
         """Adam's; roots are added when the first factors arrive."""
@@ -164,19 +171,6 @@ class AttentionFisher(Direction):
                 settings.head_exponents, update.shape[1], heads, settings.temperature
             ).to(update.device)
         return multipliers[:, None, None]
-
-
-def critical_temperatures(
-    exponents: float | tuple[float, ...], width: int, heads: int, temperature: float = 1.0
-) -> Tensor:
-    """T_c(k) = T_0 (d/768)^(−α_k) of every head, float32 [heads] (Criticality and Phase Transitions, 3.2).
-
-    Raises: ValueError when there are several exponents, but not one for each head.
-    """
-    values = torch.as_tensor(exponents, dtype=torch.float32).reshape(-1)
-    if len(values) not in (1, heads):
-        raise ValueError(f"head_exponents: {len(values)} exponents for {heads} heads")
-    return (temperature * (width / 768) ** -values).expand(heads)
 
 
 def _unit_trace(factors_HNN: Tensor) -> Tensor:

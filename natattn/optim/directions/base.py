@@ -80,6 +80,9 @@ class Direction:
         """Names of the factors that it reads for a matrix of this role; "covariance" is that of the plain input."""
         return ()
 
+    def check(self, place: Place) -> None:
+        """Refuse a matrix that it cannot serve. Raises: ValueError."""
+
     def initial_state(self, parameter: Tensor) -> State:
         """State of one matrix before its first step; a direction may add to it later."""
         raise NotImplementedError

@@ -77,6 +77,10 @@ class Whitened(Direction):
         """Names of the factors, those of the input and of the output."""
         return tuple(name for name in self._sides_of(role) if name is not None)
 
+    def check(self, place: Place) -> None:
+        """Raises: ValueError where it is to be cut into heads and has none."""
+        self._heads(place)
+
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum; roots are added when the first factors arrive."""
         return {
@@ -124,10 +128,12 @@ class Whitened(Direction):
 
     def _before(self, momentum: Tensor, state: State, place: Place) -> Tensor:
         """What is orthogonalised: R_S M R_Aᵀ (dual) or S⁻¹ M A⁻¹ (newton), [heads, D, N]."""
-        is_cut = self.settings.per_head or self.settings.metric == "attention"
-        heads = heads_of(place) if is_cut else 1
-        matrix_HDN = momentum.to(working_dtype(momentum)).view(heads, -1, momentum.shape[-1])
+        matrix_HDN = momentum.to(working_dtype(momentum)).view(self._heads(place), -1, momentum.shape[-1])
         return _between(matrix_HDN, state.get(f"output_{self._kept}"), state.get(f"input_{self._kept}"))
+
+    def _heads(self, place: Place) -> int:
+        is_cut = self.settings.per_head or self.settings.metric == "attention"
+        return heads_of(place) if is_cut else 1
 
     def _after(self, matrix_HDN: Tensor, state: State) -> Tensor:
         """R_Sᵀ X R_A in the dual form."""
