@@ -5,13 +5,16 @@
 #
 # The rate is that of the hidden matrices; embeddings and vectors keep AdamW's 1e-2 (sgd has one rate for all). Runs go
 # to $OUTPUT (outputs/screening), $JOBS (2) at a time, one thread each. What is finished is skipped and what broke off is
-# resumed, so that it can be stopped and started at will. `python scripts/screening_table.py` makes the table.
+# resumed, so that it can be stopped and started at will. $RATES, $SEEDS (0), $STEPS (600), $EXTRA overrides and $TAG, a
+# word that tells runs with them apart, make other studies of it. Give relative folders: the runs keep their names.
+# `python scripts/screening_table.py` makes the table, `python scripts/keep_runs.py` what is kept of the runs.
 set -euo pipefail
 text=$1
 shift
 output=${OUTPUT:-outputs/screening}
 steps=${STEPS:-600}
-seed=${SEED:-0}
+seeds=${SEEDS:-0}
+evaluate_every=${EVALUATE_EVERY:-100}
 extra=${EXTRA:-}
 rates=${RATES:-0.0015 0.004 0.01 0.025}
 sgd_rates=${SGD_RATES:-0.1 0.3 1 3}
@@ -21,7 +24,7 @@ mkdir -p "$output"
 head -c 120000 "$text/test.txt" > "$output/test_120k.txt"
 
 run() {
-  local optimizer=$1 rate=$2 folder
+  local optimizer=$1 rate=$2 seed=$3 folder
   folder=$output/${optimizer}${TAG:-}_${rate}_seed$seed
   if grep -qs '"status": "\(finished\|diverged\)"' "$folder/run.json"; then return; fi
   if [ -e "$folder/config.yaml" ]; then
@@ -32,16 +35,18 @@ run() {
   # shellcheck disable=SC2086
   natattn train model=natural reference=none size=nano tokenizer=byte tracker=off data=text \
     data.train="$text/valid.txt" data.validation="$output/test_120k.txt" seed="$seed" optim="$optimizer" "$rate_key" \
-    train.steps="$steps" train.batch_size=8 train.max_seconds=null train.evaluate_every=200 \
+    train.steps="$steps" train.batch_size=8 train.max_seconds=null train.evaluate_every="$evaluate_every" \
     train.checkpoint_every=200 hydra.run.dir="$folder" $extra >> "$output/log.txt" 2>&1 ||
-    echo "failed: $optimizer $rate" >&2
+    echo "failed: $optimizer $rate $seed" >&2
   rm -rf "$folder/checkpoints" "$folder/arms"
 }
 export -f run
-export text output steps seed extra TAG OMP_NUM_THREADS=1
+export text output steps evaluate_every extra TAG OMP_NUM_THREADS=1
 
 for optimizer in $optimizers; do
   grid=$rates
   if [ "$optimizer" = sgd ]; then grid=$sgd_rates; fi
-  for rate in $grid; do echo "$optimizer $rate"; done
-done | xargs -P "${JOBS:-2}" -n 2 bash -c 'run "$@"' _
+  for rate in $grid; do
+    for seed in $seeds; do echo "$optimizer $rate $seed"; done
+  done
+done | xargs -P "${JOBS:-2}" -n 3 bash -c 'run "$@"' _
