@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 
 def time_to_target(steps: ArrayLike, values: ArrayLike, target: float) -> int | None:
@@ -27,3 +28,14 @@ def standard_deviation(values: Sequence[float]) -> float:
         return math.nan
     center = mean(values)
     return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1))
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean, and half the width of its Student t interval; a half-width of nan for fewer than two values.
+
+    Of paired differences it is the paired t interval.
+    """
+    if len(values) < 2:
+        return mean(values), math.nan
+    quantile = float(stdtrit(len(values) - 1, 0.5 + confidence / 2))
+    return mean(values), quantile * standard_deviation(values) / math.sqrt(len(values))

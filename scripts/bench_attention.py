@@ -28,11 +28,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, GPT2Config,
 from transformers.masking_utils import sdpa_mask
 
 from natattn.attention.probe import AttentionProbe
+from natattn.statistics import t_interval
 
 PLAIN, NATURAL, PUBLISHED = "plain SDPA", "natural, 32 rows", "published mechanism"
 WAYS = (PLAIN, NATURAL, PUBLISHED)
-# Quantiles of Student's t at 97.5 %, by degrees of freedom.
-T_QUANTILE = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,7 @@ def report(case: Case, seconds: dict[str, list[float]], memory: dict[str, float]
     print(f"L = {case.length}, batch {case.batch}, {case.layers} layers × {case.width}, {case.heads} heads")
     for way in WAYS:
         ratios = [own / plain for own, plain in zip(seconds[way], seconds[PLAIN], strict=True)]
-        half = T_QUANTILE[len(ratios) - 1] * statistics.stdev(ratios) / len(ratios) ** 0.5
-        mean = statistics.mean(ratios)
+        mean, half = t_interval(ratios)
         print(
             f"  {way:20} {statistics.median(seconds[way]) * 1e3:9.1f} ms  × {mean:.3f} [{mean - half:.3f},"
             f" {mean + half:.3f}]   {memory[way]:8.0f} MiB  × {memory[way] / memory[PLAIN]:.3f}",

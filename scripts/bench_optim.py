@@ -16,7 +16,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from bench_train import interleaved, interval
+from bench_train import interleaved
+
+from natattn.statistics import t_interval
 
 SIZES = {
     "cpu": ("size=micro", "precision=fp32"),
@@ -40,7 +42,7 @@ def main() -> None:
             pairs, _ = interleaved(
                 options.repeats, options.steps, Path(folder), *overrides, f"train.device={options.device}"
             )
-        mean, half = interval([candidate / reference for candidate, reference in pairs])
+        mean, half = t_interval([candidate / reference for candidate, reference in pairs])
         candidate, reference = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
         print(
             f"{name} / muon: {candidate:.0f} / {reference:.0f} ms per step,"

@@ -22,14 +22,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from natattn import config
 from natattn.data import Batches, TokenizedCorpus, prepare
+from natattn.statistics import t_interval
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms
 from natattn.training.loop import Loop, Progress
 from natattn.training.settings import RunSettings
-
-# Quantiles of Student's t at 97.5 %, by degrees of freedom.
-T_QUANTILE = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 class Blocks(torch.utils.data.Dataset):
@@ -142,15 +140,10 @@ def against_standard(repeats: int, steps: int, folder: Path, name: str, *overrid
 
 def report(name: str, pairs: list[tuple[float, float]], tokens: int) -> None:
     """Print the ratio of throughputs, first over second, from (seconds, seconds) per step of every repeat."""
-    mean, half = interval([second / first for first, second in pairs])
+    mean, half = t_interval([second / first for first, second in pairs])
     first, second = (tokens / statistics.median(column) for column in zip(*pairs, strict=True))
     print(f"{name}\n  {first:,.0f} / {second:,.0f} tokens/s: ratio {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
           f" over {len(pairs)} repeats", flush=True)  # fmt: skip
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % t interval."""
-    return statistics.mean(values), T_QUANTILE[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
 
 
 def main() -> None:

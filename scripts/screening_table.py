@@ -1,85 +1,186 @@
-"""The table of a screening: for every optimizer its best rate, and how it went there.
+"""Tables of a screening, from the folders of its runs: tuning, and what the winners do on other seeds.
 
-    python scripts/screening_table.py outputs/screening > docs/results/screening_table.md
+    python scripts/screening_table.py outputs/screening --seeds 0
+    python scripts/screening_table.py outputs/screening --seeds 1,2,3 --against muon,whitened_muon
 
-Reads the runs that ``screen_optimizers.sh`` left, folders named OPTIMIZER_RATE_seedN: the last and the first
-validation loss, in nats per byte, and seconds per step. With more than one seed, the mean over seeds and its standard
-error; the rate is chosen by that mean. Nothing is written.
+The first prints, for every optimizer, the last validation losses of all learning rates and the best. The second, with
+``--against``, prints means over the seeds with standard errors, and differences to other optimizers, paired by seed,
+with their 95 % t intervals (each for itself: not adjusted for their number); and when the first of them had its last
+loss reached, in steps and in seconds, relative to its own. An optimizer whose settings are not those of its entry of
+``optim=`` is named with what differs. Losses are in nats per token, which of bytes is per byte. Nothing is written.
 """
 
 import argparse
-import json
-import re
 import statistics
+import sys
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from natattn.tracking.metrics_file import read_metrics
+from natattn.analysis.runs import find_runs, read_facts
+from natattn.errors import UserError
+from natattn.optim.settings import read_settings
+from natattn.statistics import mean, standard_deviation, t_interval, time_to_target
+from natattn.tracking.metrics_file import FILE_NAME, read_metrics
+from natattn.training.run_folder import flatten, read_config
 
-FOLDER = re.compile(r"(?P<optimizer>.+)_(?P<rate>[0-9.e-]+)_seed(?P<seed>\d+)$")
+OF_THE_RATE = ("learning_rate", "learning_rates.hidden")
+INFINITE = float("inf")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the table needs of one run; losses are in nats per byte, by step."""
+    """What the tables need of one run; ``compared`` is all of its configuration but optimizer and seed."""
 
-    losses: Mapping[int, float]
-    seconds_per_step: float
+    variant: str
+    rate: float
+    seed: int
+    compared: tuple[tuple[str, str], ...]
+    steps: list[int]
+    losses: list[float]
+    seconds: list[float]  # of training, evaluations left out, at each of the steps
+
+    @property
+    def final(self) -> float:
+        """Last loss; infinite for a run that diverged."""
+        return self.losses[-1]
+
+    def seconds_to(self, target: float) -> float | None:
+        """Seconds of training until the loss was at most the target."""
+        step = time_to_target(self.steps, self.losses, target)
+        return None if step is None else self.seconds[self.steps.index(step)]
 
 
-def main() -> None:
+def main() -> int:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path)
-    runs: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    folder = parser.parse_args().folder
-    for path in sorted(folder.iterdir()):
-        match = FOLDER.match(path.name)
-        if match and (run := read_run(path)):
-            runs[match["optimizer"]][match["rate"]].append(run)
-    if not runs:
-        parser.error(f"{folder}: no finished runs of a screening")
-    evaluated = sorted(
-        {step for rates in runs.values() for seeds in rates.values() for r in seeds for step in r.losses}
-    )
-    first, last = evaluated[0], evaluated[-1]
-    print(f"| optimizer | best rate | at step {first} | at step {last} | s/step | finals of the rates |")
-    print("|---|---|---|---|---|---|")
-    for name, rates in sorted(runs.items(), key=lambda item: min(final(seeds, last) for seeds in item[1].values())):
-        best = min(rates, key=lambda rate: final(rates[rate], last))
-        seeds = rates[best]
-        others = ", ".join(f"{rate}: {final(rates[rate], last):.3f}" for rate in sorted(rates, key=float))
-        seconds = statistics.median(run.seconds_per_step for run in seeds)
-        print(f"| {name} | {best} | {shown(seeds, first)} | {shown(seeds, last)} | {seconds:.3f} | {others} |")
+    parser.add_argument("folders", nargs="+")
+    parser.add_argument("--seeds", default="0", help="comma-separated; runs with other seeds are passed over")
+    parser.add_argument("--steps", type=int, default=600, help="runs of another length are passed over")
+    parser.add_argument("--against", default="", help="comma-separated optimizers to take differences to")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    try:
+        found = [read_run(folder) for folder in find_runs(options.folders)]
+        runs = [run for run in found if run and run.seed in seeds and run.steps[-1] == options.steps]
+        if len({run.compared for run in runs}) != 1:
+            raise UserError(
+                f"the runs of seeds {options.seeds} differ in more than optimizer and seed, or there are none"
+            )
+        if options.against:
+            print_comparison(runs, options.against.split(","))
+        else:
+            print_tuning(runs)
+    except UserError as error:
+        print(f"screening_table: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def read_run(path: Path) -> Run | None:
-    """A run that has ended; None for one that is under way."""
-    facts = json.loads((path / "run.json").read_text()) if (path / "run.json").is_file() else {}
-    if facts.get("status") not in ("finished", "diverged"):
+def read_run(folder: Path) -> Run | None:
+    """A run with one arm that has ended; None for others."""
+    facts = read_facts(folder)
+    if facts["status"] not in ("finished", "diverged") or len(facts["arms"]) != 1:
         return None
     (arm,) = facts["arms"]
-    metrics = read_metrics(path / "metrics.jsonl")
-    steps, values, _ = metrics.select(arm=arm, name="validation/loss")
-    losses = {int(step): float(value) for step, value in zip(steps, values, strict=True) if step}
-    steps, seconds, _ = metrics.select(arm=arm, name="time/train_seconds")
-    return Run(losses, float(seconds[-1] / steps[-1]))
+    config = read_config(folder)
+    metrics = read_metrics(folder / FILE_NAME)
+    steps, losses, _ = metrics.select(arm=arm, name="validation/loss")
+    _, seconds, _ = metrics.select(arm=arm, name="time/train_seconds")
+    ended = [*map(int, steps)], [*map(float, losses)], [*map(float, seconds)]
+    if facts["status"] == "diverged":
+        ended = [*ended[0], config["train"]["steps"]], [*ended[1], INFINITE], [*ended[2], ended[2][-1]]
+    optim = config.pop("optim")
+    compared = {key: str(value) for key, value in flatten(config).items() if key != "seed"}
+    compared["fingerprint"] = facts["data"]["fingerprint"]
+    rate = optim["learning_rates"].get("hidden", optim["learning_rate"])
+    return Run(variant_of(optim), rate, config["seed"], tuple(sorted(compared.items())), *ended)
 
 
-def final(seeds: list[Run], last: int) -> float:
-    """Mean last loss over seeds; infinite where a run diverged."""
-    return statistics.mean(run.losses.get(last, float("inf")) for run in seeds)
+def variant_of(optim: dict[str, Any]) -> str:
+    """Name of the entry, and what differs from it beside the rate."""
+    own = flatten(optim)
+    entry = flatten(read_settings(optim["name"]).model_dump(mode="json"))
+    changed = [
+        f"{key.removeprefix('directions.')}={value}"
+        for key, value in own.items()
+        if entry.get(key) != value and key not in OF_THE_RATE
+    ]
+    return " ".join([optim["name"], *changed])
 
 
-def shown(seeds: list[Run], step: int) -> str:
-    """Mean over seeds, with its standard error where there are several."""
-    values = [run.losses[step] for run in seeds if step in run.losses]
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else "—"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+def print_tuning(runs: list[Run]) -> None:
+    """Every optimizer by its best rate."""
+    variants: dict[str, dict[float, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        variants[run.variant][run.rate].append(run)
+    rates = sorted({run.rate for run in runs})
+    print("| optimizer | best rate | loss at it | " + " | ".join(f"{rate:g}" for rate in rates) + " |")
+    print("|---" * (3 + len(rates)) + "|")
+    finals = {
+        name: {rate: mean([run.final for run in members]) for rate, members in by_rate.items()}
+        for name, by_rate in variants.items()
+    }
+    for name, losses in sorted(finals.items(), key=lambda item: min(item[1].values())):
+        best = min(losses, key=losses.__getitem__)
+        edge = " (edge)" if best in (min(losses), max(losses)) else ""
+        cells = " | ".join(f"{losses[rate]:.3f}" if rate in losses else "" for rate in rates)
+        print(f"| {name} | {best:g}{edge} | {losses[best]:.3f} | {cells} |")
+
+
+def print_comparison(runs: list[Run], against: list[str]) -> None:
+    """Every optimizer, and its differences to some of them.
+
+    Raises: UserError where an optimizer has two runs of one seed, or one to compare with is missing.
+    """
+    variants: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        if run.seed in variants[run.variant]:
+            raise UserError(f"{run.variant}: two runs of seed {run.seed}; choose one learning rate")
+        variants[run.variant][run.seed] = run
+    for name in against:
+        if name not in variants:
+            raise UserError(f"--against {name}: no such runs; there are {', '.join(variants)}")
+    heads = ["optimizer", "rate", "seeds", "loss", *(f"minus {name}" for name in against)]
+    heads += [f"steps to the loss of {against[0]}", "seconds to it", "ms/step"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    by_loss = sorted(variants.items(), key=lambda item: mean([run.final for run in item[1].values()]))
+    for name, seeds in by_loss:
+        finals = [run.final for run in seeds.values()]
+        error = standard_deviation(finals) / len(finals) ** 0.5
+        cells = [name, f"{next(iter(seeds.values())).rate:g}", str(len(seeds)), f"{mean(finals):.4f} ± {error:.4f}"]
+        cells += [difference(seeds, variants[other]) for other in against]
+        cells += [*times_to_target(seeds, variants[against[0]])]
+        cells.append(f"{1e3 * statistics.median(run.seconds[-1] / run.steps[-1] for run in seeds.values()):.0f}")
+        print("| " + " | ".join(cells) + " |")
+
+
+def difference(ours: dict[int, Run], theirs: dict[int, Run]) -> str:
+    """Mean difference of last losses, paired by seed, with its interval."""
+    pairs = [ours[seed].final - theirs[seed].final for seed in ours.keys() & theirs.keys()]
+    if ours is theirs or not pairs:
+        return ""
+    centre, half = t_interval(pairs)
+    return f"{centre:+.4f} [{centre - half:+.4f}, {centre + half:+.4f}]"
+
+
+def times_to_target(ours: dict[int, Run], theirs: dict[int, Run]) -> tuple[str, str]:
+    """Steps and seconds to the other's last loss of the same seed, over the other's; how many never reached it."""
+    steps, seconds, missed = [], [], 0
+    for seed in ours.keys() & theirs.keys():
+        target = theirs[seed].final
+        step = time_to_target(ours[seed].steps, ours[seed].losses, target)
+        if step is None:
+            missed += 1
+            continue
+        steps.append(step / theirs[seed].steps[-1])
+        seconds.append((ours[seed].seconds_to(target) or 0.0) / theirs[seed].seconds[-1])
+    if not steps:
+        return "never", "never"
+    never = f", {missed} never" if missed else ""
+    return f"{mean(steps):.2f}{never}", f"{mean(seconds):.2f}{never}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Keep what is needed of finished runs, as small folders beside the tables that are made of them.
+
+    python scripts/keep_runs.py outputs/screening
+
+Copies configuration, environment, facts and the metrics of evaluation steps into docs/results/runs/<hash>, the first
+16 digits of the run's configuration hash. Runs that have not ended are passed over; one that is kept already is
+replaced.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from natattn.analysis.runs import find_runs, read_facts
+from natattn.errors import UserError
+from natattn.tracking.metrics_file import FILE_NAME, read_metrics
+from natattn.training.run_folder import CONFIG, ENVIRONMENT, RUN, flatten, read_config
+
+KEPT = Path(__file__).parent.parent / "docs" / "results" / "runs"
+LARGEST = 50_000  # bytes, of all files of a run
+
+
+def main() -> int:
+    """Keep the runs in the folders given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folders", nargs="+")
+    try:
+        for folder in find_runs(parser.parse_args().folders):
+            if read_facts(folder)["status"] in ("finished", "diverged", "time_limit"):
+                keep(folder)
+    except UserError as error:
+        print(f"keep_runs: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def keep(folder: Path) -> None:
+    """Copy one run. Raises: UserError for one that names a machine's folders, or is too large."""
+    for key, value in flatten(read_config(folder)).items():
+        if isinstance(value, str) and Path(value).is_absolute():
+            raise UserError(f"{folder}: {key}={value}: names a folder of this machine; train with a relative path")
+    facts, metrics = read_facts(folder), read_metrics(folder / FILE_NAME)
+    evaluated = {int(step) for arm in facts["arms"] for step in metrics.select(arm=arm, name="validation/loss")[0]}
+    with (folder / FILE_NAME).open(encoding="utf-8") as lines:
+        kept = "".join(line for line in lines if json.loads(line)["step"] in evaluated)
+    size = len(kept) + sum((folder / name).stat().st_size for name in (CONFIG, ENVIRONMENT, RUN))
+    if size > LARGEST:
+        raise UserError(f"{folder}: {size} bytes to keep; valid: at most {LARGEST}, so evaluate more seldom")
+    target = KEPT / facts["config_hash"][:16]
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, ENVIRONMENT, RUN):
+        shutil.copyfile(folder / name, target / name)
+    (target / FILE_NAME).write_text(kept, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
