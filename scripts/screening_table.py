@@ -65,9 +65,8 @@ def main() -> int:
         found = [read_run(folder) for folder in find_runs(options.folders)]
         runs = [run for run in found if run and run.seed in seeds and run.steps[-1] == options.steps]
         if len({run.compared for run in runs}) != 1:
-            raise UserError(
-                f"the runs of seeds {options.seeds} differ in more than optimizer and seed, or there are none"
-            )
+            said = "differ in more than optimizer and seed" if runs else "are none"
+            raise UserError(f"the ended runs of seeds {options.seeds} and {options.steps} steps {said}")
         if options.against:
             print_comparison(runs, options.against.split(","))
         else:
