@@ -2,8 +2,8 @@
 
     python scripts/keep_runs.py outputs/screening
 
-Copies configuration, environment, facts and the metrics of evaluation steps into docs/results/runs/<hash>, the first
-16 digits of the run's configuration hash. Runs that have not ended are passed over; one that is kept already is
+Copies configuration, environment, facts, and losses and times at evaluation steps into docs/results/runs/<hash>, the
+first 16 digits of the run's configuration hash. Runs that have not ended are passed over; one that is kept already is
 replaced.
 """
 
@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from natattn.analysis.runs import find_runs, read_facts
 from natattn.errors import UserError
@@ -20,6 +21,8 @@ from natattn.training.run_folder import CONFIG, ENVIRONMENT, RUN, flatten, read_
 
 KEPT = Path(__file__).parent.parent / "docs" / "results" / "runs"
 LARGEST = 50_000  # bytes, of all files of a run
+# What tables are made of; curves of every role and layer would be most of the bytes.
+METRICS = ("validation/", "test/", "train/loss", "time/")
 
 
 def main() -> int:
@@ -44,7 +47,7 @@ def keep(folder: Path) -> None:
     facts, metrics = read_facts(folder), read_metrics(folder / FILE_NAME)
     evaluated = {int(step) for arm in facts["arms"] for step in metrics.select(arm=arm, name="validation/loss")[0]}
     with (folder / FILE_NAME).open(encoding="utf-8") as lines:
-        kept = "".join(line for line in lines if json.loads(line)["step"] in evaluated)
+        kept = "".join(line for line in lines if is_needed(json.loads(line), evaluated))
     size = len(kept) + sum((folder / name).stat().st_size for name in (CONFIG, ENVIRONMENT, RUN))
     if size > LARGEST:
         raise UserError(f"{folder}: {size} bytes to keep; valid: at most {LARGEST}, so evaluate more seldom")
@@ -53,6 +56,12 @@ def keep(folder: Path) -> None:
     for name in (CONFIG, ENVIRONMENT, RUN):
         shutil.copyfile(folder / name, target / name)
     (target / FILE_NAME).write_text(kept, encoding="utf-8")
+
+
+def is_needed(record: dict[str, Any], evaluated: set[int]) -> bool:
+    """Whether a line of the metrics file is kept."""
+    name: str = record["name"]
+    return name == "diverged" or (record["step"] in evaluated and name.startswith(METRICS))
 
 
 if __name__ == "__main__":
