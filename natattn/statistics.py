@@ -39,3 +39,16 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
         return mean(values), math.nan
     quantile = float(stdtrit(len(values) - 1, 0.5 + confidence / 2))
     return mean(values), quantile * standard_deviation(values) / math.sqrt(len(values))
+
+
+def slope_interval(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Slope of the least-squares line of y on x, and half the width of its t interval; nan for fewer than 3 points."""
+    horizontal, vertical = (np.asarray(values, dtype=np.float64) for values in (x, y))
+    horizontal, vertical = horizontal - horizontal.mean(), vertical - vertical.mean()
+    square = float(horizontal @ horizontal)
+    slope = float(horizontal @ vertical) / square if square else math.nan
+    if len(horizontal) < 3:
+        return slope, math.nan
+    rest = vertical - slope * horizontal
+    error = math.sqrt(float(rest @ rest) / (len(rest) - 2) / square) if square else math.nan
+    return slope, float(stdtrit(len(rest) - 2, 0.5 + confidence / 2)) * error
