@@ -1,0 +1,106 @@
+"""Attention patterns themselves: rank, sparsity by position, and how far two models' patterns are apart (claim R2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natattn.attention.energy import AttentionInputs
+from natattn.attention.probe import AttentionProbe
+from natattn.attention.site import AttentionSite
+from natattn.fisher.decomposition import row_patterns
+
+Patterns = dict[int, Tensor]  # by layer, float32 [sequences, H, L, L] on the CPU
+
+
+@dataclass(frozen=True, eq=False)
+class PatternStatistics:
+    """Per layer and head, float64.
+
+    Attributes:
+        layers: their indices.
+        effective_rank: exp of the entropy of the singular values' shares, mean over sequences, [layers, H].
+        keys_for_90_percent: how many keys, in falling order, carry 90 % of a row; mean over sequences by position of
+            the row, [layers, H, L].
+        mean: the pattern, mean over sequences, [layers, H, L, L].
+        deviation: standard deviation of its entries over sequences, [layers, H, L, L].
+    """
+
+    layers: list[int]
+    effective_rank: Tensor
+    keys_for_90_percent: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+
+def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Patterns:
+    """The patterns of every self-attention layer of a transformers model, in evaluation mode.
+
+    Memory: sequences · heads · L² numbers per layer; a few sequences are meant.
+
+    Args:
+        tokens: int64 [sequences, L], without padding.
+    """
+    found: dict[int, list[Tensor]] = {}
+
+    def keep(site: AttentionSite, inputs: AttentionInputs) -> None:
+        found.setdefault(site.layer, []).append(row_patterns(inputs).float().cpu())
+
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        with _captured(model, keep), torch.no_grad():
+            for batch in torch.split(tokens.to(device), batch_size):
+                model(input_ids=batch)
+    finally:
+        model.train(was_training)
+    return {layer: torch.cat(parts) for layer, parts in sorted(found.items())}
+
+
+def pattern_statistics(patterns: Patterns) -> PatternStatistics:
+    """Rank, sparsity, mean and variability."""
+    ranks, needed, means, deviations = [], [], [], []
+    for pattern_BHLS in patterns.values():
+        values = torch.linalg.svdvals(pattern_BHLS.double())
+        shares = values / values.sum(-1, keepdim=True)
+        ranks.append(torch.special.entr(shares).sum(-1).exp().mean(0))
+        ordered = pattern_BHLS.double().sort(-1, descending=True).values.cumsum(-1)
+        needed.append(((ordered < 0.9).sum(-1) + 1).double().mean(0))
+        means.append(pattern_BHLS.double().mean(0))
+        deviations.append(pattern_BHLS.double().std(0, correction=0))
+    return PatternStatistics(
+        list(patterns), torch.stack(ranks), torch.stack(needed), torch.stack(means), torch.stack(deviations)
+    )
+
+
+def pattern_divergence(first: Patterns, second: Patterns) -> Tensor:
+    """Mean Jensen–Shannon divergence of corresponding rows, in nats, [layers, H]: 0 for equal rows, at most log 2.
+
+    Raises: ValueError where the layers or shapes are not the same.
+    """
+    if first.keys() != second.keys() or any(first[layer].shape != second[layer].shape for layer in first):
+        raise ValueError("the patterns are of different layers, heads or tokens")
+    return torch.stack([jensen_shannon(first[layer], second[layer]).mean((0, 2)) for layer in first])
+
+
+def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
+    """H((p + q)/2) − (H(p) + H(q))/2 over the last dimension, in nats, float64."""
+    first, second = first.double(), second.double()
+    entropy = torch.special.entr
+    middle: Tensor = entropy((first + second) / 2).sum(-1)
+    return (middle - (entropy(first).sum(-1) + entropy(second).sum(-1)) / 2).clamp_min(0.0)
+
+
+@contextmanager
+def _captured(model: Any, keep: Any) -> Iterator[None]:
+    probe = AttentionProbe(model, quantities=())
+    try:
+        for site in probe.sites:
+            site.capture = keep
+        yield
+    finally:
+        probe.detach()
