@@ -91,8 +91,8 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     """H((p + q)/2) − (H(p) + H(q))/2 over the last dimension, in nats, float64."""
     first, second = first.double(), second.double()
     entropy = torch.special.entr
-    middle: Tensor = entropy((first + second) / 2).sum(-1)
-    return (middle - (entropy(first).sum(-1) + entropy(second).sum(-1)) / 2).clamp_min(0.0)
+    gap: Tensor = entropy((first + second) / 2).sum(-1) - (entropy(first).sum(-1) + entropy(second).sum(-1)) / 2
+    return gap.clamp_min(0.0)
 
 
 @contextmanager
