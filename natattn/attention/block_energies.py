@@ -46,6 +46,11 @@ class BlockEnergies:
         """Indices of the layers."""
         return list(self._layers)
 
+    @property
+    def recorded_layers(self) -> list[int]:
+        """All of them: every block has run in a forward pass of the model."""
+        return self.layers
+
     def mean_absolute_energy(self, layer: int) -> Tensor:
         """Mean of |E| over heads and pairs, a scalar on the model's device.
 

@@ -134,6 +134,11 @@ class AttentionProbe:
         """Indices of the observed layers, in the model's order."""
         return [site.layer for site in self.sites]
 
+    @property
+    def recorded_layers(self) -> list[int]:
+        """Those of ``layers`` that the last recorded step has seen; a layer may be skipped or frozen in a step."""
+        return [site.layer for site in self.sites if site.statistics is not None]
+
     def statistics(self, layer: int) -> EnergyStatistics:
         """What was last recorded of a layer.
 

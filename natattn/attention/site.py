@@ -106,6 +106,10 @@ class AttentionSite:
     capture: "Callable[[AttentionSite, AttentionInputs], None] | None" = field(default=None, repr=False)
     statistics: EnergyStatistics | None = field(default=None, repr=False)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "AttentionSite":
+        """A copy of the model is not observed: it would speak to the probe of the original."""
+        return replace(self, counts=MaskCounts(), recording=False, capture=None)
+
     def observe(self, inputs: AttentionInputs) -> None:
         """Tell whoever looks at this forward pass about it; padded queries are not shown."""
         if not self.is_cross_attention and (self.recording or self.capture is not None):

@@ -91,16 +91,21 @@ class FisherProbe(AttentionProbe):
             self.detach()
             raise
 
-    def average(self, owner: str | int, name: str) -> Tensor:
-        """A factor's bias-corrected average, [heads or 1, dim, dim].
+    def average(self, owner: str | int, name: str) -> Tensor | None:
+        """A factor's bias-corrected average, [heads or 1, dim, dim]; the identity for a head without a finite one.
 
         Args:
             owner: index of an attention layer, or the name of a module whose input covariance is kept.
             name: one of the factors, or "covariance".
 
-        Raises: KeyError before the first capture, or for a factor that is not kept.
+        Returns: None before its first capture: of a layer that no forward pass has reached in training mode, and always
+            of cross-attention, which is not observed.
+        Raises: KeyError for a factor that is not kept.
         """
-        return self._averages[f"{owner}.{name}"].average()
+        if owner not in self.covariances if name == "covariance" else name not in self.factors:
+            raise KeyError(f"the probe keeps no {name} of {owner}")
+        found = self._averages.get(f"{owner}.{name}")
+        return None if found is None else found.average_or_identity()
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -191,7 +196,8 @@ class FisherProbe(AttentionProbe):
                 self._enter(f"{name}.covariance", _mean_outer_product(rows))
 
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if self.capturing and module.training:
+            # A copy of the model has copies of the hooks.
+            if self.capturing and module.training and module is self.model.get_submodule(name):
                 capture(arguments[0])
 
         return hook

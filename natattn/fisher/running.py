@@ -50,6 +50,11 @@ class RunningAverage:
         """Bias-corrected; nan for a head that has no finite factor yet."""
         return self.total / self.weight[:, None, None]
 
+    def average_or_identity(self) -> Tensor:
+        """The same, with the identity for a head that has no finite factor yet."""
+        identity = torch.eye(self.total.shape[-1], dtype=self.total.dtype, device=self.total.device)
+        return torch.where((self.weight > 0)[:, None, None], self.average(), identity)
+
 
 @dataclass(eq=False)
 class _Running(RunningAverage):

@@ -66,7 +66,7 @@ class _OfModel(DirectionalOptimizer):
 
     def _begin_step(self) -> None:
         self._under_way.close()
-        if not self.probe.captures:
+        if not self.probe.captures and (self.probe.factors or self.probe.covariances):
             self._open()
             inside = "" if self._own else ", inside probe.step(n)"
             raise RuntimeError(

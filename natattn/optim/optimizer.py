@@ -28,7 +28,8 @@ class _Slot:
     @property
     def place(self) -> Place:
         """Where it stands in the model."""
-        return Place(self.view.role, self.view.layer, self.view.module, self.view.heads)
+        view = self.view
+        return Place(view.role, view.layer, view.module, view.heads, view.parameter.ndim)
 
 
 class DirectionalOptimizer(torch.optim.Optimizer):
@@ -70,7 +71,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         rates = learning_rates or {}
         groups: dict[object, dict[str, Any]] = {}
         for parameter, members in by_parameter.items():
-            decay = weight_decay if parameter.ndim > 1 else 0.0
+            decay = weight_decay if parameter.ndim == 2 else 0.0
             keys = [str(key_of(directions, view.role)) for view in members]
             own_rates = [rates.get(str(key_of(rates, view.role)), learning_rate) for view in members]
             group = {"params": [], "directions": keys, "lr": own_rates[0], "weight_decay": decay}
@@ -94,9 +95,14 @@ class DirectionalOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; those that no view was given for take the direction of ``param_group["role"]``, or default.
 
-        Raises: ValueError for an unknown role, or where there is no direction for it.
+        Weight decay is for matrices, unless the group says otherwise.
+
+        Raises: ValueError for an unknown role, or where there is no direction for it that serves such parameters.
         """
+        has_decay = "weight_decay" in param_group
         super().add_param_group(param_group)
+        if not has_decay and all(parameter.ndim != 2 for parameter in param_group["params"]):
+            param_group["weight_decay"] = 0.0
         role = param_group.pop("role", None)
         key = "default" if role is None else key_of(self.directions, role) if role in ROLES else None
         for number, parameter in enumerate(param_group["params"]):
@@ -106,7 +112,13 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 self.param_groups.remove(param_group)
                 raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
             view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
-            self._slots[parameter] = [_Slot(view, key, 1.0, (view,))]
+            slot = _Slot(view, str(key), 1.0, (view,))
+            try:
+                self.directions[slot.direction].check(slot.place)
+            except ValueError:
+                self.param_groups.remove(param_group)
+                raise
+            self._slots[parameter] = [slot]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -128,9 +140,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
     def _begin_step(self) -> None:
         """What has to happen between the last backward pass and the first update."""
         if isinstance(self.statistics, PlaceboStatistics):
-            quantities = [name for direction in self.directions.values() for name in direction.quantities]
-            energies = [name for name in quantities if name.endswith("energy")]
-            self.statistics.begin(self.steps, energies[0] if energies else None)
+            quantities = {name: None for direction in self.directions.values() for name in direction.quantities}
+            self.statistics.begin(self.steps, [name for name in quantities if name.endswith("energy")])
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
@@ -236,7 +247,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         for role, pairs in conditions.items():
             for name, values in zip(("condition", "preconditioned_condition"), zip(*pairs, strict=True), strict=True):
                 metrics[f"{role}/{name}"] = float(torch.cat(list(values)).log().mean().exp())
-        if conditions:
+        if any(name.rpartition(".")[2] == "failed" for state in self.state.values() for name in state):
             metrics["failed_decompositions"] = float(self.failed_decompositions())
         return metrics
 

@@ -18,8 +18,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 HIDDEN_ROLES: frozenset[Role] = frozenset({"query", "key", "value", "output", "mlp"})
 
 _HEADED = ("query", "key", "value", "output")
-_FUSED_QUERY_KEY_VALUE = re.compile(r"(^|\.)c_attn$")
-# Fused too, but in layouts (interleaved heads, grouped keys) that thirds would cut wrongly.
+_FUSED = re.compile(r"(^|\.)c_attn$")
+# Fused too, but in layouts (interleaved heads, grouped keys) that equal parts would cut wrongly.
 _FUSED_UNKNOWN_LAYOUT = re.compile(r"(^|\.)(qkv|qkv_proj|query_key_value|W_pack)$")
 _ROLE_BY_MODULE_NAME: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"(^|\.)(q_proj|q_lin|q_attn|query)$"), "query"),
@@ -67,7 +67,10 @@ class ParameterView:
 def partition(model: Any) -> list[ParameterView]:
     """Views of every trainable parameter of a transformers model (an nn.Module), complete and disjoint.
 
-    Raises: ValueError naming a matrix inside no block and of no known kind.
+    Matrices are weights of linear maps. Those outside the blocks (the output embedding, poolers, classifiers) have the
+    role head; everything else that is no embedding (biases, norms, convolutions, experts in one tensor) is a vector.
+
+    Raises: ValueError naming a fused query-key-value weight whose layout is not known.
     """
     views: list[ParameterView] = []
     blocks = _Blocks(model)
@@ -79,7 +82,10 @@ def partition(model: Any) -> list[ParameterView]:
                 continue
             seen.add(id(parameter))
             name = f"{module_name}.{parameter_name}".lstrip(".")
-            own = _views(name, module_name, module, parameter, is_head=module is output_embeddings)
+            has_own_query = hasattr(_parent(model, module_name), "q_attn")
+            own = _views(
+                name, module_name, module, parameter, is_head=module is output_embeddings, has_own_query=has_own_query
+            )
             views.extend(blocks.placed(view, module_name) for view in own)
     check_partition(views, model)
     return views
@@ -115,6 +121,10 @@ def _block(module_name: str) -> str:
     return match.group(1) if match else ""
 
 
+def _parent(model: nn.Module, module_name: str) -> nn.Module:
+    return model.get_submodule(module_name.rpartition(".")[0])
+
+
 def check_partition(views: list[ParameterView], model: nn.Module) -> None:
     """Assert that the views cover every element of every trainable parameter exactly once.
 
@@ -131,38 +141,34 @@ def check_partition(views: list[ParameterView], model: nn.Module) -> None:
 
 
 def _views(
-    name: str, module_name: str, module: nn.Module, parameter: nn.Parameter, *, is_head: bool
+    name: str, module_name: str, module: nn.Module, parameter: nn.Parameter, *, is_head: bool, has_own_query: bool
 ) -> Iterator[ParameterView]:
     layer = _layer_index(module_name)
     # transformers' Conv1D stores (inputs, outputs).
     transposed = type(module).__name__ == "Conv1D"
     if isinstance(module, nn.Embedding):
         yield ParameterView(name, parameter, "embedding", layer)
-    elif parameter.ndim < 2:
+    elif parameter.ndim != 2 or not (transposed or isinstance(module, nn.Linear)):
         yield ParameterView(name, parameter, "vector", layer)
     elif is_head:
         yield ParameterView(name, parameter, "head", layer)
-    elif _FUSED_QUERY_KEY_VALUE.search(module_name):
-        dim = 1 if transposed else 0
-        third = parameter.shape[dim] // 3
-        roles: tuple[Role, ...] = ("query", "key", "value")
+    elif transposed and _FUSED.search(module_name):
+        # GPT-2's cross-attention has a projection of its own for the queries.
+        roles: tuple[Role, ...] = ("key", "value") if has_own_query else ("query", "key", "value")
+        part = parameter.shape[1] // len(roles)
         for index, role in enumerate(roles):
-            yield ParameterView(
-                f"{name}[{role}]", parameter, role, layer, dim, index * third, (index + 1) * third, transposed
-            )
+            yield ParameterView(f"{name}[{role}]", parameter, role, layer, 1, index * part, (index + 1) * part, True)
     else:
         yield ParameterView(name, parameter, _matrix_role(name, module_name, layer), layer, transposed=transposed)
 
 
 def _matrix_role(name: str, module_name: str, layer: int | None) -> Role:
-    if _FUSED_UNKNOWN_LAYOUT.search(module_name):
+    if _FUSED_UNKNOWN_LAYOUT.search(module_name) or _FUSED.search(module_name):
         raise ValueError(f"parameter {name}: a fused query-key-value weight whose layout is not known")
     for pattern, role in _ROLE_BY_MODULE_NAME:
         if pattern.search(module_name):
             return role
-    if layer is None:
-        raise ValueError(f"parameter {name}: neither an embedding, a head nor inside a block; its role is unknown")
-    return "mlp"
+    return "head" if layer is None else "mlp"
 
 
 def _layer_index(module_name: str) -> int | None:

@@ -3,7 +3,8 @@
 A gain that a placebo shares is not attention's. Directions do not know that they are given one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -23,8 +24,9 @@ class PlaceboStatistics:
 
     - constant: energies are their mean over layers and steps so far, or ``energy``; factors their mean over layers and
       heads; attention distances are all equal.
-    - shuffled: energies are drawn from those of all layers and steps so far; the factors of layers and heads are
-      permuted, anew at every capture; distances are permuted over heads.
+    - shuffled: energies are drawn from those of all layers and steps so far; a layer has the factors of another, its
+      heads permuted, anew at every capture (in a model of one layer, a head those of another); distances are permuted
+      over heads.
     - identity: energies are 0, so that their factors are 1; attention's factors are the identity.
     - plain: attention's input factors are the covariance of the layer's plain inputs, its output factors the identity.
 
@@ -45,11 +47,9 @@ class PlaceboStatistics:
         self.energy = energy
         self.seed = seed
         self._modules = {(view.layer, str(view.role)): view.module for view in views}
-        self._history = torch.zeros(0)
-        self._total = torch.zeros((), dtype=torch.float64)
-        self._count = 0
+        self._seen: dict[str, _Seen] = {}  # by quantity
         self._step = -1
-        self._energies: dict[int, Tensor] = {}
+        self._energies: dict[tuple[str, int], Tensor] = {}
 
     @property
     def layers(self) -> list[int]:
@@ -63,24 +63,35 @@ class PlaceboStatistics:
         captures: int = self.source.captures
         return captures
 
-    def begin(self, step: int, quantity: str | None) -> None:
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Captures that were left out, by factor."""
+        skipped: dict[str, int] = getattr(self.source, "skipped", {})
+        return skipped
+
+    @property
+    def recorded_layers(self) -> list[int]:
+        """Those that the last recorded step has seen."""
+        layers: list[int] = self.source.recorded_layers
+        return layers
+
+    def begin(self, step: int, quantities: Collection[str]) -> None:
         """Take this step's true energies into what the placebos are made of; once per step."""
-        if quantity is None:
-            return
-        true = torch.stack([getattr(self.source, quantity)(layer).detach().float() for layer in self.layers])
-        self._total = self._total.to(true.device) + true.double().sum()
-        self._count += len(true)
-        self._history = torch.cat([self._history.to(true.device), true])[-HISTORY:]
         self._step = step
-        self._energies = {layer: self._energy(layer, true[0]) for layer in self.layers}
+        self._energies = {}
+        for name in quantities if self.recorded_layers else ():
+            true = torch.stack([getattr(self.source, name)(layer).detach().float() for layer in self.recorded_layers])
+            seen = self._seen.setdefault(name, _Seen(true.new_zeros(0), true.new_zeros((), dtype=torch.float64)))
+            seen.enter(true)
+            self._energies |= {(name, layer): self._energy(name, layer, true[0]) for layer in self.recorded_layers}
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
         """In place of the layer's mean |E|."""
-        return self._energies[layer]
+        return self._energies["mean_absolute_energy", layer]
 
     def mean_energy(self, layer: int) -> Tensor:
         """In place of the layer's mean E."""
-        return self._energies[layer]
+        return self._energies["mean_energy", layer]
 
     def attention_distance(self, layer: int) -> Tensor:
         """In place of the heads' distances."""
@@ -89,44 +100,81 @@ class PlaceboStatistics:
             return true[self._permutation(len(true), "distances", self._step, layer)]
         return torch.ones_like(true)
 
-    def average(self, owner: str | int, name: str) -> Tensor:
+    def average(self, owner: str | int, name: str) -> Tensor | None:
         """In place of attention's factor; input covariances are the true ones."""
-        true: Tensor = self.source.average(owner, name)
-        if isinstance(owner, str):
+        true: Tensor | None = self.source.average(owner, name)
+        if isinstance(owner, str) or true is None:
             return true
+        found: dict[int, Tensor | None] = {layer: self.source.average(layer, name) for layer in self.layers}
+        known = {layer: factor for layer, factor in found.items() if factor is not None}
         if self.kind == "constant":
-            mean = torch.stack([self.source.average(layer, name).mean(0) for layer in self.layers]).mean(0)
-            return mean.expand_as(true)
+            return torch.stack([factor.mean(0) for factor in known.values()]).mean(0).expand_as(true)
         if self.kind == "shuffled":
-            order = self._permutation(len(self.layers), "layers", self.captures)
-            other: Tensor = self.source.average(self.layers[int(order[self.layers.index(owner)])], name)
+            layers = list(known)
+            if len(layers) == 1:
+                return true[self._shift(len(true), "heads", self.captures)]
+            other = known[layers[int(self._shift(len(layers), "layers", self.captures)[layers.index(owner)])]]
             return other[self._permutation(len(other), "heads", self.captures, owner)]
         if self.kind == "plain" and name not in _OUTPUT_FACTORS:
-            covariance: Tensor = self.source.average(self._modules[owner, _ROLE_OF_INPUT_FACTOR[name]], "covariance")
-            return covariance.expand_as(true)
+            plain: Tensor | None = self.source.average(self._modules[owner, _ROLE_OF_INPUT_FACTOR[name]], "covariance")
+            return None if plain is None else plain.expand_as(true)
         return torch.eye(true.shape[-1], dtype=true.dtype, device=true.device).expand_as(true)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What has been seen so far."""
-        return {"history": self._history, "total": self._total, "count": torch.tensor(self._count)}
+        return {f"{name}.{part}": value for name, seen in self._seen.items() for part, value in seen.parts().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put back what ``state_dict`` gave."""
-        self._history, self._total = state["history"].clone(), state["total"].clone()
-        self._count = int(state["count"])
+        names = dict.fromkeys(name.rpartition(".")[0] for name in state)
+        self._seen = {
+            name: _Seen(*(state[f"{name}.{part}"].clone() for part in ("history", "total", "count"))) for name in names
+        }
 
-    def _energy(self, layer: int, like: Tensor) -> Tensor:
+    def _energy(self, name: str, layer: int, like: Tensor) -> Tensor:
+        seen = self._seen[name]
         if self.kind == "constant":
-            mean = self._total / self._count
-            return torch.full_like(like, self.energy) if self.energy is not None else mean.to(like.dtype)
+            return torch.full_like(like, self.energy) if self.energy is not None else seen.mean().to(like.dtype)
         if self.kind == "shuffled":
             generator = torch.Generator().manual_seed(
                 addressed_seed(self.seed, f"placebo energies {layer}", self._step)
             )
-            return self._history[int(torch.randint(len(self._history), (), generator=generator))]
+            return seen.history[int(torch.randint(len(seen.history), (), generator=generator))]
         return torch.zeros_like(like)
 
     def _permutation(self, count: int, purpose: str, *address: int) -> Tensor:
+        return torch.randperm(count, generator=self._generator(purpose, *address))
+
+    def _shift(self, count: int, purpose: str, *address: int) -> Tensor:
+        """A permutation that leaves nothing in its place: round by 1 to count − 1."""
+        if count == 1:
+            return torch.zeros(1, dtype=torch.int64)
+        by = int(torch.randint(1, count, (), generator=self._generator(purpose, *address)))
+        return torch.arange(count).roll(by)
+
+    def _generator(self, purpose: str, *address: int) -> torch.Generator:
         name = " ".join([f"placebo {purpose}", *map(str, address[1:])])
-        generator = torch.Generator().manual_seed(addressed_seed(self.seed, name, address[0]))
-        return torch.randperm(count, generator=generator)
+        return torch.Generator().manual_seed(addressed_seed(self.seed, name, address[0]))
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What a placebo knows of a quantity: its last values, and the sum and number of all."""
+
+    history: Tensor
+    total: Tensor
+    count: Tensor = field(default_factory=lambda: torch.tensor(0))
+
+    def enter(self, values: Tensor) -> None:
+        """One step's values of all layers."""
+        self.history = torch.cat([self.history.to(values.device), values])[-HISTORY:]
+        self.total = self.total.to(values.device) + values.double().sum()
+        self.count = self.count + len(values)
+
+    def mean(self) -> Tensor:
+        """Over all that was seen."""
+        return self.total / self.count.to(self.total.device)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Everything, by name."""
+        return {"history": self.history, "total": self.total, "count": self.count}

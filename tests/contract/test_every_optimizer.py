@@ -208,11 +208,11 @@ def test_placebos_train_and_resume_or_are_refused(optimizer_name, placebo):
     )
     if not settings.reads_attention or (placebo == "plain" and not reads_factors):
         with pytest.raises(UserError, match="placebo"):
-            settings_of(optimizer_name, f"+optim.placebo={placebo}")
+            settings_of(optimizer_name, f"optim.placebo={placebo}")
         return
-    first = Trained(optimizer_name, f"+optim.placebo={placebo}")
+    first = Trained(optimizer_name, f"optim.placebo={placebo}")
     assert first.train(range(7))[-1] > 0
-    second = Trained(optimizer_name, f"+optim.placebo={placebo}", model=copy.deepcopy(first.model))
+    second = Trained(optimizer_name, f"optim.placebo={placebo}", model=copy.deepcopy(first.model))
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.probe.load_state_dict(copy.deepcopy(first.probe.state_dict()))
     assert first.train(range(7, 12)) == second.train(range(7, 12))

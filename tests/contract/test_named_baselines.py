@@ -17,24 +17,24 @@ def _after(name: str, *overrides: str, steps: int = 8) -> list[torch.Tensor]:
 
 OFF = {
     "fisher_muon is per-head Muon on q and k": (
-        ("fisher_muon", "+optim.placebo=identity", "optim.directions.query.damping=1e-9",
+        ("fisher_muon", "optim.placebo=identity", "optim.directions.query.damping=1e-9",
          "optim.directions.key.damping=1e-9"),
         ("muon_per_head", "~optim.directions.value"),
     ),
     "natural_muon is whitened_muon": (
-        ("natural_muon", "+optim.placebo=plain", "optim.directions.value.per_head=false"),
+        ("natural_muon", "optim.placebo=plain", "optim.directions.value.per_head=false"),
         ("whitened_muon",),
     ),
     "aif is adamw": (("aif", "optim.directions.default.energy_scale=0"), ("adamw",)),
-    "aif_update is adamw": (("aif_update", "+optim.placebo=identity"), ("adamw",)),
-    "muon_aif is muon": (("muon_aif", "+optim.placebo=identity"), ("muon",)),
+    "aif_update is adamw": (("aif_update", "optim.placebo=identity"), ("adamw",)),
+    "muon_aif is muon": (("muon_aif", "optim.placebo=identity"), ("muon",)),
     "aif under a constant is adamw": (
-        ("aif", "+optim.placebo=constant", "+optim.placebo_energy=3.0", "optim.directions.default.inner.eps=1e-12"),
+        ("aif", "optim.placebo=constant", "optim.placebo_energy=3.0", "optim.directions.default.inner.eps=1e-12"),
         ("adamw", "optim.directions.default.eps=1e-12"),
     ),
     "aif_blend without its second part is adamw": (
-        ("aif_blend", "optim.directions.query.blend=1e9", "optim.directions.key.blend=1e9", "+optim.placebo=constant",
-         "+optim.placebo_energy=1.0"),
+        ("aif_blend", "optim.directions.query.blend=1e9", "optim.directions.key.blend=1e9", "optim.placebo=constant",
+         "optim.placebo_energy=1.0"),
         ("adamw",),
     ),
     "multiscale with equal levels is fa_adam": (

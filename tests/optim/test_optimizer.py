@@ -101,6 +101,8 @@ class _Energies:
     def layers(self):
         return list(self.energies)
 
+    recorded_layers = layers
+
     def mean_absolute_energy(self, layer):
         return torch.tensor(self.energies[layer])
 

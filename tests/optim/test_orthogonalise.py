@@ -30,7 +30,9 @@ def test_a_batch_is_its_matrices_one_by_one_and_scale_does_not_matter(dtype):
     matrices = _matrices((3, 8, 5), torch.float32)
     batch = orthogonalise(matrices, 5, dtype)
     for matrix, expected in zip(matrices, batch, strict=True):
-        torch.testing.assert_close(orthogonalise(matrix * 2.0**40, 5, dtype), expected, atol=1e-6, rtol=0)
+        for scale in (2.0**40, 2.0**100, 2.0**-100, 2.0**-130):  # the last are subnormal
+            found = orthogonalise(matrix * scale, 5, dtype)
+            torch.testing.assert_close(found, expected, atol=1e-6 if scale > 2.0**-120 else 1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

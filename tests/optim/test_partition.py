@@ -67,12 +67,36 @@ def test_a_parameter_that_is_missed_is_an_error(gpt2):
         check_partition([view for view in views if view.name != "transformer.ln_f.bias"], gpt2)
 
 
-def test_unknown_matrices_and_unknown_fused_layouts_are_errors():
+def test_matrices_outside_blocks_are_heads_and_what_is_no_linear_map_is_a_vector():
     model = nn.Module()
-    model.strange = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match=r"strange\.weight"):
-        partition(model)
+    model.pooler = nn.Linear(3, 3)
+    model.patches = nn.Conv2d(3, 4, 2)
+    model.layers = nn.ModuleList([nn.Module()])
+    model.layers[0].bias_table = nn.Parameter(torch.zeros(5, 2))
+    model.layers[0].experts = nn.Parameter(torch.zeros(2, 3, 4))
+    model.layers[0].up = nn.Linear(3, 4)
+    roles = {view.name: view.role for view in partition(model)}
+    assert roles["pooler.weight"] == "head"
+    assert roles["layers.0.up.weight"] == "mlp"
+    assert {name for name, role in roles.items() if role == "vector"} == {
+        "pooler.bias", "patches.weight", "patches.bias", "layers.0.bias_table", "layers.0.experts", "layers.0.up.bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["query_key_value", "c_attn"])
+def test_unknown_fused_layouts_are_errors(name):
     model = nn.Module()
-    model.layers = nn.ModuleList([nn.ModuleDict({"query_key_value": nn.Linear(3, 9)})])
+    model.layers = nn.ModuleList([nn.ModuleDict({name: nn.Linear(3, 9)})])
     with pytest.raises(ValueError, match="layout"):
         partition(model)
+
+
+def test_cross_attention_of_gpt2_has_its_queries_apart():
+    config = GPT2Config(n_embd=12, n_layer=1, n_head=2, vocab_size=20, n_positions=8, add_cross_attention=True)
+    views = {view.name: view for view in partition(GPT2LMHeadModel(config))}
+    block = "transformer.h.0.crossattention"
+    assert views[f"{block}.q_attn.weight"].role == "query"
+    shapes = {role: views[f"{block}.c_attn.weight[{role}]"].of(views[f"{block}.c_attn.weight[{role}]"].parameter).shape
+              for role in ("key", "value")}  # fmt: skip
+    assert shapes == {"key": (12, 12), "value": (12, 12)}
+    assert f"{block}.c_attn.weight[query]" not in views

@@ -66,11 +66,13 @@ class AttentionFisher(Direction):
 
     def factors(self, role: str) -> tuple[str, ...]:
         """S and A, or A alone for the additive form."""
-        sides = sides_of(role, "input" if self.settings.form == "additive" else "both")
-        return tuple(name for name in sides if name is not None)
+        return tuple(name for name in self._sides_of(role) if name is not None)
 
     def check(self, place: Place) -> None:
-        """Raises: ValueError where there are no heads, or another number of them than of exponents."""
+        """Raises: ValueError for what is no matrix with heads, or has another number of them than of exponents."""
+        super().check(place)
+        if place.layer is None:
+            raise ValueError(f"attention_fisher: the {place.role} parameters are in no attention layer that is known")
         exponents, heads = self.settings.head_exponents, heads_of(place)
         if isinstance(exponents, tuple) and len(exponents) not in (1, heads):
             raise ValueError(f"head_exponents: {len(exponents)} exponents for {heads} heads")
@@ -107,20 +109,28 @@ class AttentionFisher(Direction):
             return None
         name = sides_of(place.role, "input")[0]
         average = statistics.average(place.layer, str(name))  # type: ignore[attr-defined]
-        return damped_condition_numbers(average, state["input_root"], "root", self.settings.damping)
+        return (
+            None
+            if average is None
+            else damped_condition_numbers(average, state["input_root"], "root", self.settings.damping)
+        )
 
     def _of_matrix(
         self, adam_update: Tensor, momentum: Tensor, state: State, place: Place, statistics: FactorStatistics
     ) -> Tensor:
         settings, heads = self.settings, heads_of(place)
-        if not statistics.captures:
-            return adam_update
         assert place.layer is not None
+        factors = {name: statistics.average(place.layer, name) for name in self.factors(place.role)}
+        recorded = not self.quantities or place.layer in statistics.recorded_layers
+        if None in factors.values() or not recorded:
+            return adam_update  # nothing is known of this layer yet, or in this step
         levels = None
         if settings.levels is not None:
             levels = levels_of(settings.levels, statistics.attention_distance(place.layer), heads, state)
         momentum_HDN = momentum.reshape(heads, -1, momentum.shape[-1])
-        preconditioned = self._preconditioned(momentum_HDN, state, place, statistics, levels).flatten(0, 1)
+        input_factor, output_factor = (factors.get(str(name)) for name in self._sides_of(place.role))
+        assert input_factor is not None
+        preconditioned = self._preconditioned(momentum_HDN, state, input_factor, output_factor, levels).flatten(0, 1)
         norm = torch.linalg.vector_norm
         preconditioned = preconditioned * (norm(adam_update) / norm(preconditioned).clamp_min(1e-30))
         if settings.blend is not None:
@@ -129,22 +139,26 @@ class AttentionFisher(Direction):
         scaled: Tensor = preconditioned.view_as(momentum_HDN) * self._multipliers(preconditioned, levels, heads)
         return scaled.flatten(0, 1)
 
+    def _sides_of(self, role: str) -> tuple[str | None, str | None]:
+        """Names of the input and the output factor."""
+        return sides_of(role, "input" if self.settings.form == "additive" else "both")
+
     def _preconditioned(
-        self, momentum_HDN: Tensor, state: State, place: Place, statistics: FactorStatistics, levels: Tensor | None
+        self,
+        momentum_HDN: Tensor,
+        state: State,
+        input_factor: Tensor,
+        output_factor: Tensor | None,
+        levels: Tensor | None,
     ) -> Tensor:
-        settings = self.settings
-        names = sides_of(place.role, "input" if settings.form == "additive" else "both")
-        assert place.layer is not None
-        dtype = momentum_HDN.dtype
-        averages = [None if name is None else statistics.average(place.layer, name).to(dtype) for name in names]
-        input_factor, output_factor = averages
+        settings, dtype = self.settings, momentum_HDN.dtype
+        averages = [None if factor is None else factor.to(dtype) for factor in (input_factor, output_factor)]
         if settings.form != "inverse":
-            assert input_factor is not None
-            along_inputs = momentum_HDN @ _unit_trace(input_factor)
+            along_inputs = momentum_HDN @ _unit_trace(input_factor.to(dtype))
             if settings.form == "additive":
                 return momentum_HDN + along_inputs
-            return along_inputs if output_factor is None else _unit_trace(output_factor) @ along_inputs
-        if int(state["host_step"]) % settings.refresh_every == 0:
+            return along_inputs if averages[1] is None else _unit_trace(averages[1]) @ along_inputs
+        if int(state["host_step"]) % settings.refresh_every == 0 or "input_root" not in state:
             damping: float | Tensor = settings.damping
             if levels is not None and settings.levels is not None:
                 damping = torch.tensor(settings.levels.damping, device=levels.device)[levels]

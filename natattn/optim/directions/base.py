@@ -21,12 +21,14 @@ class Place:
         layer: index of the attention layer of its block; None outside blocks.
         module: name of the linear module, whose input covariance may be kept.
         heads: heads that its outputs (query, key, value) or inputs (output) belong to; None where there are none.
+        dimensions: of the parameter; 2 is a matrix.
     """
 
     role: str
     layer: int | None = None
     module: str = ""
     heads: int | None = None
+    dimensions: int = 2
 
 
 class Statistics(Protocol):
@@ -35,6 +37,10 @@ class Statistics(Protocol):
     @property
     def layers(self) -> list[int]:
         """Indices of the observed layers."""
+
+    @property
+    def recorded_layers(self) -> list[int]:
+        """Those that the last recorded step has seen."""
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
         """Mean of |E| over the layer's heads and allowed pairs, a float32 scalar."""
@@ -47,8 +53,8 @@ class FactorStatistics(Statistics, Protocol):
     def captures(self) -> int:
         """How often factors have been captured."""
 
-    def average(self, owner: str | int, name: str) -> Tensor:
-        """A factor's running average, [heads or 1, dim, dim]; KeyError where it is not kept."""
+    def average(self, owner: str | int, name: str) -> Tensor | None:
+        """A factor's running average, [heads or 1, dim, dim]; None before its first capture."""
 
     def mean_energy(self, layer: int) -> Tensor:
         """Mean of E over the layer's heads and allowed pairs, a float32 scalar."""
@@ -81,7 +87,12 @@ class Direction:
         return ()
 
     def check(self, place: Place) -> None:
-        """Refuse a matrix that it cannot serve. Raises: ValueError."""
+        """Refuse a parameter that it cannot serve. Raises: ValueError; by default for what is not a matrix."""
+        if not self.elementwise and place.dimensions != 2:
+            raise ValueError(
+                f"the {place.role} parameters ({place.module}) have {place.dimensions} dimensions; "
+                "this direction is for matrices, valid: adam, momentum"
+            )
 
     def initial_state(self, parameter: Tensor) -> State:
         """State of one matrix before its first step; a direction may add to it later."""

@@ -37,7 +37,8 @@ def energy_factor(mean_absolute_energy: Tensor, energy_scale: float) -> Tensor:
 
 
 class EnergyScaled(Direction):
-    """Every gradient (or update) of a block times the block's energy factor; outside blocks factor 1.
+    """Every gradient (or update) of a block times the block's energy factor; outside blocks, and in a block that the
+    step has not reached, factor 1.
 
     AdamW is invariant to a constant scale of the gradient, so that with it only changes of the factor in time matter;
     a factor on the update is a step size.
@@ -59,6 +60,10 @@ class EnergyScaled(Direction):
         self.plain_share = plain_share
         self.elementwise = inner.elementwise  # type: ignore[misc]
 
+    def check(self, place: Place) -> None:
+        """As the inner direction."""
+        self.inner.check(place)
+
     def initial_state(self, parameter: Tensor) -> State:
         """That of the inner direction."""
         return self.inner.initial_state(parameter)
@@ -68,7 +73,8 @@ class EnergyScaled(Direction):
         share = self.plain_share
         return {
             layer: share + (1 - share) * energy_factor(statistics.mean_absolute_energy(layer), self.energy_scale)
-            for layer in statistics.layers
+            # With none recorded, reading the first says what is wrong.
+            for layer in statistics.recorded_layers or statistics.layers[:1]
         }
 
     def updates(

@@ -27,7 +27,9 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: NewtonSchulzDtype = "own"
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     X: Tensor = matrices.mT if is_tall else matrices
-    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    # By the largest entry first: the squares of tiny or huge entries are no numbers any more.
+    X = X / _or_one(X.abs().amax((-2, -1), keepdim=True))
+    X = X / _or_one(torch.linalg.matrix_norm(X, keepdim=True))
     batch = X.flatten(0, -3) if X.ndim > 3 else X.reshape(-1, *X.shape[-2:])
     if dtype == "bfloat16":
         batch = batch.bfloat16()
@@ -37,3 +39,8 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: NewtonSchulzDtype = "own"
         batch = torch.baddbmm(batch, polynomial, batch, beta=a)
     X = batch.to(matrices.dtype).view(X.shape)
     return X.mT if is_tall else X
+
+
+def _or_one(scale: Tensor) -> Tensor:
+    """1 in place of 0."""
+    return scale.masked_fill(scale == 0, 1.0)

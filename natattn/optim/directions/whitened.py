@@ -78,8 +78,15 @@ class Whitened(Direction):
         return tuple(name for name in self._sides_of(role) if name is not None)
 
     def check(self, place: Place) -> None:
-        """Raises: ValueError where it is to be cut into heads and has none."""
+        """Raises: ValueError for what is no matrix of a layer, or is to be cut into heads and has none."""
+        super().check(place)
         self._heads(place)
+        if self.settings.metric == "covariance" and (place.role == "embedding" or not place.module):
+            raise ValueError(
+                f"metric=covariance: the {place.role} parameters ({place.module}) have no inputs to observe"
+            )
+        if self.settings.metric == "attention" and place.layer is None:
+            raise ValueError(f"metric=attention: the {place.role} parameters are in no attention layer that is known")
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum; roots are added when the first factors arrive."""
@@ -119,7 +126,11 @@ class Whitened(Direction):
         if name is None or kept not in state:
             return None
         average = _factor_statistics(statistics).average(_owner(place, name), name)
-        return damped_condition_numbers(average, state[kept], self._kept, self.settings.damping)
+        return (
+            None
+            if average is None
+            else damped_condition_numbers(average, state[kept], self._kept, self.settings.damping)
+        )
 
     @property
     def _kept(self) -> Kept:
@@ -162,9 +173,9 @@ class Whitened(Direction):
             if int(state["host_step"]) % self.settings.refresh_every:
                 continue
             for side, name in zip(("input", "output"), self._sides_of(place.role), strict=True):
-                if name is None or not source.captures:
-                    continue
-                average = source.average(_owner(place, name), name)
+                average = None if name is None else source.average(_owner(place, name), name)
+                if average is None:
+                    continue  # no metric yet: the identity
                 due.setdefault((side, average.shape), []).append((state, average))
         for (side, _), entries in due.items():
             averages = [average for _, average in entries]
