@@ -88,6 +88,18 @@ WRONG_RUNS = {
     "stabilisers of published blocks": (["model=published", "stabilisers=qk_norm"], "stabilisers.qk_norm=True"),
     "two bounds at once": (["stabilisers=qk_clip", "stabilisers.qk_norm=true"], "give one of them"),
     "a temperature under a norm": (["model=tempered", "stabilisers=qk_norm"], "temperature cannot be folded"),
+    "a direction for matrices on vectors": (
+        ["optim=muon", "+optim.directions.vector=${optim.directions.hidden}"],
+        "this direction is for matrices",
+    ),
+    "inputs of an embedding": (
+        ["optim=newton_muon", "+optim.directions.embedding=${optim.directions.hidden}"],
+        "no inputs to observe",
+    ),
+    "heads of what has none": (
+        ["optim=natural_muon", "optim.directions.hidden.per_head=true"],
+        "are not made of heads",
+    ),
     "folder is a file": (["hydra.run.dir=/dev/null/run"], "/dev/null/run"),
     "pretrained of another size": (["init=pretrained", "init.path={model}", "size=pico"], "size.n_layer=2"),
 }

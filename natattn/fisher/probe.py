@@ -13,14 +13,15 @@ from torch.utils.hooks import RemovableHandle
 
 from natattn.attention.energy import AttentionInputs, systematic_rows, working_dtype
 from natattn.attention.probe import AttentionProbe
-from natattn.attention.projections import projection_name
+from natattn.attention.projections import projection, projection_name
 from natattn.attention.site import AttentionSite
 from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
-from natattn.fisher.rotary import Rotary
+from natattn.fisher.rotary import Rotary, matching_rotary
 from natattn.fisher.running import RunningAverage
 from natattn.randomness import addressed_seed
 
 _PREFIX = "factor/"
+COMPARED = 16  # tokens by which the convention of a rotary embedding is told
 
 
 class FisherProbe(AttentionProbe):
@@ -28,8 +29,8 @@ class FisherProbe(AttentionProbe):
 
     Factors are captured on every ``capture_every``-th step from the first ``sequences`` sequences of the step's first
     forward pass in training mode; padding tokens are left out of attention's factors, but not of plain covariances.
-    Rotary embedding is known where it is handed to the attention layer as ``position_embeddings`` (Llama, Qwen and
-    their relatives); elsewhere the factors take the form without.
+    Rotary embedding is known where it is handed to the attention layer as ``position_embeddings`` (Llama, Qwen, Cohere,
+    GLM and their relatives), in either convention; elsewhere the factors take the form without.
 
     Args:
         model: a transformers ``PreTrainedModel``.
@@ -79,7 +80,7 @@ class FisherProbe(AttentionProbe):
         self._offset = 0.5
         self._averages: dict[str, RunningAverage] = {}
         self._inputs: dict[str, Tensor] = {}  # projections' inputs of the capture under way
-        self._rotary: dict[int, Rotary] = {}
+        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the capture under way
         self._seen: set[str] = set()
         if not (quantities or factors):
             others["layers"] = ()  # input covariances alone need no look into attention
@@ -207,7 +208,7 @@ class FisherProbe(AttentionProbe):
             embeddings = keywords.get("position_embeddings")
             if self.capturing and embeddings is not None:
                 cos, sin = (part.detach()[: self.sequences] for part in embeddings)
-                self._rotary[layer] = Rotary(cos, sin)
+                self._rotary[layer] = cos, sin
 
         return hook
 
@@ -230,12 +231,23 @@ class FisherProbe(AttentionProbe):
             query_input,
             rows,
             wanted=self.factors,
-            rotary=self._rotary.get(site.layer),
+            rotary=self._rotary_of(site, inputs, query_input),
             key_input_BSN=None if key_input is query_input else key_input,
             shared_key_input=self.shared_key_input,
         )
         for name, factor in factors.items():
             self._enter(f"{site.layer}.{name}", factor)
+
+    def _rotary_of(self, site: AttentionSite, inputs: AttentionInputs, query_input: Tensor) -> Rotary | None:
+        """The layer's rotations; which convention it has is found out by turning the first queries."""
+        if site.layer not in self._rotary:
+            return None
+        found = projection(self.model.get_submodule(site.name), "query")
+        assert found is not None
+        weight, *bias = (part.detach() for part in found)
+        before = torch.nn.functional.linear(query_input[:1, :COMPARED].to(weight.dtype), weight, *bias)
+        before_BHLD = before.view(1, -1, inputs.query.shape[1], inputs.query.shape[-1]).transpose(1, 2)
+        return matching_rotary(*self._rotary[site.layer], before_BHLD, inputs.query[:1, :, :COMPARED])
 
     def _enter(self, name: str, factor: Tensor) -> None:
         if name not in self._averages:

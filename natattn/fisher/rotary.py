@@ -57,3 +57,26 @@ class Rotary:
             return torch.stack([-vectors[..., 1::2], vectors[..., 0::2]], dim=-1).flatten(-2)
         first, second = vectors.chunk(2, dim=-1)
         return torch.cat([-second, first], dim=-1)
+
+
+def matching_rotary(cos: Tensor, sin: Tensor, before_BHLD: Tensor, after_BHLD: Tensor) -> Rotary:
+    """The rotations of a model, in whichever of the two conventions turns its queries from ``before`` into ``after``.
+
+    Some models make cos and sin for halves and turn neighbours (GLM), so their layout alone does not say. Directions
+    are compared, not lengths: a norm between the projection and the rotation may have changed these.
+
+    Args:
+        cos, sin: [B or 1, L, rotary_dim], in either layout.
+        before_BHLD, after_BHLD: the first sequence's first queries, [1, H, some, head_dim].
+    """
+    half = cos.shape[-1] // 2
+    in_halves = torch.equal(cos[..., :half], cos[..., half:])
+    cos, sin = (part[..., :half] if in_halves else part[..., ::2] for part in (cos, sin))
+    halves = Rotary(torch.cat([cos, cos], -1), torch.cat([sin, sin], -1))
+    neighbours = Rotary(cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1), interleaved=True)
+    likeness = []
+    count = before_BHLD.shape[2]
+    for found in (halves, neighbours):
+        turned = Rotary(found.cos[:1, :count], found.sin[:1, :count], found.interleaved).rotate(before_BHLD.float())
+        likeness.append(torch.nn.functional.cosine_similarity(turned, after_BHLD.float(), dim=-1).mean())
+    return neighbours if bool(likeness[1] > likeness[0]) else halves

@@ -53,6 +53,17 @@ def test_a_plain_loop_learns(kind, build):
 
 
 @pytest.mark.parametrize("kind", [FisherMuon, NaturalMuon])
+def test_frozen_attention_is_left_alone(kind):
+    model = _gpt2()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("attn" not in name)
+    before = model.transformer.h[0].attn.c_attn.weight.clone()
+    losses = _train(model, kind(model, lr=0.02), range(30))
+    assert losses[-1] < losses[0]
+    assert torch.equal(before, model.transformer.h[0].attn.c_attn.weight)
+
+
+@pytest.mark.parametrize("kind", [FisherMuon, NaturalMuon])
 def test_its_own_probe_does_what_a_given_one_does(kind):
     mine, given = _gpt2(), _gpt2()
     expected = _train(mine, kind(mine), range(12))
