@@ -89,11 +89,11 @@ WRONG_RUNS = {
     "two bounds at once": (["stabilisers=qk_clip", "stabilisers.qk_norm=true"], "give one of them"),
     "a temperature under a norm": (["model=tempered", "stabilisers=qk_norm"], "temperature cannot be folded"),
     "a direction for matrices on vectors": (
-        ["optim=muon", "+optim.directions.vector=${optim.directions.hidden}"],
+        ["optim=muon", "+optim.directions.vector=${{optim.directions.hidden}}"],
         "this direction is for matrices",
     ),
     "inputs of an embedding": (
-        ["optim=newton_muon", "+optim.directions.embedding=${optim.directions.hidden}"],
+        ["optim=newton_muon", "+optim.directions.embedding=${{optim.directions.hidden}}"],
         "no inputs to observe",
     ),
     "heads of what has none": (
