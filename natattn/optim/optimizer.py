@@ -170,6 +170,12 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         return own or direction.initial_state(view.of(view.parameter.data))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Raises: TypeError: a copy would step the original's parameters with statistics of the original's model."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled: build one for the other model and load_state_dict()"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """As of every PyTorch optimizer, with the number of steps and what a placebo has seen."""
         state = super().state_dict()

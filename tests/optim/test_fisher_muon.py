@@ -63,6 +63,11 @@ def test_frozen_attention_is_left_alone(kind):
     assert torch.equal(before, model.transformer.h[0].attn.c_attn.weight)
 
 
+def test_a_copy_is_refused():
+    with pytest.raises(TypeError, match="load_state_dict"):
+        copy.deepcopy(FisherMuon(_gpt2()))
+
+
 @pytest.mark.parametrize("kind", [FisherMuon, NaturalMuon])
 def test_its_own_probe_does_what_a_given_one_does(kind):
     mine, given = _gpt2(), _gpt2()
