@@ -11,6 +11,7 @@ usage: natattn COMMAND [key=value ...]
 commands:
   train    train a standard and a natural-attention model side by side on the same batches
   report   print the result table of one or more run folders
+  analyze  study a model's attention: a page with its energies, temperatures, cascades and spectra
   sample   let a trained arm of a run write text
 
 examples:
@@ -20,12 +21,13 @@ examples:
   natattn train resume=outputs/RUN                 go on with an interrupted run
   natattn report outputs/RUN                       its table again
   natattn sample run=outputs/RUN prompt="def "
+  natattn analyze run=outputs/RUN                  attention as a statistical-mechanical system
 
 natattn COMMAND --help tells more; natattn --version prints the version.
 shell completion: eval "$(natattn -sc install=bash)" (or zsh: same line; fish: natattn -sc install=fish | source)
 """
 
-COMMANDS = ("train", "report", "sample")
+COMMANDS = ("train", "report", "sample", "analyze")
 
 
 def main(arguments: list[str] | None = None) -> int:

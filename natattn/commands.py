@@ -54,6 +54,28 @@ usage: natattn sample run=FOLDER [key=value ...]
   seed=0
 """
 
+ANALYZE_HELP = """\
+usage: natattn analyze run=FOLDER [arm=NAME] [key=value ...]
+       natattn analyze init=pretrained init.path=FOLDER|HUB_NAME [data=text data.train=FILE] [key=value ...]
+
+Studies the attention of a trained arm, or of any transformers model that dispatches attention by name, and writes
+analysis.html (a page that opens offline), analysis.json and figures/ with a CSV file beside each picture. Sections that
+are there already are kept; an interrupted analysis goes on when it is started again.
+
+sections (sections=[heads,frozen] for some of them):
+  heads        entropy, support, distance, sink, heat capacity, spread of energies and pattern rank of every head
+  frozen       the scores at other temperatures: U, S, C, order parameter, susceptibility, correlation length, T_c
+  propagated   the model with a temperature in every layer: the same, and the loss
+  sizes        whether the peaks of C and of the susceptibility grow and sharpen with the context
+  cascades     runs of unusual entropy along the text: sizes, power law, branching ratio, over thresholds
+  spectra      eigenvalues of the attention matrices, their power laws, and those of shuffled entries
+  patterns     mean patterns, their variability, and one head over real text
+  theorems     the papers' theorems, by number, with smallest counterexamples
+
+keys with their defaults (natattn train --help lists data, tokenizer and init):
+
+"""
+
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one line and exit code 2, Ctrl-C is 130."""
@@ -157,6 +179,21 @@ def sample(arguments: list[str]) -> int:
     for text in sample_text(config.validated(values, SampleSettings)):
         print(text, end="", flush=True)
     print()
+    return 0
+
+
+def analyze(arguments: list[str]) -> int:
+    """`natattn analyze`: a page about a model's attention."""
+    if "--help" in arguments or "-h" in arguments:
+        text = (conf_folder() / "analyze.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
+        print(ANALYZE_HELP + "".join(f"  {line}".rstrip() + "\n" for line in text.splitlines()), end="")
+        return 0
+    from natattn.analysis.analyze import analyze as analyze_subject
+    from natattn.analysis.settings import AnalyzeSettings
+
+    composed = config.compose(config.quote_paths(arguments), "analyze")
+    page = analyze_subject(config.validated(config.plain_values(composed), AnalyzeSettings))
+    print(f"analysis: {page}")
     return 0
 
 

@@ -121,8 +121,8 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in batch]
 
 
-def compose(overrides: Sequence[str]) -> "DictConfig":
-    """Compose conf/train.yaml with overrides, in Hydra's own way.
+def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
+    """Compose conf/train.yaml, or the file of another command, with overrides, in Hydra's own way.
 
     Raises: UserError naming the override that does not fit and the nearest that would.
     """
@@ -135,13 +135,13 @@ def compose(overrides: Sequence[str]) -> "DictConfig":
 
     parsed = parse(overrides)
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=CONFIG_NAME):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
         try:
-            return hydra_compose(CONFIG_NAME, overrides=list(overrides))
+            return hydra_compose(name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             chosen = [text for text, override in zip(overrides, parsed, strict=True) if _group_of(override)]
             try:
-                sections = OmegaConf.to_container(hydra_compose(CONFIG_NAME, overrides=chosen), resolve=False)
+                sections = OmegaConf.to_container(hydra_compose(name, overrides=chosen), resolve=False)
             except (HydraException, OmegaConfBaseException):
                 raise UserError(first_line(error)) from error
             known = [*(key for key, _ in _walk(sections)), "experiment"]
@@ -162,6 +162,14 @@ def settings_of(config: "DictConfig") -> "RunSettings":
 
     Raises: UserError naming key, value and what is valid.
     """
+    return _run_settings(plain_values(config))
+
+
+def plain_values(config: "DictConfig") -> dict[str, Any]:
+    """What a composed configuration says, without what only Hydra reads.
+
+    Raises: UserError naming a key that needs a value, or cannot be resolved.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -174,7 +182,7 @@ def settings_of(config: "DictConfig") -> "RunSettings":
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from None
     assert isinstance(values, dict)
-    return _run_settings({str(key): value for key, value in values.items() if key not in ("hydra", "experiment")})
+    return {str(key): value for key, value in values.items() if key not in ("hydra", "experiment")}
 
 
 def _run_settings(values: dict[str, Any]) -> "RunSettings":

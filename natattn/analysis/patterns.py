@@ -61,6 +61,23 @@ def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Pa
     return {layer: torch.cat(parts) for layer, parts in sorted(found.items())}
 
 
+def row_entropies(model: Any, tokens: Tensor) -> Tensor:
+    """Entropy of every row in nats, float64 [layers, sequences, H, L] on the CPU; arguments as above."""
+    found: dict[int, Tensor] = {}
+
+    def keep(site: AttentionSite, inputs: AttentionInputs) -> None:
+        found[site.layer] = torch.special.entr(row_patterns(inputs)).sum(-1).double().cpu()
+
+    was_training = model.training
+    model.eval()
+    try:
+        with _captured(model, keep), torch.no_grad():
+            model(input_ids=tokens)
+    finally:
+        model.train(was_training)
+    return torch.stack([found[layer] for layer in sorted(found)])
+
+
 def pattern_statistics(patterns: Patterns) -> PatternStatistics:
     """Rank, sparsity, mean and variability."""
     ranks, needed, means, deviations = [], [], [], []

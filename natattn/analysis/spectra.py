@@ -1,5 +1,6 @@
 """Spectra of attention's weight matrices, and whether their eigenvalues have power-law tails."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +33,19 @@ class WeightSpectrum:
         return float(self.eigenvalues.sum() / self.eigenvalues[0]) if self.eigenvalues[0] > 0 else 0.0
 
 
-def weight_spectra(model: Any, *, replicas: int = 0, seed: int = 0, processes: int = 1) -> list[WeightSpectrum]:
+def weight_spectra(
+    model: Any,
+    *,
+    replicas: int = 0,
+    seed: int = 0,
+    processes: int = 1,
+    advance: Callable[[int], None] | None = None,
+) -> list[WeightSpectrum]:
     """Of every attention matrix of a model, layer by layer; a fused weight counts as its matrices.
 
     Args:
         replicas: of the bootstrap of every power law.
+        advance: told of every matrix that is done.
 
     Raises: ValueError for a model whose parameters are not known.
     """
@@ -51,6 +60,8 @@ def weight_spectra(model: Any, *, replicas: int = 0, seed: int = 0, processes: i
             for values in map(_eigenvalues, (matrix, generator.permutation(matrix.ravel()).reshape(matrix.shape)))
         ]
         spectra.append(WeightSpectrum(view.layer, str(view.role), _eigenvalues(matrix), *laws))
+        if advance is not None:
+            advance(1)
     return sorted(spectra, key=lambda spectrum: (spectrum.layer, ATTENTION_ROLES.index(spectrum.role)))
 
 

@@ -1,0 +1,153 @@
+"""The pictures of an analysis: one style, colours that every kind of vision tells apart, readable in grey."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from natattn.analysis.visualization import STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = NDArray[np.float64]
+# Okabe and Ito, in an order in which neighbours differ in lightness too.
+COLOURS = ("#0072B2", "#E69F00", "#A23B00", "#56B4E9", "#000000", "#009E73", "#CC79A7")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SEQUENTIAL = "cividis"
+
+
+def drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
+    """A PNG of what ``draw`` puts on a figure."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()
+
+
+def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) -> bytes:
+    """Heads by layers, one panel for each statistic, with the number in every cell.
+
+    Args:
+        maps: title, unit and values [layers, heads].
+    """
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for panel, (title, unit, values) in zip(panels, maps, strict=False):
+            image = panel.imshow(values, cmap=SEQUENTIAL, aspect="auto")
+            panel.set_title(f"{title}, {unit}" if unit else title, fontsize=9)
+            panel.set(xlabel="head", ylabel="layer", xticks=range(values.shape[1]))
+            panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+            panel.grid(False)
+            if values.size <= 150:
+                _write_cells(panel, values)
+            figure.colorbar(image, ax=panel)
+        for panel in panels[len(maps) :]:
+            panel.set_visible(False)
+
+    return drawn(draw, (4.2 * columns, 0.8 + 2.6 * rows))
+
+
+def _write_cells(panel: "Axes", values: Floats) -> None:
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        colour = "#000000" if value > middle else "#ffffff"
+        panel.text(column, row, f"{value:.2g}", ha="center", va="center", color=colour, fontsize=7)
+
+
+def curves(
+    panels_data: Sequence[tuple[str, Floats]],
+    x: Floats,
+    labels: Sequence[str],
+    *,
+    x_label: str,
+    logarithmic: bool = True,
+    marked: dict[str, float] | None = None,
+) -> bytes:
+    """Panels of curves over a common axis, one curve for each label; values marked on the axis are named.
+
+    Args:
+        panels_data: label of the vertical axis, and values [points, labels], or [points, 1] for a panel of one curve.
+    """
+    columns = min(3, len(panels_data))
+    rows = -(-len(panels_data) // columns)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for panel, (label, values) in zip(panels, panels_data, strict=False):
+            for place, curve in enumerate(values.T):
+                panel.plot(
+                    x, curve, color=COLOURS[place % len(COLOURS)], label=labels[place], linewidth=1.2,
+                    marker=MARKERS[place % len(MARKERS)], markersize=3,
+                )  # fmt: skip
+            for name, value in (marked or {}).items():
+                panel.axvline(value, color="#555555", linestyle=":", linewidth=0.9)
+                panel.annotate(name, (value, 1), (2, -2), ("data", "axes fraction"), textcoords="offset points",
+                               va="top", fontsize=7, color="#555555")  # fmt: skip
+            panel.set(xlabel=x_label, ylabel=label, xscale="log" if logarithmic else "linear")
+        panels[0].legend(fontsize=7, frameon=False)
+        for panel in panels[len(panels_data) :]:
+            panel.set_visible(False)
+
+    return drawn(draw, (3.6 * columns, 0.4 + 2.6 * rows))
+
+
+def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, float, float] | None]) -> bytes:
+    """P(X ≥ x) of samples on logarithmic axes, each with its fitted power law above the lower bound.
+
+    Args:
+        samples: label and values.
+        laws: exponent, lower bound and share of the sample above it; None for no fit.
+    """
+
+    def draw(figure: Any) -> None:
+        panel = figure.subplots()
+        for place, ((label, values), law) in enumerate(zip(samples, laws, strict=True)):
+            if not len(values):
+                continue
+            ordered, colour = np.sort(values), COLOURS[place % len(COLOURS)]
+            points, first = np.unique(ordered, return_index=True)
+            panel.plot(points, 1 - first / len(ordered), color=colour, linestyle="none", label=label,
+                       marker=MARKERS[place % len(MARKERS)], markersize=3, alpha=0.8)  # fmt: skip
+            if law is not None:
+                exponent, minimum, share = law
+                grid = np.geomspace(minimum, ordered[-1], 50)
+                panel.plot(grid, share * (grid / minimum) ** (1 - exponent), color=colour, linewidth=1.0)
+        panel.set(xscale="log", yscale="log", xlabel="x", ylabel="P(X ≥ x)")
+        panel.legend(fontsize=7, frameon=False)
+
+    return drawn(draw, (5.6, 3.8))
+
+
+def pattern_grid(patterns: Floats, titles: Sequence[str], words: Sequence[str] | None = None) -> bytes:
+    """Attention patterns [panels, L, L], rows the queries; with words on the axes where they are given."""
+    columns = min(4, len(patterns))
+    rows = -(-len(patterns) // columns)
+    size = 2.4 if words is None else 5.2
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for panel, pattern, title in zip(panels, patterns, titles, strict=False):
+            # The square root shows weights of a hundredth beside those of one.
+            panel.imshow(np.sqrt(pattern), cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest")
+            panel.set_title(title, fontsize=8)
+            panel.grid(False)
+            if words is None:
+                panel.set(xticks=[], yticks=[])
+            else:
+                panel.set_xticks(range(len(words)), words, rotation=90, fontsize=5)
+                panel.set_yticks(range(len(words)), words, fontsize=5)
+        for panel in panels[len(patterns) :]:
+            panel.set_visible(False)
+
+    return drawn(draw, (size * columns, size * rows + 0.3))

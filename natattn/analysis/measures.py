@@ -1,0 +1,257 @@
+"""The measures of `natattn analyze`: each looks at a subject and says what it found as a section."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from natattn.analysis import figures
+from natattn.analysis.avalanches import threshold_scan
+from natattn.analysis.patterns import attention_patterns, pattern_statistics, row_entropies
+from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
+from natattn.analysis.scans import finite_size_section, scan_section
+from natattn.analysis.section import HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.settings import AnalyzeSettings, SectionName
+from natattn.analysis.spectra import weight_spectra
+from natattn.analysis.subject import Subject
+from natattn.analysis.theorems import check_theorems
+from natattn.attention.probe import AttentionProbe
+from natattn.attention.quantities import QUANTITIES
+
+Advance = Callable[[int], None]
+Measure = Callable[[Subject, AnalyzeSettings, Advance], Section]
+Floats = NDArray[np.float64]
+
+HEAD_QUANTITIES = {
+    "entropy": "nats", "effective_support": "keys", "attention_distance": "tokens", "sink_mass": "",
+    "heat_capacity": "", "standard_deviation": "of E",
+}  # fmt: skip
+PATTERN_SEQUENCES = 8
+WORDS_SHOWN = 40
+HEADS_SHOWN = 12
+
+
+def heads(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Every head's mean statistics, and the effective rank of its patterns."""
+    with AttentionProbe(subject.model, quantities=tuple(HEAD_QUANTITIES), row_count=None) as probe:
+        with probe.step(0), torch.no_grad():
+            for batch in _batches(subject, settings):
+                subject.model(input_ids=batch)
+                advance(len(batch))
+        layers = probe.layers
+        values = {
+            name: torch.stack([probe.statistics(layer)[name].double().cpu() for layer in layers]).numpy()
+            for name in HEAD_QUANTITIES
+        }
+    few = subject.tokens[:PATTERN_SEQUENCES]
+    values["effective_rank"] = pattern_statistics(attention_patterns(subject.model, few)).effective_rank.numpy()
+    units = HEAD_QUANTITIES | {"effective_rank": f"of {subject.tokens.shape[1]}"}
+    maps = tuple(_head_map(name, units[name], layers, values[name]) for name in values)
+    sinks = int((values["sink_mass"] > 0.5).sum())
+    findings = (
+        f"Entropy of a row is {shown(float(values['entropy'].mean()))} nats on average, "
+        f"{shown(float(values['entropy'].min()))} to {shown(float(values['entropy'].max()))} over heads.",
+        f"{sinks} of {values['sink_mass'].size} heads give more than half of their attention to the first token.",
+        f"Patterns have an effective rank of {shown(float(values['effective_rank'].mean()))} on average.",
+    )
+    meanings = table(("quantity", "meaning"), [(name, QUANTITIES[name].meaning) for name in HEAD_QUANTITIES])
+    picture = Picture(
+        "heads", "Means over rows and sequences. Look for layers whose heads differ, and for heads that only look at "
+        "the first token.", _long(values, layers),
+        figures.head_maps([(name, units[name], found) for name, found in values.items()], layers),
+    )  # fmt: skip
+    return Section("heads", "Heads", findings, (meanings,), maps, (picture,))
+
+
+def frozen(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """The scores at other temperatures."""
+    return scan_section(subject, settings, "frozen", advance)
+
+
+def propagated(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """The model at other temperatures."""
+    return scan_section(subject, settings, "propagated", advance)
+
+
+def sizes(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Whether peaks grow with the context."""
+    return finite_size_section(subject, settings, advance)
+
+
+def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Cascades of entropy along the tokens, at every threshold."""
+    signals: list[Floats] = []
+    for batch in _batches(subject, settings):
+        entropies = row_entropies(subject.model, batch)  # [layers, sequences, H, L]
+        # The first rows have few keys: their entropy rises with their position whatever the head does.
+        skipped = min(16, batch.shape[1] // 4) if subject.is_causal else 0
+        signals.extend(entropies[..., skipped:].transpose(0, 1).flatten(1, 2).numpy())
+        advance(len(batch))
+    rows, samples, laws, accepted = [], [], [], []
+    for threshold, (found, branching) in threshold_scan(signals, settings.thresholds).items():
+        law = _law(found.sizes[found.sizes > 0].astype(float), settings)
+        fit = None if law is None else law.fit
+        rows.append((
+            threshold, len(found.sizes), float(found.sizes.mean()) if len(found.sizes) else None,
+            None if branching is None else branching.naive, None if branching is None else branching.robust,
+            *_law_cells(law),
+        ))  # fmt: skip
+        samples.append((f"threshold {threshold:g}", found.sizes.astype(float)))
+        laws.append(None if fit is None else (fit.exponent, fit.minimum, fit.tail / len(found.sizes)))
+        if law is not None and law.p_value is not None and law.p_value >= 0.1:
+            accepted.append(threshold)
+    headings = ("threshold", "cascades", "mean size", "branching, naive", "branching, robust", *_LAW_HEADINGS)
+    findings = (
+        f"A power law of the sizes is not refuted (p ≥ 0.1) at thresholds {', '.join(map(shown, accepted)) or 'none'}.",
+        "An exponent of 3/2 is what critical branching would give (claim K2); it has to hold over thresholds.",
+    )
+    result = table(headings, rows)
+    picture = Picture(
+        "cascades", "Sizes of cascades: points are the sample, lines the fitted power laws. A straight line over two "
+        "decades would be needed to speak of scaling.", result, figures.survival(samples, laws),
+    )  # fmt: skip
+    return Section("cascades", "Cascades of entropy", findings, (result,), (), (picture,))
+
+
+def spectra(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Eigenvalues of the attention matrices."""
+    found = weight_spectra(
+        subject.model, replicas=settings.law_replicas, seed=settings.seed, processes=settings.processes, advance=advance
+    )
+    rows = [
+        (
+            s.layer,
+            s.role,
+            s.stable_rank,
+            *_law_cells(s.law),
+            None if s.shuffled.fit is None else s.shuffled.fit.exponent,
+        )
+        for s in found
+    ]
+    result = table(("layer", "matrix", "stable rank", *_LAW_HEADINGS, "τ of shuffled entries"), rows)
+    kept = [s for s in found if s.law.p_value is not None and s.law.p_value >= 0.1]
+    findings = (
+        f"{len(kept)} of {len(found)} matrices have a tail that a power law does not miss (p ≥ 0.1).",
+        "The exponent of the same entries in random order is beside it: a tail that this has too is not learned.",
+    )
+    last = [s for s in found if s.layer == max((each.layer for each in found), default=0)]
+    samples = [(f"{s.role}, layer {s.layer}", s.eigenvalues[s.eigenvalues > 0]) for s in last]
+    laws = [
+        None if s.law.fit is None else (s.law.fit.exponent, s.law.fit.minimum, s.law.fit.tail / s.law.count)
+        for s in last
+    ]
+    picture = Picture("spectra", "Eigenvalues of W Wᵀ in the last layer.", result, figures.survival(samples, laws))
+    return Section("spectra", "Spectra of the weights", findings, (result,), (), (picture,))
+
+
+def patterns(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Mean patterns, their variability, and one head over its text."""
+    found = attention_patterns(subject.model, subject.tokens[:PATTERN_SEQUENCES])
+    statistics = pattern_statistics(found)
+    advance(len(subject.tokens))
+    chosen = list(islice(_spread(statistics.mean.shape[0], statistics.mean.shape[1]), HEADS_SHOWN))
+    titles = [f"layer {statistics.layers[layer]} head {head}" for layer, head in chosen]
+    grids = {
+        "mean": [statistics.mean[layer, head] for layer, head in chosen],
+        "deviation": [statistics.deviation[layer, head] for layer, head in chosen],
+    }
+    # Of the heads that look at more than one key, the one that varies the most with the text.
+    varies = statistics.deviation.mean((-2, -1))
+    layer, head = divmod(int(varies.argmax()), varies.shape[1])
+    words = [_visible(word) for word in subject.words[:WORDS_SHOWN]]
+    over_text = found[statistics.layers[layer]][0, head, : len(words), : len(words)].double().numpy()
+    captions = {
+        "mean": "Mean pattern of some heads (rows are queries, square root of the weight): diagonals are heads that "
+        "look at a fixed distance, a bright first column is a sink.",
+        "deviation": "Standard deviation over sequences: what is bright here depends on the text.",
+    }
+    rows = [(statistics.layers[one], other, float(varies[one, other])) for one, other in chosen]
+    data = table(("layer", "head", "mean deviation"), rows)
+    pictures = [
+        Picture(f"patterns_{name}", captions[name], data, figures.pattern_grid(torch.stack(grid).numpy(), titles))
+        for name, grid in grids.items()
+    ]
+    caption = f"Layer {statistics.layers[layer]}, head {head}, over the beginning of the first sequence."
+    text_data = table(("query", *words), [(word, *map(float, row)) for word, row in zip(words, over_text, strict=True)])
+    picture = figures.pattern_grid(over_text[None], [caption.partition(", over")[0]], words)
+    finding = f"The head whose pattern depends most on the text is layer {statistics.layers[layer]}, head {head}."
+    return Section(
+        "patterns", "Patterns", (finding,), (), (), (*pictures, Picture("patterns_text", caption, text_data, picture))
+    )
+
+
+def theorems(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """The papers' theorems by number; the same for every subject."""
+    checks = check_theorems(seed=settings.seed)
+    rows = [(c.claim, c.statement, c.verdict, c.worst, c.cases, c.note, c.paste()) for c in checks]
+    refuted = [check.claim for check in checks if check.verdict == "refuted"]
+    finding = f"{len(refuted)} of {len(checks)} statements are refuted by a counterexample: {', '.join(refuted)}."
+    headings = ("claim", "statement", "verdict", "worst excess", "cases", "why", "smallest counterexample")
+    advance(len(subject.tokens))
+    return Section("theorems", "Theorems", (finding,), (table(headings, rows),))
+
+
+MEASURES: Mapping[SectionName, Measure] = {
+    "heads": heads,
+    "frozen": frozen,
+    "propagated": propagated,
+    "sizes": sizes,
+    "cascades": cascades,
+    "spectra": spectra,
+    "patterns": patterns,
+    "theorems": theorems,
+}
+
+_LAW_HEADINGS = ("τ", "95 % interval", "from", "p", "cutoff", "better rival")
+
+
+def _law(values: Floats, settings: AnalyzeSettings) -> PowerLaw | None:
+    if not len(values):
+        return None
+    return analyse_power_law(
+        values, discrete=True, replicas=settings.law_replicas, seed=settings.seed, processes=settings.processes
+    )
+
+
+def _law_cells(law: PowerLaw | None) -> tuple[str | float | None, ...]:
+    """Under ``_LAW_HEADINGS``."""
+    if law is None or law.fit is None:
+        return (None,) * len(_LAW_HEADINGS)
+    better = [name for name, rival in law.rivals.items() if rival.log_ratio < 0 and rival.p_value < 0.05]
+    interval = None if law.interval is None else interval_text(*law.interval)
+    return law.fit.exponent, interval, law.fit.minimum, law.p_value, law.cutoff, ", ".join(better) or "none"
+
+
+def _batches(subject: Subject, settings: AnalyzeSettings) -> Iterator[Tensor]:
+    device = next(subject.model.parameters()).device
+    yield from torch.split(subject.tokens.to(device), settings.text.batch_size)
+
+
+def _head_map(name: str, unit: str, layers: list[int], values: Floats) -> HeadMap:
+    return HeadMap(name, unit, tuple(layers), tuple(tuple(map(float, row)) for row in values))
+
+
+def _long(values: Mapping[str, Floats], layers: list[int]) -> Table:
+    rows = [
+        (name, layers[layer], head, float(value))
+        for name, found in values.items()
+        for (layer, head), value in np.ndenumerate(found)
+    ]
+    return table(("quantity", "layer", "head", "value"), rows)
+
+
+def _spread(layers: int, count: int) -> Iterator[tuple[int, int]]:
+    """Heads of layers that are far apart, layer by layer."""
+    rows = sorted({round(place) for place in np.linspace(0, layers - 1, min(3, layers))})
+    per_layer = max(1, HEADS_SHOWN // len(rows))
+    for layer in rows:
+        for head in range(min(count, per_layer)):
+            yield layer, head
+
+
+def _visible(word: str) -> str:
+    """A token as a label: white space is seen."""
+    return word.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")[:12] or "∅"

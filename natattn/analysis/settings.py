@@ -1,0 +1,56 @@
+"""The schema of `natattn analyze`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from natattn.data.corpora import DataSettings
+from natattn.data.tokenizers import TokenizerSettings
+from natattn.models.gpt2 import InitSettings, SizeSettings
+from natattn.settings import Settings
+
+Positive = Annotated[float, Field(gt=0)]
+SectionName = Literal["heads", "frozen", "propagated", "sizes", "cascades", "spectra", "patterns", "theorems"]
+
+
+class TextSample(Settings):
+    """How much text is looked at; ``context`` None is the model's own context, at most 256 tokens."""
+
+    sequences: int = Field(ge=2, le=4096)
+    context: Annotated[int, Field(ge=8)] | None
+    batch_size: int = Field(ge=1)
+
+
+class TemperatureGrid(Settings):
+    """Temperatures of the scans, equally spaced in their logarithm."""
+
+    lowest: Positive
+    highest: Positive
+    count: int = Field(ge=3, le=200)
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> "TemperatureGrid":
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest={self.lowest:g}: must be below highest={self.highest:g}")
+        return self
+
+
+class AnalyzeSettings(Settings):
+    """What to look at, and how closely."""
+
+    run: str | None
+    arm: str | None
+    init: InitSettings
+    size: SizeSettings
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    seed: int = Field(ge=0, le=2**63 - 1)
+    device: str
+    output: str | None
+    sections: tuple[SectionName, ...] = Field(min_length=1)
+    text: TextSample
+    temperatures: TemperatureGrid
+    replicas: int = Field(ge=0, le=10_000)
+    law_replicas: int = Field(ge=0, le=10_000)
+    processes: int = Field(ge=1, le=256)
+    thresholds: tuple[Positive, ...] = Field(min_length=1)

@@ -1,0 +1,148 @@
+"""What `natattn analyze` looks at: a model, from a run or pretrained, and text as its tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.attention.modules import attention_layers
+from natattn.attention.stabilisers import restore_stabilisers
+from natattn.data import TokenSplit, prepare
+from natattn.errors import UserError
+from natattn.explain import first_line
+from natattn.models.gpt2 import PretrainedInit, without_progress_bars
+from natattn.training.run_folder import CONFIG, read_config, read_run
+from natattn.training.settings import RunSettings
+
+LONGEST_BY_DEFAULT = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model in evaluation mode, and sequences of tokens for it.
+
+    Attributes:
+        name: for titles and folders.
+        facts: what it is, for the top of the page.
+        tokens: int64 [sequences, context].
+        words: the tokens of the first sequence as text.
+        is_causal: every self-attention layer hides the future.
+        source: what the model was read from, for telling whether an analysis can go on: a file's size and time.
+    """
+
+    name: str
+    facts: dict[str, str]
+    model: Any
+    tokens: Tensor
+    words: list[str]
+    is_causal: bool
+    source: str
+
+
+def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
+    """The model and text that the settings name.
+
+    Raises: UserError where one of them is not there, or they do not fit together.
+    """
+    if settings.run is not None:
+        if isinstance(settings.init, PretrainedInit):
+            raise UserError(f"run={settings.run} init=pretrained: two models; leave out one of them")
+        folder, data, tokenizer, name = _of_run(settings)
+    elif isinstance(settings.init, PretrainedInit):
+        folder, data, tokenizer = settings.init.path, settings.data, settings.tokenizer
+        name = Path(settings.init.path).name or settings.init.path
+    else:
+        raise UserError("nothing to look at; give run=FOLDER, or init=pretrained init.path=FOLDER|HUB_NAME")
+    model = _load_model(folder).to(device).eval()
+    layers = attention_layers(model)
+    if not layers:
+        raise UserError(f"{folder}: {type(model).__name__} has no attention layers that can be observed")
+    corpus = prepare(data, tokenizer)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if corpus.tokenizer.vocab_size > vocabulary:
+        raise UserError(
+            f"tokenizer: {corpus.tokenizer.vocab_size} tokens for a model that knows {vocabulary}; use the model's own"
+        )
+    context = _context(settings, model)
+    tokens = _sequences(corpus.validation, settings.text.sequences, context)
+    facts = {
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "from": str(folder),
+        "self-attention": f"{len(layers)} layers × {model.config.num_attention_heads} heads",
+        "text": f"{corpus.name}, {len(tokens)} sequences × {context} tokens of its validation split",
+    }
+    words = [corpus.tokenizer.decode([int(token)]) for token in tokens[0]]
+    is_causal = all(bool(layer.module.is_causal) for layer in layers)
+    return Subject(name, facts, model, torch.from_numpy(tokens), words, is_causal, _state_of(folder))
+
+
+def _of_run(settings: AnalyzeSettings) -> tuple[str, Any, Any, str]:
+    run = Path(str(settings.run))
+    try:
+        saved = RunSettings.model_validate(read_config(run))
+    except ValidationError as error:
+        raise UserError(f"{run / CONFIG}: {first_line(error)}") from error
+    arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
+    if not arms:
+        raise UserError(f"run={run}: no trained model in it; an interrupted run is finished with resume={run}")
+    arm = settings.arm or str(read_run(run).get("candidate") or arms[0])
+    if arm not in arms:
+        raise UserError(f"arm={arm}: run {run} has no model of that arm; valid: {', '.join(arms)}")
+    return str(run / "arms" / arm / "model"), saved.data, saved.tokenizer, f"{run.name}_{arm}"
+
+
+def _load_model(folder: str) -> Any:
+    """A causal language model where the architecture has one, else the bare model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from natattn.models.published import register as register_published
+
+    register_published()
+    try:
+        with without_progress_bars():
+            found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            is_decoder = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING and _generates(found)
+            loader = AutoModelForCausalLM if is_decoder else AutoModel
+            model = loader.from_pretrained(folder, config=found, trust_remote_code=False)
+        restore_stabilisers(model)
+        return model
+    except Exception as error:  # transformers raises whatever its readers do
+        raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
+
+
+def _generates(found: Any) -> bool:
+    """Encoders are listed among causal models too, for those who set is_decoder."""
+    names = getattr(found, "architectures", None) or []
+    return bool(getattr(found, "is_decoder", False)) or any(
+        name.endswith(("ForCausalLM", "LMHeadModel")) for name in names
+    )
+
+
+def _context(settings: AnalyzeSettings, model: Any) -> int:
+    longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    context = settings.text.context or min(longest or LONGEST_BY_DEFAULT, LONGEST_BY_DEFAULT)
+    if longest is not None and context > longest:
+        raise UserError(f"text.context={context}: the model has room for {longest} tokens; valid: at most {longest}")
+    return int(context)
+
+
+def _sequences(split: TokenSplit, count: int, context: int) -> np.ndarray:
+    """Windows without overlap, evenly spread over the split."""
+    available = len(split.tokens) // context
+    if available < 2:
+        raise UserError(
+            f"text.context={context}: the validation split has {len(split.tokens)} tokens, fewer than two such "
+            "sequences; valid: more text or a shorter context"
+        )
+    starts = np.linspace(0, available - 1, min(count, available)).round().astype(int) * context
+    return np.stack([split.tokens[start : start + context].astype(np.int64) for start in starts])
+
+
+def _state_of(folder: str) -> str:
+    files = sorted(Path(folder).glob("*.safetensors")) + sorted(Path(folder).glob("*.bin"))
+    return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files) or folder
