@@ -133,7 +133,7 @@ def finite_size(sizes: Sequence[float], peaks: Sequence[Sequence[Peak | None]]) 
     "undecided".
     """
     rows = [(size, [peak for peak in of_size if peak is not None]) for size, of_size in zip(sizes, peaks, strict=True)]
-    rows = [(size, found) for size, found in rows if found]
+    rows = [(size, found) for size, found in rows if any(math.isfinite(peak.width) for peak in found)]
     if len(rows) < 3:
         return None
     known = tuple(float(size) for size, _ in rows)

@@ -45,7 +45,8 @@ def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) ->
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for panel, (title, unit, values) in zip(panels, maps, strict=False):
             image = panel.imshow(values, cmap=SEQUENTIAL, aspect="auto")
-            panel.set_title(f"{title}, {unit}" if unit else title, fontsize=9)
+            name = title.replace("_", " ")
+            panel.set_title(f"{name}, {unit}" if unit else name, fontsize=9)
             panel.set(xlabel="head", ylabel="layer", xticks=range(values.shape[1]))
             panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
             panel.grid(False)
@@ -90,16 +91,29 @@ def curves(
                     x, curve, color=COLOURS[place % len(COLOURS)], label=labels[place], linewidth=1.2,
                     marker=MARKERS[place % len(MARKERS)], markersize=3,
                 )  # fmt: skip
-            for name, value in (marked or {}).items():
+            for place, (name, value) in enumerate((marked or {}).items()):
                 panel.axvline(value, color="#555555", linestyle=":", linewidth=0.9)
-                panel.annotate(name, (value, 1), (2, -2), ("data", "axes fraction"), textcoords="offset points",
-                               va="top", fontsize=7, color="#555555")  # fmt: skip
-            panel.set(xlabel=x_label, ylabel=label, xscale="log" if logarithmic else "linear")
+                panel.annotate(name, (value, 1), (2, -2 - 9 * place), ("data", "axes fraction"),
+                               textcoords="offset points", va="top", fontsize=7, color="#555555")  # fmt: skip
+            panel.set(xlabel=x_label, ylabel=label)
+            if logarithmic:
+                _set_logarithmic(panel, "x")
         panels[0].legend(fontsize=7, frameon=False)
         for panel in panels[len(panels_data) :]:
             panel.set_visible(False)
 
     return drawn(draw, (3.6 * columns, 0.4 + 2.6 * rows))
+
+
+def _set_logarithmic(panel: "Axes", axes: str) -> None:
+    """Logarithmic axes with plain numbers: the style does not read formulas."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for name in axes:
+        axis = panel.xaxis if name == "x" else panel.yaxis
+        (panel.set_xscale if name == "x" else panel.set_yscale)("log")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, float, float] | None]) -> bytes:
@@ -123,7 +137,8 @@ def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, 
                 exponent, minimum, share = law
                 grid = np.geomspace(minimum, ordered[-1], 50)
                 panel.plot(grid, share * (grid / minimum) ** (1 - exponent), color=colour, linewidth=1.0)
-        panel.set(xscale="log", yscale="log", xlabel="x", ylabel="P(X ≥ x)")
+        panel.set(xlabel="x", ylabel="P(X ≥ x)")
+        _set_logarithmic(panel, "xy")
         panel.legend(fontsize=7, frameon=False)
 
     return drawn(draw, (5.6, 3.8))

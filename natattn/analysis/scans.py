@@ -1,5 +1,6 @@
 """Sections about temperature: the scans, the critical temperatures of heads, and what the context does to them."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -79,8 +80,7 @@ def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Ca
         peaks = [[item.peak for item in critical_temperatures(scan, of, replicas=0)] for scan in scans]
         for length, of_length in zip(lengths, peaks, strict=True):
             inside = [peak for peak in of_length if peak is not None]
-            means = [float(np.nanmean([getattr(p, name) for p in inside])) if inside else None
-                     for name in ("temperature", "height", "width")]  # fmt: skip
+            means = [_known_mean([getattr(p, name) for p in inside]) for name in ("temperature", "height", "width")]
             rows.append((of, length, f"{len(inside)} of {len(of_length)}", *means))
         findings.append(_of_sizes(of, finite_size(lengths, peaks)))
     data = table(("peak of", "tokens", "heads with a peak", "T", "height", "width in log T"), rows)
@@ -97,6 +97,11 @@ def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Ca
         figures.curves(panels, grid, [f"{length} tokens" for length in lengths], x_label="T", marked={"T = 1": 1.0}),
     )
     return Section("sizes", "Finite size: the context", tuple(findings), (data,), (), (picture,))
+
+
+def _known_mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def grid_of(settings: AnalyzeSettings) -> list[float]:
