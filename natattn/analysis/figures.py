@@ -139,7 +139,8 @@ def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, 
                 panel.plot(grid, share * (grid / minimum) ** (1 - exponent), color=colour, linewidth=1.0)
         panel.set(xlabel="x", ylabel="P(X ≥ x)")
         _set_logarithmic(panel, "xy")
-        panel.legend(fontsize=7, frameon=False)
+        if panel.lines:
+            panel.legend(fontsize=7, frameon=False)
 
     return drawn(draw, (5.6, 3.8))
 

@@ -1,0 +1,156 @@
+"""`natattn analyze` by running it: a trained arm, a pretrained encoder, what goes wrong, and going on."""
+
+import json
+import re
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from natattn.analysis.page import render
+from natattn.analysis.section import HeadMap, Section, table
+from natattn.analysis.settings import SectionName
+from natattn.cli import main
+
+FAST = [
+    "text.sequences=4", "text.batch_size=2", "temperatures.count=5", "replicas=10", "law_replicas=4", "processes=1",
+    "thresholds=[1.0,2.0]", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("analysed") / "run"
+    assert main(["train", *tiny, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def names() -> list[str]:
+    return list(SectionName.__args__)
+
+
+def test_a_page_with_everything(run, capsys):
+    assert main(["analyze", f"run={run}", *FAST]) == 0
+    folder = run / "analysis_natural"
+    assert f"analysis: {folder / 'analysis.html'}" in capsys.readouterr().out
+    results = json.loads((folder / "analysis.json").read_text())
+    assert list(results["sections"]) == names()
+    page = (folder / "analysis.html").read_text()
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", page), "the page must open offline"
+    for name, section in results["sections"].items():
+        assert f'id="{name}"' in page
+        assert section["findings"]
+        assert section["seconds"] >= 0
+        for picture in section["pictures"]:
+            png = folder / "figures" / f"{picture['name']}.png"
+            assert png.read_bytes().startswith(b"\x89PNG")
+            assert len(png.with_suffix(".csv").read_text().splitlines()) > 1
+    layers = results["sections"]["heads"]["maps"][0]["layers"]
+    assert layers == [0, 1]
+    assert page.count('class="map"') == sum(len(s["maps"]) for s in results["sections"].values())
+
+
+def test_what_is_there_is_kept_and_what_changed_is_made_anew(run, monkeypatch):
+    from natattn.analysis import measures
+
+    assert main(["analyze", f"run={run}", *FAST, "sections=[heads,patterns]"]) == 0
+    made = []
+    watched = {
+        name: lambda subject, settings, advance, name=name, measure=measure: (
+            made.append(name) or measure(subject, settings, advance)
+        )
+        for name, measure in measures.MEASURES.items()
+    }
+    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", watched)
+    assert main(["analyze", f"run={run}", *FAST, "sections=[heads,theorems]"]) in (0,)
+    assert "heads" not in made
+    (run / "analysis_natural" / "figures" / "heads.png").unlink()
+    made.clear()
+    assert main(["analyze", f"run={run}", *FAST, "sections=[heads]"]) == 0
+    assert made == ["heads"]  # its picture was gone
+    made.clear()
+    assert main(["analyze", f"run={run}", *FAST, "sections=[heads]", "text.sequences=3"]) == 0
+    assert made == ["heads"]
+    (run / "analysis_natural" / "analysis.json").write_text("{ damaged")
+    made.clear()
+    assert main(["analyze", f"run={run}", *FAST, "sections=[heads]", "text.sequences=3"]) == 0
+    assert made == ["heads"]
+
+
+def test_an_interrupted_analysis_goes_on(run, tmp_path, monkeypatch):
+    from natattn.analysis import measures
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", {**measures.MEASURES, "patterns": interrupted})
+    arguments = ["analyze", f"run={run}", *FAST, "sections=[heads,patterns]", f"output={tmp_path}/page"]
+    assert main(arguments) == 130
+    kept = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
+    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", {**measures.MEASURES, "heads": interrupted})
+    assert main(arguments) == 0
+    again = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
+    assert again["heads"] == kept["heads"]
+    assert list(again) == ["heads", "patterns"]
+
+
+def test_an_encoder(run, tmp_path):
+    folder = tmp_path / "encoder"
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((run / "arms" / "natural" / "model" / name).read_bytes())
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    arguments = ["init=pretrained", f"init.path={folder}", "data=text", f"data.train={text}", "text.context=16"]
+    assert main(["analyze", *arguments, *FAST, f"output={tmp_path}/page", "sections=[propagated,cascades,heads]"]) == 0
+    sections = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
+    assert list(sections) == ["propagated", "cascades", "heads"]
+    assert not any("loss" in finding for finding in sections["propagated"]["findings"])  # it predicts no next token
+
+
+WRONG = {
+    "nothing to look at": ([], "run=FOLDER, or init=pretrained"),
+    "no such run": (["run=missing"], "missing"),
+    "no such arm": (["run={run}", "arm=other"], "arm=other"),
+    "two models": (["run={run}", "init=pretrained", "init.path=x"], "two models"),
+    "no such model": (["init=pretrained", "init.path=missing"], "missing"),
+    "longer than the model": (["run={run}", "text.context=100000"], "text.context=100000"),
+    "unknown key": (["run={run}", "text.sequence=3"], "text.sequence"),
+    "unknown section": (["run={run}", "sections=[head]"], "sections"),
+    "temperatures the wrong way": (["run={run}", "temperatures.lowest=20"], "must be below"),
+    "no such device": (["run={run}", "device=abacus"], "device=abacus"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG.keys())
+def test_mistakes_are_one_line(arguments, said, run, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["analyze", *(argument.format(run=run) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.strip().count("\n") == 0
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_section_and_key(capsys):
+    assert main(["analyze", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in (*names(), "text:", "temperatures:", "law_replicas:", "run:"):
+        assert word in text
+
+
+def test_what_is_no_number_and_what_is_markup_survives_the_page():
+    found = Section(
+        "x", "<b>", ("a < b",), (table(("name",), [(float("nan"),), ("<script>",)]),),
+        (HeadMap("m", "", (0,), ((float("nan"), 1.0),)),),
+    )  # fmt: skip
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    page = render("t", {}, [content], {})
+    assert "<b>" not in page
+    assert "a &lt; b" in page
+    assert "&lt;script&gt;" in page
