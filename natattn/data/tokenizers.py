@@ -124,14 +124,18 @@ class ByteTokenizer:
 
 
 class HFTokenizer:
-    """A tokenizer of transformers. Raises UserError if it has no end token."""
+    """A tokenizer of transformers; an encoder's ends documents with its separator.
+
+    Raises UserError if it has neither an end token nor a separator.
+    """
 
     def __init__(self, tokenizer: Any, path: str) -> None:
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"tokenizer.path={path}: it has no end token (eos_token); choose one that has")
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        if end is None:
+            raise UserError(f"tokenizer.path={path}: it has no end token (eos_token or sep_token); choose one that has")
         self._tokenizer = tokenizer
         self.vocab_size: int = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
-        self.end_token_id: int = tokenizer.eos_token_id
+        self.end_token_id: int = end
 
     def encode(self, text: str) -> list[int]:
         return [int(token) for token in self.encode_batch([text])[0]]
