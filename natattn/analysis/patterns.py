@@ -11,6 +11,7 @@ from torch import Tensor
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.site import AttentionSite
+from natattn.fisher.approximation import jensen_shannon
 from natattn.fisher.decomposition import row_patterns
 
 Patterns = dict[int, Tensor]  # by layer, float32 [sequences, H, L, L] on the CPU
@@ -102,14 +103,6 @@ def pattern_divergence(first: Patterns, second: Patterns) -> Tensor:
     if first.keys() != second.keys() or any(first[layer].shape != second[layer].shape for layer in first):
         raise ValueError("the patterns are of different layers, heads or tokens")
     return torch.stack([jensen_shannon(first[layer], second[layer]).mean((0, 2)) for layer in first])
-
-
-def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """H((p + q)/2) − (H(p) + H(q))/2 over the last dimension, in nats, float64."""
-    first, second = first.double(), second.double()
-    entropy = torch.special.entr
-    gap: Tensor = entropy((first + second) / 2).sum(-1) - (entropy(first).sum(-1) + entropy(second).sum(-1)) / 2
-    return gap.clamp_min(0.0)
 
 
 @contextmanager

@@ -78,6 +78,8 @@ class Arm:
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
     optimizer_stopwatch: Stopwatch = field(init=False)  # the optimizer's part of it
+    # Of each layer on some rows of the probe batch, as of the last evaluation: what the next is compared with.
+    patterns: dict[int, Tensor] = field(default_factory=dict)
     peak_memory: int = 0  # bytes of GPU memory at the worst moment of this arm's steps; the CPU keeps no such count
     _rates: list[float] = field(init=False)
 

@@ -40,6 +40,8 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
         save_file(_contiguous(tensors), temporary / f"{arm.name}.optimizer.safetensors")
         if arm.probe is not None:
             save_file(_contiguous(arm.probe.state_dict()), temporary / f"{arm.name}.probe.safetensors")
+        patterns = {str(layer): rows for layer, rows in arm.patterns.items()}
+        save_file(_contiguous(patterns), temporary / f"{arm.name}.patterns.safetensors")
     write_json(temporary / "state.json", {**state, "step": step, "optimizers": skeletons})
     write_json(temporary / MANIFEST, {path.name: _sha256(path) for path in sorted(temporary.iterdir())})
     for path in [*temporary.iterdir(), temporary]:
@@ -97,6 +99,9 @@ def restore_arm(path: Path, arm: Arm, state: dict[str, Any]) -> None:
     arm.optimizer.load_state_dict(_unflatten(state["optimizers"][arm.name], tensors))
     if arm.probe is not None:
         arm.probe.load_state_dict(load_file(path / f"{arm.name}.probe.safetensors", device=str(arm.device)))
+    patterns = path / f"{arm.name}.patterns.safetensors"
+    if patterns.exists():  # not in checkpoints of older versions
+        arm.patterns = {int(layer): rows for layer, rows in load_file(patterns, device=str(arm.device)).items()}
 
 
 def _flatten(value: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:

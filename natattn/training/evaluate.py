@@ -6,12 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from natattn.attention.energy import AttentionInputs
 from natattn.attention.probe import AttentionProbe
+from natattn.attention.site import AttentionSite
 from natattn.data import TokenSplit, evaluation_batches
 from natattn.data.blocks import IGNORED_LABEL
+from natattn.fisher.approximation import jensen_shannon
+from natattn.fisher.decomposition import row_patterns
 from natattn.training.arms import Arm
 
 PROBE_SEQUENCES = 8
+PROBE_QUANTITIES = ("mean_absolute_energy", "maximum", "entropy", "heat_capacity")
+COMPARED_ROWS = 16  # of each sequence, whose patterns are compared from one evaluation to the next
 
 
 @torch.no_grad()
@@ -30,13 +36,22 @@ def split_loss(arm: Arm, split: TokenSplit, *, batch_size: int, context: int) ->
 
 @torch.no_grad()
 def attention_metrics(arm: Arm, probe_batch: Tensor) -> dict[str, float]:
-    """Mean |E|, largest E and mean pattern entropy (nats) of every layer, over all pairs of a fixed batch of tokens.
+    """Mean |E|, largest E, mean entropy (nats) and heat capacity of every layer, over a fixed batch of tokens.
 
-    Any model can be observed so, whether or not its attention is observed in training.
+    ``pattern_divergence`` is the mean Jensen–Shannon divergence, in nats, of some rows' patterns from those of the
+    arm's last evaluation, which are replaced by them. Any model can be observed so, whether or not it is in training.
     """
     arm.model.eval()
     metrics = {}
-    with AttentionProbe(arm.model, row_count=None, quantities=("mean_absolute_energy", "maximum", "entropy")) as probe:
+    patterns: dict[int, Tensor] = {}
+
+    def keep(site: AttentionSite, inputs: AttentionInputs) -> None:
+        rows_R = torch.linspace(0, inputs.length - 1, min(COMPARED_ROWS, inputs.length)).round().long()
+        patterns[site.layer] = row_patterns(inputs, rows_R.to(inputs.query.device)).half()
+
+    with AttentionProbe(arm.model, row_count=None, quantities=PROBE_QUANTITIES) as probe:
+        for site in probe.sites:
+            site.capture = keep
         with probe.step(0), arm.autocast():
             arm.model(input_ids=probe_batch, use_cache=False)
         for layer in probe.layers:
@@ -45,6 +60,11 @@ def attention_metrics(arm: Arm, probe_batch: Tensor) -> dict[str, float]:
                 metrics[f"attention/layer_{layer}/{quantity}"] = float(
                     statistics[quantity].max() if quantity == "maximum" else statistics[quantity].mean()
                 )
+    for layer, rows in patterns.items():
+        if layer in arm.patterns:
+            divergence = jensen_shannon(arm.patterns[layer], rows).mean()
+            metrics[f"attention/layer_{layer}/pattern_divergence"] = float(divergence)
+    arm.patterns = patterns
     return metrics
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_temperature_scan import MODELS, gpt2
 
-from natattn.analysis.patterns import attention_patterns, jensen_shannon, pattern_divergence, pattern_statistics
+from natattn.analysis.patterns import attention_patterns, pattern_divergence, pattern_statistics
+from natattn.fisher.approximation import jensen_shannon
 
 LENGTH = 10
 

@@ -121,11 +121,24 @@ def test_attention_metrics_are_there_for_unobserved_models_too(tiny):
     probe_batch = first_sequences(TokenSplit(np.arange(100, dtype=np.uint16), 100, 1), context, torch.device("cpu"))
     metrics = [attention_metrics(arm, probe_batch) for arm in (standard, natural)]
     assert metrics[0] == pytest.approx(metrics[1])
-    assert set(metrics[0]) == {
-        f"attention/layer_{i}/{name}" for i in (0, 1) for name in ("mean_absolute_energy", "maximum", "entropy")
-    }
+    quantities = ("mean_absolute_energy", "maximum", "entropy", "heat_capacity")
+    assert set(metrics[0]) == {f"attention/layer_{i}/{name}" for i in (0, 1) for name in quantities}
     assert standard.model.config._attn_implementation == "sdpa"
     assert natural.probe is not None
+
+
+def test_pattern_divergence_is_from_the_evaluation_before(tiny):
+    (arm, _), context = _arms(tiny)
+    probe_batch = first_sequences(TokenSplit(np.arange(100, dtype=np.uint16), 100, 1), context, torch.device("cpu"))
+    names = [f"attention/layer_{layer}/pattern_divergence" for layer in (0, 1)]
+    first = attention_metrics(arm, probe_batch)
+    assert not any(name in first for name in names)
+    assert [attention_metrics(arm, probe_batch)[name] for name in names] == [0.0, 0.0]
+    with torch.no_grad():
+        arm.model.transformer.h[1].attn.c_attn.weight.mul_(5.0)
+    moved = attention_metrics(arm, probe_batch)
+    assert moved[names[0]] == 0.0
+    assert 0 < moved[names[1]] < np.log(2)
 
 
 def test_guards_pass_causal_arms_and_catch_a_leak(tiny):
