@@ -6,10 +6,17 @@ The product of means stands in for the mean of products: with all means over que
     F(W_K) / rows ≈ S_K ⊗ A_K,   A_K = mean Cov_{j∼a_i}(x_j),        S_K = mean (scaling/T)² Σ_group q_i q_iᵀ
     W_V (model's own Fisher):    A_V = mean x̄_i x̄_iᵀ,                x̄_i = Σ_j a_ij x_j
 
-in the row-major layout of ``natattn.fisher.decomposition``. Factors of W_K and W_V are per key head; with grouped-query
-attention A_K and A_V are also means over the query heads of the group, and S_K is the sum over them. With rotary
-embedding S_Q stays exact, R_iᵀ Cov(R_j k_j) R_i, and S_K takes E_{j∼a_i}[u_ij u_ijᵀ] of the turned queries
-u_ij = R_jᵀ R_i q_i in place of q_i q_iᵀ: an approximation, because Cov_j(x_j ⊗ u_ij) does not factor.
+The *traced* factors are what is left of D1-Q and D1-K when the output side is summed out, exactly: the best input
+factor beside an output factor of 1. A row counts in them by how much its pattern can move:
+
+    Ā_Q = mean tr S_i · x_i x_iᵀ,                S_i = (scaling/T)² Cov_{j∼a_i}(k_j)
+    Ā_K = mean (scaling/T)² Σ_group |q_i|² Cov_{j∼a_i}(x_j)
+
+All are in the row-major layout of ``natattn.fisher.decomposition``. Factors of W_K and W_V are per key head; with
+grouped-query attention A_K and A_V are also means over the query heads of the group, and S_K and Ā_K sums over them.
+With rotary embedding S_Q = R_iᵀ Cov(R_j k_j) R_i and Ā_Q stay exact, Ā_K takes the form without, and S_K takes
+E_{j∼a_i}[u_ij u_ijᵀ] of the turned queries u_ij = R_jᵀ R_i q_i in place of q_i q_iᵀ: approximations, because
+Cov_j(x_j ⊗ u_ij) does not factor.
 
 No covariance is formed row by row where the rows can be summed first:
 Σ_i Cov_{a_i}(x) = Xᵀ diag(Σ_i a_ij) X − Σ_i x̄_i x̄_iᵀ.
@@ -17,7 +24,7 @@ No covariance is formed row by row where the rows can be summed first:
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -27,7 +34,9 @@ from natattn.attention.energy import AttentionInputs
 from natattn.fisher.decomposition import row_patterns, softcap_slope, temperature_factor
 from natattn.fisher.rotary import Rotary
 
-FactorName = Literal["query_input", "query_output", "key_input", "key_output", "value_input"]
+FactorName = Literal[
+    "query_input", "query_output", "key_input", "key_output", "value_input", "query_input_traced", "key_input_traced"
+]
 FACTORS: tuple[FactorName, ...] = get_args(FactorName)
 
 
@@ -56,12 +65,13 @@ def kronecker_factors(
         wanted: names of the factors; only these are computed.
         rotary: the rotations, of a sequence that attends to itself.
         key_input_BSN: what W_K and W_V multiply, where it is not ``input_BLN`` (cross-attention).
-        shared_key_input: one A_K for all heads, [1, N, N]: the mean of theirs.
+        shared_key_input: one A_K (and Ā_K) for all heads, [1, N, N]: the mean of theirs.
         counted_rows: number of query rows that have an allowed key, [1] or [H], where it is known already.
 
     Returns: by name, float32 (float64 for float64 queries), without gradients:
         query_input A_Q [1, N, N], or [H, N, N] if the mask differs between heads; query_output S_Q [H, D, D];
-        key_input A_K [G, N, N]; key_output S_K [G, D, D]; value_input A_V [G, N, N].
+        key_input A_K [G, N, N]; key_output S_K [G, D, D]; value_input A_V [G, N, N]; query_input_traced [H, N, N];
+        key_input_traced [G, N, N].
     Raises: KeyError for an unknown name.
     """
     key_input_BSN = input_BLN if key_input_BSN is None else key_input_BSN
@@ -76,6 +86,8 @@ def kronecker_factors(
             "key_input": rows.shared_key_input if shared_key_input else rows.key_input,
             "key_output": rows.key_output,
             "value_input": rows.value_input,
+            "query_input_traced": rows.query_input_traced,
+            "key_input_traced": partial(rows.key_input_traced, shared=shared_key_input),
         }
         return {name: compute[name]() for name in wanted}
 
@@ -148,6 +160,30 @@ class _SampledRows:
         second_NN = torch.einsum("bs,bsn,bsm->nm", self._key_mass.sum(1), input_BSN, input_BSN)
         mean_MN = self._mean_key_input.flatten(0, 2)
         return (second_NN - mean_MN.mT @ mean_MN)[None] / self.inputs.query.shape[1]
+
+    def query_input_traced(self) -> Tensor:
+        """Ā_Q."""
+        input_BRN = self.query_input_all.index_select(1, self.rows).to(self.pattern.dtype)
+        key_BGSD = self.inputs.key.to(self.pattern.dtype)
+        square_BGS1 = key_BGSD.square().sum(-1, keepdim=True)
+        second_BHR = (self._grouped(self.square_weight) @ square_BGS1[:, :, None]).flatten(1, 2)[..., 0]
+        mean_BHRD = (self._grouped(self.mean_weight) @ key_BGSD[:, :, None]).flatten(1, 2)
+        trace_BHR = (second_BHR - mean_BHRD.square().sum(-1)).clamp_min(0.0)
+        return torch.einsum("bhr,brn,brm->hnm", trace_BHR, input_BRN, input_BRN) * self._scaled_row_weight
+
+    def key_input_traced(self, *, shared: bool) -> Tensor:
+        """Ā_K."""
+        query_BHRD = self.inputs.query.index_select(2, self.rows).to(self.pattern.dtype)
+        weight_BHR1 = query_BHRD.square().sum(-1, keepdim=True) * self._scaled_row_weight
+        input_BSN = self.key_input_all.to(self.pattern.dtype)
+        mass_BGS = self._grouped((self.square_weight * weight_BHR1).sum(2)).sum(2)
+        mean_BHRN = self._average_input(self.mean_weight) * weight_BHR1.sqrt()
+        if shared:
+            second_NN = torch.einsum("bs,bsn,bsm->nm", mass_BGS.sum(1), input_BSN, input_BSN)
+            mean_MN = mean_BHRN.flatten(0, 2)
+            return (second_NN - mean_MN.mT @ mean_MN)[None] / mass_BGS.shape[1]
+        second_GNN = torch.einsum("bgs,bsn,bsm->gnm", mass_BGS, input_BSN, input_BSN)
+        return second_GNN - self._outer_by_key_head(mean_BHRN)
 
     def key_output(self) -> Tensor:
         """S_K."""

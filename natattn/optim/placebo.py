@@ -16,7 +16,10 @@ from natattn.randomness import addressed_seed
 PlaceboKind = Literal["constant", "shuffled", "identity", "plain"]
 HISTORY = 4096  # energies that the shuffled placebo draws from: those of the last steps
 _OUTPUT_FACTORS = ("query_output", "key_output")
-_ROLE_OF_INPUT_FACTOR = {"query_input": "query", "key_input": "key", "value_input": "value"}
+_ROLE_OF_INPUT_FACTOR = {
+    "query_input": "query", "query_input_traced": "query", "key_input": "key", "key_input_traced": "key",
+    "value_input": "value",
+}  # fmt: skip
 
 
 class PlaceboStatistics:

@@ -46,6 +46,8 @@ def _factors_by_loops(layer):
         add("key_input", g, covariance(x))
         add("key_output", g, scale**2 * group * turned.T @ torch.diag(a) @ turned)
         add("value_input", g, torch.outer(a @ x, a @ x))
+        add("query_input_traced", h, scale**2 * covariance(key[b, g]).trace() * torch.outer(x[i], x[i]))
+        add("key_input_traced", g, scale**2 * group * (q @ q) * covariance(x))
     return {place: torch.stack(rows).mean(0) for place, rows in terms.items()}
 
 
@@ -59,6 +61,21 @@ def test_all_rows_give_the_means_by_definition(layer):
     for (name, head), expected in _factors_by_loops(layer).items():
         factor = factors[name].expand(max(head + 1, factors[name].shape[0]), -1, -1)[head]
         torch.testing.assert_close(factor, expected, rtol=1e-10, atol=1e-12, msg=f"{name} of head {head}")
+
+
+def test_traced_factors_are_partial_traces_of_the_dense_fisher(make_layer):
+    layer = make_layer(key_heads=2)
+    inputs = layer.inputs()
+    factors = kronecker_factors(inputs, layer.input, _all_rows(inputs))
+    rows = inputs.count_pairs_and_rows()[1]
+    width = layer.input.shape[-1]
+    for name, dense in (("query", query_fisher(inputs, layer.input)), ("key", key_fisher(inputs, layer.input))):
+        heads = dense.shape[0]
+        blocks = dense.view(heads, -1, width, dense.shape[1] // width, width)
+        expected = blocks.diagonal(dim1=1, dim2=3).sum(-1) / rows[0]
+        torch.testing.assert_close(factors[f"{name}_input_traced"], expected, rtol=1e-10, atol=1e-12)
+    shared = kronecker_factors(inputs, layer.input, _all_rows(inputs), shared_key_input=True)["key_input_traced"]
+    torch.testing.assert_close(shared[0], factors["key_input_traced"].mean(0), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])

@@ -3,7 +3,7 @@
 Shape suffixes: V matrices of one shape, H heads (1 where a matrix is not cut), D rows of a head, N columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +22,9 @@ Sides = Literal["both", "input", "output"]
 Form = Literal["dual", "newton"]
 Kept = Literal["root", "inverse"]
 INPUT_FACTOR: dict[str, FactorName] = {"query": "query_input", "key": "key_input", "value": "value_input"}
+TRACED_FACTOR: dict[str, FactorName] = {
+    "query": "query_input_traced", "key": "key_input_traced", "value": "value_input",
+}  # fmt: skip
 OUTPUT_FACTOR: dict[str, FactorName] = {"query": "query_output", "key": "key_output"}
 COVARIANCE = "covariance"
 
@@ -29,14 +32,15 @@ COVARIANCE = "covariance"
 class WhitenedSettings(Settings):
     """A matrix's momentum M, orthogonalised in the metric of its factors S (of outputs) and A (of inputs).
 
-    ``metric``: attention, D1's factors of W_Q, W_K and W_V; covariance, A = mean x xᵀ of the plain inputs; or none.
+    ``metric``: attention, D1's factors of W_Q, W_K and W_V; traced, the input factors that are left when the output
+    side is summed out; covariance, A = mean x xᵀ of the plain inputs; or none.
     ``form``: dual, u = S^(−1/2) orth(S^(−1/2) M A^(−1/2)) A^(−1/2), the steepest descent under the spectral norm of
     S^(1/2) u A^(1/2); newton, u = orth(S⁻¹ M A⁻¹). ``damping`` is in units of each factor's mean eigenvalue, and
     ``refresh_every`` counts steps between decompositions. u is scaled to the root mean square of an Adam update.
     """
 
     kind: Literal["whitened"]
-    metric: Literal["attention", "covariance", "none"]
+    metric: Literal["attention", "traced", "covariance", "none"]
     sides: Sides
     form: Form
     per_head: bool
@@ -49,8 +53,8 @@ class WhitenedSettings(Settings):
 
     @model_validator(mode="after")
     def _sides_exist(self) -> "WhitenedSettings":
-        if self.metric == "covariance" and self.sides != "input":
-            raise ValueError(f"sides={self.sides}: a covariance of inputs has one side; valid: input")
+        if self.metric in ("covariance", "traced") and self.sides != "input":
+            raise ValueError(f"sides={self.sides}: metric={self.metric} is of the inputs; valid: input")
         return self
 
     def build(self) -> "Whitened":
@@ -85,8 +89,10 @@ class Whitened(Direction):
             raise ValueError(
                 f"metric=covariance: the {place.role} parameters ({place.module}) have no inputs to observe"
             )
-        if self.settings.metric == "attention" and place.layer is None:
-            raise ValueError(f"metric=attention: the {place.role} parameters are in no attention layer that is known")
+        if self.settings.metric in ("attention", "traced") and place.layer is None:
+            raise ValueError(
+                f"metric={self.settings.metric}: the {place.role} parameters are in no attention layer that is known"
+            )
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum; roots are added when the first factors arrive."""
@@ -143,7 +149,7 @@ class Whitened(Direction):
         return _between(matrix_HDN, state.get(f"output_{self._kept}"), state.get(f"input_{self._kept}"))
 
     def _heads(self, place: Place) -> int:
-        is_cut = self.settings.per_head or self.settings.metric == "attention"
+        is_cut = self.settings.per_head or self.settings.metric in ("attention", "traced")
         return heads_of(place) if is_cut else 1
 
     def _after(self, matrix_HDN: Tensor, state: State) -> Tensor:
@@ -188,15 +194,19 @@ class Whitened(Direction):
             return None, None
         if settings.metric == "covariance":
             return COVARIANCE, None
+        if settings.metric == "traced":
+            return sides_of(role, "input", TRACED_FACTOR)
         return sides_of(role, settings.sides)
 
 
-def sides_of(role: str, sides: Sides) -> tuple[str | None, str | None]:
+def sides_of(
+    role: str, sides: Sides, input_factor: Mapping[str, FactorName] = INPUT_FACTOR
+) -> tuple[str | None, str | None]:
     """Names of attention's input and output factor of a matrix, None for one that is not wanted or does not exist."""
-    if role not in INPUT_FACTOR:
+    if role not in input_factor:
         raise ValueError(f"metric=attention: there are no attention factors for the {role} role; valid: covariance")
     return (
-        INPUT_FACTOR[role] if sides != "output" else None,
+        input_factor[role] if sides != "output" else None,
         OUTPUT_FACTOR.get(role) if sides != "input" else None,
     )
 
