@@ -70,6 +70,7 @@ sections (sections=[heads,frozen] for some of them):
   cascades     runs of unusual entropy along the text: sizes, power law, branching ratio, over thresholds
   spectra      eigenvalues of the attention matrices, their power laws, and those of shuffled entries
   patterns     mean patterns, their variability, and one head over real text
+  hierarchy    attention inside Python's classes, functions and blocks, against the same blocks moved
   theorems     the papers' theorems, by number, with smallest counterexamples
 
 keys with their defaults (natattn train --help lists data, tokenizer and init):

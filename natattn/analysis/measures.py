@@ -10,6 +10,7 @@ from torch import Tensor
 
 from natattn.analysis import figures
 from natattn.analysis.avalanches import threshold_scan
+from natattn.analysis.blocks import hierarchy_section
 from natattn.analysis.patterns import attention_patterns, pattern_statistics, row_entropies
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
 from natattn.analysis.scans import finite_size_section, scan_section
@@ -183,6 +184,11 @@ def patterns(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
     )
 
 
+def hierarchy(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Attention and the scopes of Python."""
+    return hierarchy_section(subject, settings, advance)
+
+
 def theorems(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """The papers' theorems by number; the same for every subject."""
     checks = check_theorems(seed=settings.seed)
@@ -202,6 +208,7 @@ MEASURES: Mapping[SectionName, Measure] = {
     "cascades": cascades,
     "spectra": spectra,
     "patterns": patterns,
+    "hierarchy": hierarchy,
     "theorems": theorems,
 }
 

@@ -10,7 +10,9 @@ from natattn.models.gpt2 import InitSettings, SizeSettings
 from natattn.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]
-SectionName = Literal["heads", "frozen", "propagated", "sizes", "cascades", "spectra", "patterns", "theorems"]
+SectionName = Literal[
+    "heads", "frozen", "propagated", "sizes", "cascades", "spectra", "patterns", "hierarchy", "theorems"
+]
 
 
 class TextSample(Settings):

@@ -13,6 +13,7 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.attention.modules import attention_layers
 from natattn.attention.stabilisers import restore_stabilisers
 from natattn.data import TokenSplit, prepare
+from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.models.gpt2 import PretrainedInit, without_progress_bars
@@ -31,6 +32,7 @@ class Subject:
         facts: what it is, for the top of the page.
         tokens: int64 [sequences, context].
         words: the tokens of the first sequence as text.
+        tokenizer: of the text.
         is_causal: every self-attention layer hides the future.
         source: what the model was read from, for telling whether an analysis can go on: a file's size and time.
     """
@@ -40,6 +42,7 @@ class Subject:
     model: Any
     tokens: Tensor
     words: list[str]
+    tokenizer: Tokenizer
     is_causal: bool
     source: str
 
@@ -78,7 +81,7 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     }
     words = [corpus.tokenizer.decode([int(token)]) for token in tokens[0]]
     is_causal = all(bool(layer.module.is_causal) for layer in layers)
-    return Subject(name, facts, model, torch.from_numpy(tokens), words, is_causal, _state_of(folder))
+    return Subject(name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, is_causal, _state_of(folder))
 
 
 def _of_run(settings: AnalyzeSettings) -> tuple[str, Any, Any, str]:
