@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -11,19 +10,18 @@ import torch
 from natattn.analysis import figures
 from natattn.analysis.hierarchy import PYTHON_LEVELS, BlockAffinity, Span, block_affinity, python_levels
 from natattn.analysis.patterns import attention_patterns
-from natattn.analysis.section import HeadMap, Picture, Section, shown, table
+from natattn.analysis.section import HeadMap, Picture, Section, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.statistics import t_interval
 
 # Modules with classes, functions and nested blocks near their beginning, in every Python that this project runs on.
-MODULES = (
-    "argparse", "ast", "bisect", "calendar", "cmd", "code", "codecs", "collections", "configparser", "contextlib", "copy",
-    "csv", "dataclasses", "difflib", "dis", "enum", "fileinput", "fnmatch", "fractions", "ftplib", "functools", "getopt",
-    "gettext", "glob", "graphlib", "gzip", "heapq", "inspect", "ipaddress", "json", "linecache", "locale", "logging",
-    "mimetypes", "numbers", "pprint", "queue", "random", "sched", "selectors", "shelve", "shlex", "shutil", "statistics",
-    "string", "tempfile", "textwrap", "threading", "tokenize", "traceback", "types", "uuid", "weakref", "zipfile",
-)  # fmt: skip
+MODULES = """
+argparse ast bisect calendar cmd code codecs collections configparser contextlib copy csv dataclasses difflib dis enum
+fileinput fnmatch fractions ftplib functools getopt gettext glob graphlib gzip heapq inspect ipaddress linecache locale
+logging mimetypes numbers pprint queue random sched selectors shelve shlex shutil statistics string tempfile textwrap
+threading tokenize traceback types uuid weakref zipfile
+""".split()
 
 
 def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
@@ -52,14 +50,16 @@ def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Call
         place = f"layer {layers[best // heads]} head {best % heads}"
         strongest, strongest_half = t_interval(excess[:, best].tolist())
         modularity = [float((a.modularity - a.modularity_moved).mean()) for a in affinities]
-        rows.append((level, len(affinities), float(torch.stack([a.within for a in affinities]).mean()), centre,
-                     f"[{shown(centre - half)}, {shown(centre + half)}]", sum(modularity) / len(modularity), place,
-                     strongest, f"[{shown(strongest - strongest_half)}, {shown(strongest + strongest_half)}]"))  # fmt: skip
+        rows.append(
+            (level, len(affinities), float(torch.stack([a.within for a in affinities]).mean()), centre,
+             interval_text(centre - half, centre + half), sum(modularity) / len(modularity), place, strongest,
+             interval_text(strongest - strongest_half, strongest + strongest_half))
+        )  # fmt: skip
         values = excess.mean(0).view(len(layers), heads)
         maps.append(HeadMap(f"excess in one {level}", "", tuple(layers), tuple(tuple(row) for row in values.tolist())))
         findings.append(
             f"Attention inside the same {level} exceeds that inside moved ones by {shown(centre)} "
-            f"[{shown(centre - half)}, {shown(centre + half)}], mean over heads and 95 % interval over "
+            f"{interval_text(centre - half, centre + half)}, mean over heads and 95 % interval over "
             f"{len(affinities)} sources; most in {place}."
         )
     headings = ("level", "sources", "within", "excess", "95 % interval", "modularity excess", "strongest head",
@@ -80,20 +80,15 @@ def _sources(subject: Subject, wanted: int) -> Iterator[tuple[torch.Tensor, dict
     """Tokens of the code of modules, as many as the context holds, and their blocks."""
     context = subject.tokens.shape[1]
     for name in MODULES[:wanted]:
-        source = inspect.getsource(_module(name))
-        tree_levels_of = python_levels
+        source = inspect.getsource(import_module(name))
         # From the first class or function on: what is before are imports and prose.
         start = min((p for p in (source.find("\nclass "), source.find("\ndef ")) if p >= 0), default=-1) + 1
         text = source[start : start + 40 * context]
         ids, spans = _encoded(subject, text, context)
         if len(ids) < context:
             continue
-        levels = tree_levels_of(source, [(start + first, start + last) for first, last in spans])
+        levels = python_levels(source, [(start + first, start + last) for first, last in spans])
         yield torch.tensor(ids), levels
-
-
-def _module(name: str) -> ModuleType:
-    return import_module(name)
 
 
 def _encoded(subject: Subject, text: str, context: int) -> tuple[list[int], list[Span]]:
