@@ -16,12 +16,13 @@ from natattn.analysis.subject import Subject
 from natattn.statistics import t_interval
 
 # Modules with classes, functions and nested blocks near their beginning, in every Python that this project runs on.
-MODULES = """
-argparse ast bisect calendar cmd code codecs collections configparser contextlib copy csv dataclasses difflib dis enum
-fileinput fnmatch fractions ftplib functools getopt gettext glob graphlib gzip heapq inspect ipaddress linecache locale
-logging mimetypes numbers pprint queue random sched selectors shelve shlex shutil statistics string tempfile textwrap
-threading tokenize traceback types uuid weakref zipfile
-""".split()
+MODULES = (
+    "argparse", "ast", "bisect", "calendar", "cmd", "code", "codecs", "collections", "configparser",
+    "contextlib", "copy", "csv", "dataclasses", "difflib", "dis", "enum", "fileinput", "fnmatch", "fractions",
+    "ftplib", "functools", "getopt", "gettext", "glob", "graphlib", "gzip", "heapq", "inspect", "ipaddress",
+    "linecache", "locale", "logging", "mimetypes", "numbers", "pprint", "queue", "random", "sched",
+    "selectors", "shelve",
+)  # fmt: skip
 
 
 def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
@@ -68,8 +69,8 @@ def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Call
     pictures: tuple[Picture, ...] = ()
     if maps:
         caption = (
-            "Share of attention inside a token's own class, function, block or statement, minus the same with the \
-blocks moved: 0 for a head that only looks near by."
+            "Share of attention inside a token's own class, function, block or statement, minus the same with the "
+            "blocks moved: 0 for a head that only looks near by."
         )
         grids = [(found_map.name, "", np.array(found_map.values)) for found_map in maps]
         pictures = (Picture("hierarchy", caption, result, figures.head_maps(grids, layers)),)
