@@ -6,7 +6,7 @@
 The first prints, for every optimizer, the last validation losses of all learning rates and the best. The second, with
 ``--against``, prints means over the seeds with standard errors, and differences to other optimizers, paired by seed,
 with their 95 % t intervals (each for itself: not adjusted for their number); and when the first of them had its last
-loss reached, in steps and in seconds, relative to its own. An optimizer whose settings are not those of its entry of
+loss reached, in steps (and with ``--seconds`` in seconds), relative to its own. An optimizer whose settings are not those of its entry of
 ``optim=`` is named with what differs. Losses are in nats per token, which of bytes is per byte. Nothing is written.
 """
 
@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0", help="comma-separated; runs with other seeds are passed over")
     parser.add_argument("--steps", type=int, default=600, help="runs of another length are passed over")
     parser.add_argument("--against", default="", help="comma-separated optimizers to take differences to")
+    parser.add_argument("--seconds", action="store_true", help="also seconds: only where nothing else was running")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     try:
@@ -68,7 +69,7 @@ def main() -> int:
             said = "differ in more than optimizer and seed" if runs else "are none"
             raise UserError(f"the ended runs of seeds {options.seeds} and {options.steps} steps {said}")
         if options.against:
-            print_comparison(runs, options.against.split(","))
+            print_comparison(runs, options.against.split(","), seconds=options.seconds)
         else:
             print_tuning(runs)
     except UserError as error:
@@ -128,7 +129,7 @@ def print_tuning(runs: list[Run]) -> None:
         print(f"| {name} | {best:g}{edge} | {losses[best]:.3f} | {cells} |")
 
 
-def print_comparison(runs: list[Run], against: list[str]) -> None:
+def print_comparison(runs: list[Run], against: list[str], *, seconds: bool) -> None:
     """Every optimizer, and its differences to some of them.
 
     Raises: UserError where an optimizer has two runs of one seed, or one to compare with is missing.
@@ -142,7 +143,7 @@ def print_comparison(runs: list[Run], against: list[str]) -> None:
         if name not in variants:
             raise UserError(f"--against {name}: no such runs; there are {', '.join(variants)}")
     heads = ["optimizer", "rate", "seeds", "loss", *(f"minus {name}" for name in against)]
-    heads += [f"steps to the loss of {against[0]}", "seconds to it", "ms/step"]
+    heads += [f"steps to the loss of {against[0]}", *(("seconds to it", "ms/step") if seconds else ())]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     by_loss = sorted(variants.items(), key=lambda item: mean([run.final for run in item[1].values()]))
     for name, seeds in by_loss:
@@ -150,8 +151,9 @@ def print_comparison(runs: list[Run], against: list[str]) -> None:
         error = standard_deviation(finals) / len(finals) ** 0.5
         cells = [name, f"{next(iter(seeds.values())).rate:g}", str(len(seeds)), f"{mean(finals):.4f} ± {error:.4f}"]
         cells += [difference(seeds, variants[other]) for other in against]
-        cells += [*times_to_target(seeds, variants[against[0]])]
-        cells.append(f"{1e3 * statistics.median(run.seconds[-1] / run.steps[-1] for run in seeds.values()):.0f}")
+        steps_to_it, seconds_to_it = times_to_target(seeds, variants[against[0]])
+        step_seconds = statistics.median(run.seconds[-1] / run.steps[-1] for run in seeds.values())
+        cells += [steps_to_it, *((seconds_to_it, f"{1e3 * step_seconds:.0f}") if seconds else ())]
         print("| " + " | ".join(cells) + " |")
 
 

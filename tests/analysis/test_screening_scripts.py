@@ -68,7 +68,7 @@ def test_comparison_is_paired_by_seed(make_screening, tmp_path, monkeypatch, cap
         make_screening("muon", seed=seed, advantage=0.1)
         make_screening("natural_muon", seed=seed, advantage=0.2 + 0.01 * seed)
         make_screening("natural_muon", seed=seed, advantage=0.05, placebo="shuffled")
-    arguments = (tmp_path, "--seeds", "1,2,3", "--against", "muon")
+    arguments = (tmp_path, "--seeds", "1,2,3", "--against", "muon", "--seconds")
     code, out, _ = run_script("screening_table", monkeypatch, capsys, *arguments)
     assert code == 0
     found = rows(out)
