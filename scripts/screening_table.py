@@ -6,8 +6,9 @@
 The first prints, for every optimizer, the last validation losses of all learning rates and the best. The second, with
 ``--against``, prints means over the seeds with standard errors, and differences to other optimizers, paired by seed,
 with their 95 % t intervals (each for itself: not adjusted for their number); and when the first of them had its last
-loss reached, in steps (and with ``--seconds`` in seconds), relative to its own. An optimizer whose settings are not those of its entry of
-``optim=`` is named with what differs. Losses are in nats per token, which of bytes is per byte. Nothing is written.
+loss reached, in steps (and with ``--seconds`` in seconds), relative to its own. An optimizer whose settings are not
+those of its entry of ``optim=`` is named with what differs. Losses are in nats per token, which of bytes is per byte.
+Nothing is written.
 """
 
 import argparse
