@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import trapezoid
 
 from natattn.statistics import slope_interval, t_interval, time_to_target
 from natattn.tracking.metrics_file import Metrics
@@ -50,7 +51,7 @@ def convergence(metrics: Metrics, arm: str, thresholds: Sequence[float] = ()) ->
     norms = norms[np.isfinite(norms)]
     return Convergence(
         final=float(losses[-1]),
-        area=float(np.trapezoid(losses, steps) / (steps[-1] - steps[0])),
+        area=float(trapezoid(losses, steps) / (steps[-1] - steps[0])),
         slope=(slope, half),
         steps_to={threshold: time_to_target(steps, losses, threshold) for threshold in chosen},
         gradient_norm=float(np.median(norms)) if len(norms) else math.nan,
