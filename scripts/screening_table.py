@@ -93,7 +93,7 @@ def read_run(folder: Path) -> Run | None:
     if facts["status"] == "diverged":
         ended = [*ended[0], config["train"]["steps"]], [*ended[1], INFINITE], [*ended[2], ended[2][-1]]
     optim = config.pop("optim")
-    compared = {key: str(value) for key, value in flatten(config).items() if key != "seed"}
+    compared = {key: str(value) for key, value in flatten(config).items() if key not in ("seed", "resume")}
     compared["fingerprint"] = facts["data"]["fingerprint"]
     rate = optim["learning_rates"].get("hidden", optim["learning_rate"])
     return Run(variant_of(optim), rate, config["seed"], tuple(sorted(compared.items())), *ended)
