@@ -1,6 +1,6 @@
 """Attention patterns themselves: rank, sparsity by position, and how far two models' patterns are apart (claim R2)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,15 +50,10 @@ def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Pa
     def keep(site: AttentionSite, inputs: AttentionInputs) -> None:
         found.setdefault(site.layer, []).append(row_patterns(inputs).float().cpu())
 
-    was_training = model.training
     device = next(model.parameters()).device
-    model.eval()
-    try:
-        with _captured(model, keep), torch.no_grad():
-            for batch in torch.split(tokens.to(device), batch_size):
-                model(input_ids=batch)
-    finally:
-        model.train(was_training)
+    with captured(model, keep):
+        for batch in torch.split(tokens.to(device), batch_size):
+            model(input_ids=batch)
     return {layer: torch.cat(parts) for layer, parts in sorted(found.items())}
 
 
@@ -69,13 +64,8 @@ def row_entropies(model: Any, tokens: Tensor) -> Tensor:
     def keep(site: AttentionSite, inputs: AttentionInputs) -> None:
         found[site.layer] = torch.special.entr(row_patterns(inputs)).sum(-1).double().cpu()
 
-    was_training = model.training
-    model.eval()
-    try:
-        with _captured(model, keep), torch.no_grad():
-            model(input_ids=tokens)
-    finally:
-        model.train(was_training)
+    with captured(model, keep):
+        model(input_ids=tokens)
     return torch.stack([found[layer] for layer in sorted(found)])
 
 
@@ -106,11 +96,16 @@ def pattern_divergence(first: Patterns, second: Patterns) -> Tensor:
 
 
 @contextmanager
-def _captured(model: Any, keep: Any) -> Iterator[None]:
+def captured(model: Any, keep: Callable[[AttentionSite, AttentionInputs], None]) -> Iterator[None]:
+    """Show ``keep`` what enters every self-attention layer, in evaluation mode and without gradients."""
+    was_training = model.training
     probe = AttentionProbe(model, quantities=())
+    for site in probe.sites:
+        site.capture = keep
+    model.eval()
     try:
-        for site in probe.sites:
-            site.capture = keep
-        yield
+        with torch.no_grad():
+            yield
     finally:
         probe.detach()
+        model.train(was_training)

@@ -17,7 +17,7 @@ from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.models.gpt2 import PretrainedInit, without_progress_bars
-from natattn.training.run_folder import CONFIG, read_config, read_run
+from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
 
 LONGEST_BY_DEFAULT = 256
@@ -86,17 +86,12 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
 
 def _of_run(settings: AnalyzeSettings) -> tuple[str, Any, Any, str]:
     run = Path(str(settings.run))
+    arm, folder = trained_arm(run, settings.arm)
     try:
         saved = RunSettings.model_validate(read_config(run))
     except ValidationError as error:
         raise UserError(f"{run / CONFIG}: {first_line(error)}") from error
-    arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
-    if not arms:
-        raise UserError(f"run={run}: no trained model in it; an interrupted run is finished with resume={run}")
-    arm = settings.arm or str(read_run(run).get("candidate") or arms[0])
-    if arm not in arms:
-        raise UserError(f"arm={arm}: run {run} has no model of that arm; valid: {', '.join(arms)}")
-    return str(run / "arms" / arm / "model"), saved.data, saved.tokenizer, f"{run.name}_{arm}"
+    return str(folder), saved.data, saved.tokenizer, f"{run.name}_{arm}"
 
 
 def _load_model(folder: str) -> Any:

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from natattn.analysis.patterns import captured
 from natattn.attention.attach import attach, detach
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.modules import Tempered
-from natattn.attention.probe import AttentionProbe
+from natattn.attention.modules import PARAMETERS_ATTRIBUTE, Tempered, attention_layers
 from natattn.attention.site import AttentionSite
 
 ScanKind = Literal["frozen", "propagated"]
@@ -84,31 +84,32 @@ def scan_temperatures(
         temperatures: positive.
         advance: told how many (temperature, sequence) pairs are done more, for a progress bar.
 
-    Raises: ValueError for temperatures that are not positive, and for a model whose attention cannot be observed.
+    Raises: ValueError for temperatures that are not positive, for a model whose attention cannot be observed, and for a
+        propagated scan of one whose attention has a temperature or damping attached.
     """
     grid = torch.as_tensor(list(temperatures), dtype=torch.float64)
     if not bool((grid > 0).all()) or grid.numel() == 0:
         raise ValueError("temperatures: must be positive, and at least one")
-    was_training, implementation = model.training, model.config._attn_implementation
-    device = next(model.parameters()).device
-    model.eval()
+    tokens = tokens.to(next(model.parameters()).device)
+    if kind == "frozen":
+        sums, _ = _observe(model, tokens, grid, batch_size, advance)
+        return _finish(kind, grid, sums, None, tokens.shape[1])
+    implementation = model.config._attn_implementation
+    layers = attention_layers(model, cross_attention=True)
+    if any(PARAMETERS_ATTRIBUTE in vars(layer.module) for layer in layers):
+        raise ValueError("kind=propagated: the model has a temperature or damping of its own; fold or detach it first")
     try:
-        if kind == "frozen":
-            sums, _ = _observe(model, tokens.to(device), grid, batch_size, advance)
-            return _finish(kind, grid, sums, None, tokens.shape[1])
         parts, losses = [], []
         for temperature in grid:
             attach(model, Tempered(float(temperature)))
-            sums, loss = _observe(model, tokens.to(device), temperature[None], batch_size, advance)
+            sums, loss = _observe(model, tokens, temperature[None], batch_size, advance)
             parts.append(sums)
             losses.append(loss)
         joined = {layer: _LayerSums.joined([part[layer] for part in parts]) for layer in parts[0]}
         known = [loss for loss in losses if loss is not None]
         return _finish(kind, grid, joined, torch.stack(known) if known else None, tokens.shape[1])
     finally:
-        if kind == "propagated":
-            detach(model, implementation)
-        model.train(was_training)
+        detach(model, implementation)
 
 
 @dataclass(eq=False)
@@ -142,19 +143,14 @@ def _observe(
     def capture(site: AttentionSite, inputs: AttentionInputs) -> None:
         _add_layer(sums.setdefault(site.layer, _LayerSums()), inputs, grid)
 
-    probe = AttentionProbe(model, quantities=())
-    try:
-        for site in probe.sites:
-            site.capture = capture
-        with torch.no_grad():
-            for batch in torch.split(tokens, batch_size):
-                logits = getattr(model(input_ids=batch), "logits", None)
-                if logits is not None and _is_causal(model) and logits.shape[:2] == batch.shape:
-                    losses.append(_sequence_losses(logits, batch))
-                if advance is not None:
-                    advance(len(batch) * len(grid))
-    finally:
-        probe.detach()
+    has_loss = _is_causal(model)
+    with captured(model, capture):
+        for batch in torch.split(tokens, batch_size):
+            logits = getattr(model(input_ids=batch), "logits", None)
+            if has_loss and logits is not None and logits.shape[:2] == batch.shape:
+                losses.append(_sequence_losses(logits, batch))
+            if advance is not None:
+                advance(len(batch) * len(grid))
     return sums, torch.cat(losses) if losses else None
 
 

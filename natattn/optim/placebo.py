@@ -108,11 +108,10 @@ class PlaceboStatistics:
         true: Tensor | None = self.source.average(owner, name)
         if isinstance(owner, str) or true is None:
             return true
-        found: dict[int, Tensor | None] = {layer: self.source.average(layer, name) for layer in self.layers}
-        known = {layer: factor for layer, factor in found.items() if factor is not None}
         if self.kind == "constant":
-            return torch.stack([factor.mean(0) for factor in known.values()]).mean(0).expand_as(true)
+            return torch.stack([factor.mean(0) for factor in self._known(name).values()]).mean(0).expand_as(true)
         if self.kind == "shuffled":
+            known = self._known(name)
             layers = list(known)
             if len(layers) == 1:
                 return true[self._shift(len(true), "heads", self.captures)]
@@ -122,6 +121,11 @@ class PlaceboStatistics:
             plain: Tensor | None = self.source.average(self._modules[owner, _ROLE_OF_INPUT_FACTOR[name]], "covariance")
             return None if plain is None else plain.expand_as(true)
         return torch.eye(true.shape[-1], dtype=true.dtype, device=true.device).expand_as(true)
+
+    def _known(self, name: str) -> dict[int, Tensor]:
+        """The true factor of every layer that has one."""
+        found: dict[int, Tensor | None] = {layer: self.source.average(layer, name) for layer in self.layers}
+        return {layer: factor for layer, factor in found.items() if factor is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What has been seen so far."""

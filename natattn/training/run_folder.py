@@ -158,6 +158,22 @@ def read_run(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def trained_arm(run: Path, arm: str | None) -> tuple[str, Path]:
+    """Name and model folder of a finished run's arm; by default of the candidate.
+
+    Raises: UserError where the run or the arm is not there, or nothing has been trained to its end.
+    """
+    if not run.is_dir():
+        raise UserError(f"run={run}: no such run folder")
+    arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
+    if not arms:
+        raise UserError(f"run={run}: no trained model in it; an interrupted run is finished with resume={run}")
+    name = arm or str(read_run(run).get("candidate") or arms[0])
+    if name not in arms:
+        raise UserError(f"arm={name}: run {run} has no model of that arm; valid: {', '.join(arms)}")
+    return name, run / "arms" / name / "model"
+
+
 def _git_commit() -> str | None:
     """Commit of the checkout that this code runs from, "+changes" where it is modified; None outside a checkout."""
     here = Path(__file__).resolve().parents[2]

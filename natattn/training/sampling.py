@@ -13,7 +13,7 @@ from natattn.explain import first_line
 from natattn.models.gpt2 import without_progress_bars
 from natattn.models.published import register as register_published
 from natattn.settings import Settings
-from natattn.training.run_folder import read_run
+from natattn.training.run_folder import trained_arm
 
 
 class SampleSettings(Settings):
@@ -34,7 +34,7 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
     Raises: UserError where the run, the arm or its model is not there or damaged, or the prompt leaves no room.
     """
     register_published()
-    folder = _model_folder(settings)
+    _, folder = trained_arm(Path(settings.run), settings.arm)
     tokenizer, model = _load_tokenizer(folder), _load_model(folder)
     prompt = tokenizer.encode(settings.prompt, add_special_tokens=False)
     if settings.prompt and not prompt:
@@ -58,19 +58,6 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
     )
     yield settings.prompt
     yield str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
-
-
-def _model_folder(settings: SampleSettings) -> Path:
-    run = Path(settings.run)
-    if not run.is_dir():
-        raise UserError(f"run={settings.run}: no such run folder")
-    arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
-    if not arms:
-        raise UserError(f"run={settings.run}: no trained model in it; an interrupted run is finished with resume={run}")
-    arm = settings.arm or read_run(run).get("candidate") or arms[0]
-    if arm not in arms:
-        raise UserError(f"arm={arm}: run {run} has no model of that arm; valid: {', '.join(arms)}")
-    return run / "arms" / arm / "model"
 
 
 def _load_model(folder: Path) -> Any:

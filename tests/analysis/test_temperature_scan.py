@@ -98,6 +98,17 @@ def test_the_model_is_left_as_it_was(kind, tokens):
     assert torch.equal(model.eval()(input_ids=tokens).logits, before)
 
 
+def test_a_temperature_that_is_attached_is_not_lost():
+    model = gpt2().eval()
+    tokens = torch.randint(20, (2, LENGTH))
+    attach(model, Tempered(2.0))
+    before = model(input_ids=tokens).logits
+    with pytest.raises(ValueError, match="of its own"):
+        scan_temperatures(model, tokens, GRID, kind="propagated")
+    scan_temperatures(model, tokens, GRID)
+    assert torch.equal(model(input_ids=tokens).logits, before)
+
+
 def test_order_parameter_susceptibility_and_profile_by_their_definitions(tokens):
     model = gpt2().eval()
     scan = scan_temperatures(model, tokens, [1.0], batch_size=2)
