@@ -27,6 +27,7 @@ class SizeSettings(Settings):
     n_embd: Annotated[int, Field(ge=1)] | None
     n_head: Annotated[int, Field(ge=1)] | None
     context: Annotated[int, Field(ge=2)] | None
+    n_inner: Annotated[int, Field(ge=1)] | None = None  # hidden units of the MLP; None for four times the width
     initializer_range: Annotated[float, Field(gt=0)] | None  # standard deviation of the initial weights
 
 
@@ -110,7 +111,7 @@ def _whole_size(size: SizeSettings) -> dict[str, Any]:
     """The sizes of a model that is built anew, none of them left open."""
     values = size.model_dump(exclude={"name"})
     for key, value in values.items():
-        if value is None:
+        if value is None and key != "n_inner":
             raise UserError(f"size.{key}: no value; size={size.name} is for init=pretrained, choose another size")
     n_embd, n_head = values["n_embd"], values["n_head"]
     if n_embd % n_head:
@@ -230,7 +231,9 @@ def _without_reports() -> Iterator[None]:
 
 
 def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_size: int) -> None:
-    names = {"n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_head": "num_attention_heads"}
+    names = {
+        "n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_head": "num_attention_heads", "n_inner": "n_inner",
+    }  # fmt: skip
     for key, name in names.items():
         asked, actual = getattr(size, key), getattr(config, name, None)
         if asked is not None and asked != actual:

@@ -78,6 +78,7 @@ def build_published(
     end_token_id: int,
     causal: bool,
     seed: int,
+    n_inner: int | None = None,
     embedding_dropout: float = 0.0,
 ) -> PublishedLMHeadModel:
     """Build a published model in float32 on the CPU.
@@ -88,6 +89,7 @@ def build_published(
     Args:
         context: longest sequence, tokens.
         initializer_range: standard deviation of the embeddings.
+        n_inner: hidden units of the MLP; None for four times the width.
         causal: False is as published: LEAKY, it sees the tokens it is asked to predict, and generates without a cache.
         embedding_dropout: on the sum of the embeddings, the only dropout there is.
 
@@ -103,6 +105,7 @@ def build_published(
         n_embd=n_embd,
         n_layer=n_layer,
         n_head=n_head,
+        n_inner=n_inner,
         initializer_range=initializer_range,
         activation_function="gelu_pytorch_tanh",
         embd_pdrop=embedding_dropout,
