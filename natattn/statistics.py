@@ -1,11 +1,24 @@
-"""Small statistics that tracking, analysis and reports share."""
+"""The statistics of every comparison: paired tests, intervals, multiplicity, verdicts, time to a target.
+
+Differences are taken within a seed, candidate − baseline, so that below zero is better for a loss. Variance is that of
+the comparison itself, never assumed.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
+
+Verdict = Literal["supported", "refuted", "no effect", "inconclusive"]
+
+LEAST_FOR_A_CLAIM = 5  # seeds
+LEAST_FOR_SIGN_FLIPS = 9  # below, the smallest possible p-value says little
+_EXACT_SIGN_FLIPS = 16  # seeds up to which every one of the 2^n signs is tried
+_SAMPLED_SIGN_FLIPS = 100_000
 
 
 def time_to_target(steps: ArrayLike, values: ArrayLike, target: float) -> int | None:
@@ -52,3 +65,124 @@ def slope_interval(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> tupl
     rest = vertical - slope * horizontal
     error = math.sqrt(float(rest @ rest) / (len(rest) - 2) / square) if square else math.nan
     return slope, float(stdtrit(len(rest) - 2, 0.5 + confidence / 2)) * error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, and what may be said of it.
+
+    Attributes:
+        count: pairs.
+        interval: of the mean, at the confidence that the table's rule gives it; nan for fewer than two pairs.
+        p_value: of Student's paired t test, two-sided, adjusted by the same rule.
+        sign_flip_p_value: of the permutation of signs, not adjusted; None below ``LEAST_FOR_SIGN_FLIPS`` pairs.
+    """
+
+    mean: float
+    count: int
+    interval: tuple[float, float]
+    p_value: float
+    sign_flip_p_value: float | None
+
+
+def paired_p_value(differences: Sequence[float]) -> float:
+    """Two-sided p-value of Student's t test that the mean of paired differences is zero; nan for fewer than two."""
+    count, spread = len(differences), standard_deviation(differences)
+    if count < 2:
+        return math.nan
+    if spread == 0:
+        return 1.0 if mean(differences) == 0 else 0.0
+    return 2 * float(stdtr(count - 1, -abs(mean(differences)) / spread * math.sqrt(count)))
+
+
+def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Share of the 2ⁿ ways to choose signs whose |mean| is at least the one seen; nan for no differences.
+
+    Exact up to 16 differences, else from 100,000 seeded draws with the seen one among them (so that it is never zero).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    count = len(values)
+    if count == 0:
+        return math.nan
+    if count <= _EXACT_SIGN_FLIPS:
+        bits = np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1  # the other half are their negatives
+        signs = 1.0 - 2.0 * bits
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (_SAMPLED_SIGN_FLIPS - 1, count))
+        signs = np.concatenate([np.ones((1, count)), signs])
+    sums = np.abs(signs @ values)
+    # Sums that are equal but for rounding count as equal.
+    return float((sums >= abs(values.sum()) * (1 - 1e-12) - 1e-300).mean())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given (Holm 1979); those that are nan take no part and stay nan."""
+    adjusted = [math.nan] * len(p_values)
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+def differences_of(samples: Sequence[Sequence[float]], *, confidence: float = 0.95) -> list[Difference]:
+    """The comparisons of one table, by one rule: Holm-adjusted p-values and the t intervals that belong to them.
+
+    An interval excludes zero exactly where Holm's procedure rejects at 1 − confidence: the k-th smallest of m p-values
+    that is rejected has an interval at 1 − α/(m − k + 1), those that are not have the level at which it stopped. With
+    one sample that is the ordinary t interval.
+
+    Args:
+        samples: paired differences, one sequence for each comparison; fewer than two pairs give nan.
+    """
+    raw = [paired_p_value(sample) for sample in samples]
+    adjusted = holm(raw)
+    alpha, tests = 1 - confidence, sum(not math.isnan(p) for p in raw)
+    rejected = sum(p < alpha for p in adjusted)
+    order = sorted((place for place, p in enumerate(raw) if not math.isnan(p)), key=lambda place: raw[place])
+    ranks = {place: min(rank, rejected) for rank, place in enumerate(order)}
+    found = []
+    for place, sample in enumerate(samples):
+        level = 1 - alpha / max(1, tests - ranks.get(place, 0))
+        centre, half = t_interval(sample, level)
+        flips = sign_flip_p_value(sample) if len(sample) >= LEAST_FOR_SIGN_FLIPS else None
+        found.append(Difference(centre, len(sample), (centre - half, centre + half), adjusted[place], flips))
+    return found
+
+
+def verdict(
+    difference: Difference,
+    *,
+    indifference: float,
+    claimed: Literal["below", "above"] = "below",
+    placebos: Sequence[Difference] = (),
+    complete: bool = True,
+) -> Verdict:
+    """What a comparison says of a claim (protocol, 4 and 7), and nothing else.
+
+    ``supported``: the interval excludes zero in the claimed direction, and so does that of the difference to every
+    placebo, from at least ``LEAST_FOR_A_CLAIM`` seeds of which none is missing or diverged. ``refuted``: it excludes
+    zero in the other direction. ``no effect``: it lies inside ±indifference. Else ``inconclusive``.
+
+    Args:
+        indifference: δ, declared before the runs, in the unit of the difference.
+        claimed: where the claim says that the difference is.
+        placebos: candidate minus each placebo.
+        complete: no run is missing, diverged or stopped.
+    """
+    sign = 1 if claimed == "below" else -1
+
+    def beyond(found: Difference, side: int) -> bool:
+        low, high = (side * bound for bound in found.interval)
+        return max(low, high) < 0
+
+    if difference.count < LEAST_FOR_A_CLAIM:
+        return "inconclusive"
+    if beyond(difference, -sign):
+        return "refuted"
+    if beyond(difference, sign) and complete and all(beyond(placebo, sign) for placebo in placebos):
+        return "supported"
+    if all(abs(bound) <= indifference for bound in difference.interval):
+        return "no effect"
+    return "inconclusive"
