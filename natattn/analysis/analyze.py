@@ -3,19 +3,22 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from natattn.analysis.measures import MEASURES
 from natattn.analysis.page import render
 from natattn.analysis.progress import SectionProgress
+from natattn.analysis.run_measures import RUN_MEASURES
+from natattn.analysis.run_set import load_runs
 from natattn.analysis.section import Section
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
+from natattn.training.devices import chosen_device
 
 RESULTS = "analysis.json"
 PAGE = "analysis.html"
@@ -32,28 +35,46 @@ def analyze(settings: AnalyzeSettings) -> Path:
 
     Raises: UserError for a subject that is not there or does not fit.
     """
-    device = _device(settings.device)
-    subject = load_subject(settings, device)
-    folder = _folder(settings, subject)
-    results = _Results(folder, settings, subject)
-    with SectionProgress(list(settings.sections)) as progress:
-        for name in settings.sections:
+    measures: dict[str, Callable[[Callable[[int], None]], Section]]
+    if settings.runs is None:
+        subject = load_subject(settings, chosen_device(settings.device))
+        measures = {name: partial(measure, subject, settings) for name, measure in MEASURES.items()}
+        title, folder, names = f"Attention of {subject.name}", _folder(settings, subject), list(measures)
+        results = _Results(folder, settings, subject.facts, subject.source)
+    else:
+        runs = load_runs(settings)
+        measures = {name: partial(of_runs.section, runs, settings) for name, of_runs in RUN_MEASURES.items()}
+        title, folder = f"Runs {runs.name}", runs.folder
+        names = [name for name, of_runs in RUN_MEASURES.items() if of_runs.applies(runs)]
+        results = _Results(folder, settings, runs.facts, runs.source)
+    names = _chosen(settings, names, measures)
+    with SectionProgress(names) as progress:
+        for name in names:
             if name in results.sections:
                 progress.skip(name)
                 continue
             started = time.perf_counter()
-            section = MEASURES[name](subject, settings, progress.begin(name))
+            section = measures[name](progress.begin(name))
             results.add(section, time.perf_counter() - started)
             progress.end(name)
-    return results.write_page(settings)
+    return results.write_page(title, names)
+
+
+def _chosen(settings: AnalyzeSettings, default: list[str], valid: Mapping[str, object]) -> list[str]:
+    """The sections to make."""
+    for name in settings.sections or ():
+        if name not in valid:
+            of = "one model; give run= or init=pretrained" if name in MEASURES else "several runs; give runs="
+            raise UserError(f"sections: {name} is of {of}; valid here: {', '.join(valid)}")
+    return list(settings.sections or default)
 
 
 class _Results:
     """What is on disk of an analysis."""
 
-    def __init__(self, folder: Path, settings: AnalyzeSettings, subject: Subject) -> None:
-        self.folder, self.subject = folder, subject
-        measured = settings.model_dump(mode="json", exclude=_NOT_MEASURED) | {"source": subject.source}
+    def __init__(self, folder: Path, settings: AnalyzeSettings, facts: dict[str, str], source: str) -> None:
+        self.folder, self.facts = folder, facts
+        measured = settings.model_dump(mode="json", exclude=_NOT_MEASURED) | {"source": source}
         self.key = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
         self.settings = measured
         self.sections: dict[str, dict[str, Any]] = {}
@@ -80,7 +101,7 @@ class _Results:
                 self.folder / RESULTS,
                 {
                     "key": self.key,
-                    "subject": self.subject.facts,
+                    "subject": self.facts,
                     "settings": self.settings,
                     "sections": self.sections,
                 },
@@ -88,9 +109,9 @@ class _Results:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written to: {error.strerror}") from error
 
-    def write_page(self, settings: AnalyzeSettings) -> Path:
+    def write_page(self, title: str, names: Sequence[str]) -> Path:
         """The page of the sections that were asked for, in their order."""
-        sections = [self.sections[name] for name in settings.sections]
+        sections = [self.sections[name] for name in names]
         pictures = {
             picture["name"]: (self.folder / FIGURES / f"{picture['name']}.png").read_bytes()
             for section in sections
@@ -98,8 +119,7 @@ class _Results:
         }
         path = self.folder / PAGE
         with replacing(path) as temporary:
-            page = render(f"Attention of {self.subject.name}", self.subject.facts, sections, pictures)
-            temporary.write_text(page, encoding="utf-8")
+            temporary.write_text(render(title, self.facts, sections, pictures), encoding="utf-8")
         return path
 
 
@@ -109,15 +129,3 @@ def _folder(settings: AnalyzeSettings, subject: Subject) -> Path:
     if settings.run is not None:
         return Path(settings.run) / f"analysis_{subject.name.removeprefix(Path(settings.run).name + '_')}"
     return Path("outputs") / f"analysis_{subject.name}"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name}: no such device; valid: auto, cpu, cuda, cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: {torch.cuda.device_count()} CUDA devices here; valid: auto, cpu")
-    return device

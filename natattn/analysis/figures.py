@@ -97,7 +97,7 @@ def curves(
                                textcoords="offset points", va="top", fontsize=7, color="#555555")  # fmt: skip
             panel.set(xlabel=x_label, ylabel=label)
             if logarithmic:
-                _set_logarithmic(panel, "x")
+                set_logarithmic(panel, "x")
         panels[0].legend(fontsize=7, frameon=False)
         for panel in panels[len(panels_data) :]:
             panel.set_visible(False)
@@ -105,7 +105,7 @@ def curves(
     return drawn(draw, (3.6 * columns, 0.4 + 2.6 * rows))
 
 
-def _set_logarithmic(panel: "Axes", axes: str) -> None:
+def set_logarithmic(panel: "Axes", axes: str) -> None:
     """Logarithmic axes with plain numbers: the style does not read formulas."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -138,7 +138,7 @@ def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, 
                 grid = np.geomspace(minimum, ordered[-1], 50)
                 panel.plot(grid, share * (grid / minimum) ** (1 - exponent), color=colour, linewidth=1.0)
         panel.set(xlabel="x", ylabel="P(X ≥ x)")
-        _set_logarithmic(panel, "xy")
+        set_logarithmic(panel, "xy")
         if panel.lines:
             panel.legend(fontsize=7, frameon=False)
 

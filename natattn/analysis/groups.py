@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from natattn.analysis.runs import ArmSummary, DataFacts, RunSummary
-from natattn.training.run_folder import flatten
+from natattn.training.run_folder import ADDED_LATER, flatten
 
 # Keys of a config that do not change what is compared: runs that differ in them alone are repetitions.
 _NOT_COMPARED = frozenset(
@@ -85,16 +85,23 @@ def _data(run: RunSummary) -> str:
 def _compared(run: RunSummary) -> dict[str, Any]:
     """The config as dotted keys, without what does not matter for a comparison."""
     flat = flatten(run.config or {})
-    return {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & _NOT_COMPARED}
+    return {
+        key: value
+        for key, value in flat.items()
+        if not {key, key.split(".")[0]} & _NOT_COMPARED and not (key in ADDED_LATER and value == ADDED_LATER[key])
+    }
 
 
 def _labels(runs: list[RunSummary]) -> list[str]:
-    """Each run's label; where several share one, with the keys in which they differ."""
+    """Each run's label; where several share one, with the keys in which they differ: as few as tell them apart."""
     labels = []
     for run in runs:
         same = [_compared(other) for other in runs if other.label == run.label and _data(other) == _data(run)]
         mine = _compared(run)
         keys = [key for key in mine if any(other.get(key) != mine[key] for other in same)]
-        named = [f"{key}={mine[key]}" for key in keys[:_MOST_KEYS_NAMED]]
-        labels.append(" · ".join([run.label, *named, *(["…"] if len(keys) > _MOST_KEYS_NAMED else [])]))
+        # One key may say it all: a width, from which a learning rate and an initialisation follow.
+        telling = [key for key in keys if len({str(other.get(key)) for other in same}) == len(same)]
+        named = [f"{key}={mine[key]}" for key in telling[:1] or keys[:_MOST_KEYS_NAMED]]
+        more = not telling and len(keys) > _MOST_KEYS_NAMED
+        labels.append(" · ".join([run.label, *named, *(["…"] if more else [])]))
     return labels

@@ -15,7 +15,7 @@ from natattn.analysis.patterns import attention_patterns, pattern_statistics, ro
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
 from natattn.analysis.scans import finite_size_section, scan_section
 from natattn.analysis.section import HeadMap, Picture, Section, Table, interval_text, shown, table
-from natattn.analysis.settings import AnalyzeSettings, SectionName
+from natattn.analysis.settings import AnalyzeSettings, ModelSection
 from natattn.analysis.spectra import weight_spectra
 from natattn.analysis.subject import Subject
 from natattn.analysis.theorems import check_theorems
@@ -200,7 +200,7 @@ def theorems(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
     return Section("theorems", "Theorems", (finding,), (table(headings, rows),))
 
 
-MEASURES: Mapping[SectionName, Measure] = {
+MEASURES: Mapping[ModelSection, Measure] = {
     "heads": heads,
     "frozen": frozen,
     "propagated": propagated,

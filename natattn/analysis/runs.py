@@ -83,6 +83,8 @@ class RunSummary:
     data: DataFacts | None = None
     arms: tuple[ArmSummary, ...] = ()  # the reference first
     config: dict[str, Any] | None = None
+    config_hash: str = ""
+    initial_weights_hash: str | None = None
 
     def arm(self, name: str | None) -> ArmSummary | None:
         """The arm of that name, if the run has it."""
@@ -181,6 +183,8 @@ def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSumm
         ),
         arms=arms,
         config=_config(folder),
+        config_hash=str(facts.get("config_hash", "")),
+        initial_weights_hash=facts.get("initial_weights_hash"),
     )
 
 

@@ -8,11 +8,14 @@ from natattn.data.corpora import DataSettings
 from natattn.data.tokenizers import TokenizerSettings
 from natattn.models.gpt2 import InitSettings, SizeSettings
 from natattn.settings import Settings
+from natattn.training.devices import DeviceName
 
 Positive = Annotated[float, Field(gt=0)]
-SectionName = Literal[
-    "heads", "frozen", "propagated", "sizes", "cascades", "spectra", "patterns", "hierarchy", "theorems"
-]
+ModelSection = Literal[
+    "heads", "frozen", "propagated", "sizes", "cascades", "spectra", "fisher", "gradients", "patterns", "hierarchy",
+    "theorems",
+]  # fmt: skip
+RunsSection = Literal["curves", "comparison", "training", "widths", "scaling"]
 
 
 class TextSample(Settings):
@@ -41,15 +44,18 @@ class AnalyzeSettings(Settings):
     """What to look at, and how closely."""
 
     run: str | None
+    runs: str | tuple[str, ...] | None
     arm: str | None
+    baseline: str | None
+    indifference: float = Field(ge=0)
     init: InitSettings
     size: SizeSettings
     data: DataSettings
     tokenizer: TokenizerSettings
     seed: int = Field(ge=0, le=2**63 - 1)
-    device: str
+    device: DeviceName
     output: str | None
-    sections: tuple[SectionName, ...] = Field(min_length=1)
+    sections: Annotated[tuple[ModelSection | RunsSection, ...], Field(min_length=1)] | None
     text: TextSample
     temperatures: TemperatureGrid
     replicas: int = Field(ge=0, le=10_000)

@@ -5,7 +5,6 @@ Step s is the state after s updates: ``train/loss`` at step s is the loss of bat
 """
 
 import math
-import re
 import resource
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from natattn.data import Batches, TokenSplit
@@ -24,6 +23,7 @@ from natattn.tracking import Record, Tracker
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm, StepResult, identical
 from natattn.training.checkpoint import save_checkpoint
+from natattn.training.devices import DeviceName
 from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
 from natattn.training.interruption import Interruption
 from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
@@ -46,14 +46,7 @@ class TrainSettings(Settings):
     log_every: int = Field(ge=1)
     max_seconds: float | None = Field(gt=0)
     compile: bool
-    device: str
-
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError("valid: auto, cpu, cuda, cuda:N")
-        return value
+    device: DeviceName
 
 
 @dataclass

@@ -12,6 +12,7 @@ from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, Siz
 from natattn.optim.settings import OptimSettings
 from natattn.settings import Settings
 from natattn.tracking.settings import TrackerSettings
+from natattn.training.devices import chosen_device
 from natattn.training.loop import TrainSettings
 from natattn.training.schedule import ConstantSettings, ScheduleSettings
 
@@ -91,8 +92,7 @@ class RunSettings(Settings):
                 f"schedule.warmup_steps={self.schedule.warmup_steps}: the run ends before; "
                 f"valid: below train.steps={self.train.steps}"
             )
-        if self.train.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"train.device={self.train.device}: no CUDA device here; valid: auto, cpu")
+        chosen_device(self.train.device, "train.device")
 
     @property
     def candidate_name(self) -> str:
@@ -104,9 +104,7 @@ class RunSettings(Settings):
     @property
     def device(self) -> torch.device:
         """The device of the run; auto prefers CUDA."""
-        if self.train.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.train.device)
+        return chosen_device(self.train.device, "train.device")
 
 
 def changeable(settings: RunSettings) -> frozenset[str]:

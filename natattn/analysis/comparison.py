@@ -1,0 +1,115 @@
+"""The section on differences: what the protocol's statistics say of arms and runs against their baselines."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from natattn.analysis.bands import metrics_of, series
+from natattn.analysis.convergence import convergence
+from natattn.analysis.run_set import RunSet, Treatment, pairs
+from natattn.analysis.runs import ArmSummary, RunSummary
+from natattn.analysis.section import Cell, Section, Table, interval_text, shown, table
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.statistics import Difference, differences_of, time_to_target, verdict
+
+
+def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+    """Differences to the baseline: final loss, area, time to target, pattern stability, step time."""
+    compared = [(t, other) for t, other in zip(runs.treatments, runs.baselines, strict=True) if other is not None]
+    tables, findings = [], []
+    for name, unit, quantity in QUANTITIES:
+        samples, complete = [], []
+        for treatment, baseline in compared:
+            paired = pairs(treatment, baseline)
+            values = [quantity(*mine, *theirs) for mine, theirs in paired]
+            known = [value for value in values if value is not None and math.isfinite(value)]
+            samples.append(known)
+            complete.append(len(known) == len(values) == len(treatment.runs) == len(baseline.runs))
+        advance(1)
+        if not any(samples):
+            continue
+        found = differences_of(samples)
+        tables.append(_comparison_table(name, unit, compared, found, complete, settings.indifference))
+        if name == "final loss":
+            findings += [
+                _of_difference(t, other, difference) for (t, other), difference in zip(compared, found, strict=True)
+            ]
+    unpaired = [t.label for t, other in compared if not pairs(t, other)]
+    if unpaired:
+        findings.append(f"Not paired (other seeds, data or initial weights): {'; '.join(unpaired[:6])}.")
+    findings.append(
+        "Intervals and p-values are Holm-adjusted over the rows of a table. A verdict `supported` also needs the "
+        "placebos, which this page does not know: it says `below` or `above` where the interval excludes zero."
+    )
+    return Section("comparison", "Differences", tuple(findings), tuple(tables))
+
+
+def _final_loss(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
+    if arm.final_loss is None or other.final_loss is None:
+        return None
+    return arm.final_loss - other.final_loss
+
+
+def _area(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
+    mine, theirs = convergence(metrics_of(run), arm.name), convergence(metrics_of(other_run), other.name)
+    return None if mine is None or theirs is None else mine.area - theirs.area
+
+
+def _steps_to_target(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
+    """log(steps to the other's final loss / the other's steps): of a ratio, and symmetric about 0."""
+    if other.final_loss is None or not other.last_step:
+        return None
+    steps, losses = series(run, arm, "validation/loss")
+    reached = time_to_target(steps, losses, other.final_loss)
+    return math.log(reached / other.last_step) if reached else None
+
+
+def _stability(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
+    """log of the ratio of mean pattern divergences over the second half of the run."""
+    mine, theirs = _late_divergence(run, arm), _late_divergence(other_run, other)
+    return None if not mine or not theirs else math.log(mine / theirs)
+
+
+def _late_divergence(run: RunSummary, arm: ArmSummary) -> float | None:
+    steps, values = series(run, arm, "attention/layer_*/pattern_divergence")
+    return float(values[steps >= steps[-1] / 2].mean()) if len(steps) else None
+
+
+def _step_time(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
+    """log of the ratio of step times, of arms of one run only: others did not share their machine's moments."""
+    if run is not other_run or not arm.step_seconds or not other.step_seconds:
+        return None
+    return math.log(arm.step_seconds / other.step_seconds)
+
+
+Quantity = Callable[[RunSummary, ArmSummary, RunSummary, ArmSummary], float | None]
+QUANTITIES: tuple[tuple[str, str, Quantity], ...] = (
+    ("final loss", "nats/token", _final_loss),
+    ("mean loss over steps", "nats/token", _area),
+    ("steps to the baseline's final loss, log ratio", "", _steps_to_target),
+    ("pattern divergence in the second half, log ratio", "", _stability),
+    ("step time, log ratio", "", _step_time),
+)
+
+
+def _comparison_table(
+    name: str, unit: str, compared: Sequence[tuple[Treatment, Treatment]], found: Sequence[Difference],
+    complete: Sequence[bool], indifference: float,
+) -> Table:  # fmt: skip
+    rows: list[list[Cell]] = []
+    for (treatment, baseline), difference, whole in zip(compared, found, complete, strict=True):
+        said = verdict(difference, indifference=indifference if unit else 0.0, complete=whole)
+        words = {"supported": "below", "refuted": "above"}.get(said, said)
+        rows.append([
+            treatment.label, baseline.label, difference.count, difference.mean, interval_text(*difference.interval),
+            difference.p_value, difference.sign_flip_p_value, words + ("" if whole else ", incomplete"),
+        ])  # fmt: skip
+    heading = f"{name}, {unit}" if unit else name
+    return table((heading, "minus", "pairs", "mean", "95 % interval", "p", "p of sign flips", "says"), rows)
+
+
+def _of_difference(treatment: Treatment, baseline: Treatment, difference: Difference) -> str:
+    interval = interval_text(*difference.interval) if difference.count > 1 else "(one pair: no interval)"
+    return (
+        f"{treatment.label} − {baseline.label}: {shown(difference.mean)} nats/token {interval}, "
+        f"{difference.count} pair{'s' * (difference.count != 1)}."
+    )

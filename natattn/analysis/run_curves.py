@@ -1,0 +1,178 @@
+"""Sections on what happened in training: losses over the steps, and attention, with bands over seeds."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from natattn.analysis import run_figures
+from natattn.analysis.bands import Band, band, difference_band, layers_of, metrics_of, series
+from natattn.analysis.convergence import Lead, convergence, lead_of_peak, mean_lead
+from natattn.analysis.run_figures import Line
+from natattn.analysis.run_set import RunSet, Treatment
+from natattn.analysis.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.statistics import mean, t_interval
+
+Advance = Callable[[int], None]
+Panel = tuple[str, Sequence[Line], Mapping[str, float]]
+MOST_DRAWN = 8
+TRAINING_CURVES = (
+    ("validation loss, nats/token", "validation/loss"),
+    ("training loss, nats/token", "train/loss"),
+    ("gradient norm", "train/gradient_norm"),
+)
+ATTENTION_CURVES = (
+    ("entropy, nats", "attention/layer_*/entropy"),
+    ("heat capacity C", "attention/layer_*/heat_capacity"),
+    ("mean |E|", "attention/layer_*/mean_absolute_energy"),
+    ("pattern divergence, nats", "attention/layer_*/pattern_divergence"),
+)
+
+
+def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Losses, gradient norms and differences over training, with bands over seeds and the levels of the data."""
+    drawn = _best(runs.treatments)
+    panels: list[Panel] = [(label, _lines([band(t, name) for t in drawn]), {}) for label, name in TRAINING_CURVES]
+    panels[0] = (panels[0][0], panels[0][1], _levels(runs))
+    compared = {id(t): baseline for t, baseline in zip(runs.treatments, runs.baselines, strict=True)}
+    differences = [
+        difference_band(t, other, "validation/loss") for t in drawn if (other := compared[id(t)]) is not None
+    ]
+    if lines := _lines(differences):
+        panels.append(("difference of validation loss, nats/token", lines, {"equal": 0.0}))
+    rows: list[list[Cell]] = []
+    for treatment in runs.treatments:
+        rows.append(_convergence_row(treatment))
+        advance(1)
+    headings = ("runs", "seeds", "final loss", "mean loss over steps", "slope at the end, per 100 steps",
+                "steps to ¼, ½, ¾ of the fall", "gradient norm", "its largest")  # fmt: skip
+    few = "" if len(drawn) == len(runs.treatments) else f" The {len(drawn)} of {len(runs.treatments)} with least loss."
+    picture = Picture(
+        "curves",
+        "Means over seeds with 95 % t bands; the difference is paired by seed, data and initial weights." + few,
+        _as_table(panels), run_figures.bands(panels, x_label="steps", logarithmic=True),
+    )  # fmt: skip
+    least = min(runs.treatments, key=_final)
+    findings = (f"The least final loss has {least.label}: {shown(_final(least), 4)} nats/token.",)
+    return Section("curves", "Loss", findings, (table(headings, rows),), (), (picture,))
+
+
+def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
+    """Attention on the probe batch over training; and does the heat capacity peak before the loss falls (K4)?"""
+    drawn = _best(runs.treatments)
+    found = [(label, _lines([band(t, name) for t in drawn])) for label, name in ATTENTION_CURVES]
+    panels: list[Panel] = [(label, lines, {}) for label, lines in found if lines]
+    rows: list[list[Cell]] = []
+    findings = []
+    for treatment in runs.treatments:
+        leads = _leads(treatment)
+        for where, of_seeds in leads.items():
+            rows.append(_lead_row(treatment, where, of_seeds))
+        if "mean of layers" in leads:
+            findings.append(_of_lead(treatment, leads["mean of layers"]))
+        advance(1)
+    headings = ("runs", "layer", "seeds", "with a peak inside", "peak at step", "fastest fall at step",
+                "lead, log steps", "95 % interval")  # fmt: skip
+    picture = Picture(
+        "training",
+        "Means over layers, heads and the rows of a fixed probe batch; bands over seeds. Pattern divergence is from "
+        "one evaluation to the next: what is low is stable.",
+        _as_table(panels), run_figures.bands(panels, x_label="steps", logarithmic=True),
+    )  # fmt: skip
+    findings.append(
+        "Lead: log(step of the fastest fall of the loss per log step) − log(step of the heat capacity's peak), our "
+        "definition; above zero the peak comes first. Steps are known to the spacing of evaluations only."
+    )
+    return Section("training", "Attention in training", tuple(findings), (table(headings, rows),), (), (picture,))
+
+
+def _convergence_row(treatment: Treatment) -> list[Cell]:
+    found = [c for run, arm in treatment.runs if (c := convergence(metrics_of(run), arm.name)) is not None]
+    finals = [arm.final_loss for _, arm in treatment.runs if arm.final_loss is not None]
+    reached = [list(c.steps_to.values()) for c in found]
+    steps = [mean([float(s) for s in column if s is not None]) for column in zip(*reached, strict=True)]
+    return [
+        treatment.label, len(treatment.runs), _with_half(finals), _with_half([c.area for c in found]),
+        _with_half([c.slope[0] for c in found]), ", ".join(shown(step) for step in steps),
+        mean([c.gradient_norm for c in found]), max((c.largest_gradient_norm for c in found), default=math.nan),
+    ]  # fmt: skip
+
+
+def _with_half(values: Sequence[float]) -> str:
+    centre, half = t_interval(values)
+    return shown(centre, 4) + ("" if math.isnan(half) else f" ± {shown(half, 2)}")
+
+
+def _final(treatment: Treatment) -> float:
+    finals = [arm.final_loss for _, arm in treatment.runs if arm.final_loss is not None]
+    return mean(finals) if finals else math.inf
+
+
+def _best(treatments: Sequence[Treatment]) -> list[Treatment]:
+    """As many as a picture can tell apart, in their order."""
+    kept = set(map(id, sorted(treatments, key=_final)[:MOST_DRAWN]))
+    return [treatment for treatment in treatments if id(treatment) in kept]
+
+
+def _lines(found: Sequence[Band | None]) -> list[Line]:
+    return [Line(b.label, b.steps, b.mean, b.low, b.high) for b in found if b is not None and (b.steps > 0).any()]
+
+
+def _levels(runs: RunSet) -> dict[str, float]:
+    """Entropies of the data, where all runs have the same; those far below what was reached are left out."""
+    facts = {run.data.fingerprint: run.data for t in runs.treatments for run, _ in t.runs if run.data}
+    if len(facts) != 1:
+        return {}
+    (data,) = facts.values()
+    levels = {"unigram entropy": data.unigram_entropy, "bigram model": data.held_out_bigram_entropy}
+    return levels | ({} if data.floor is None else {"floor": data.floor})
+
+
+def _as_table(panels: Sequence[tuple[str, Sequence[Line], object]]) -> Table:
+    rows = [
+        (label, line.label, int(x), float(y), float(low), float(high))
+        for label, lines, _ in panels
+        for line in lines
+        for x, y, low, high in zip(line.x, line.y, line.low, line.high, strict=True)
+    ]
+    return table(("quantity", "runs", "step", "mean", "low", "high"), rows)
+
+
+def _leads(treatment: Treatment) -> dict[str, list[Lead | None]]:
+    """By layer, and of the mean over layers: the lead of the heat capacity's peak in every run."""
+    layers = sorted({layer for run, _ in treatment.runs for layer in layers_of(run)})
+    names = {str(layer): f"attention/layer_{layer}/heat_capacity" for layer in layers}
+    if layers:
+        names["mean of layers"] = "attention/layer_*/heat_capacity"
+    found: dict[str, list[Lead | None]] = {where: [] for where in names}
+    for run, arm in treatment.runs:
+        steps, losses = series(run, arm, "validation/loss")
+        for where, name in names.items():
+            own, values = series(run, arm, name)
+            common, mine, theirs = np.intersect1d(own, steps, return_indices=True)
+            found[where].append(lead_of_peak(common, values[mine], losses[theirs]))
+    return found
+
+
+def _lead_row(treatment: Treatment, where: str, leads: Sequence[Lead | None]) -> list[Cell]:
+    inside = [lead for lead in leads if lead is not None and lead.is_inside]
+    centre, half, _ = mean_lead(leads)
+    return [
+        treatment.label, where, len(leads), len(inside), mean([lead.peak_step for lead in inside]),
+        mean([lead.fall_step for lead in leads if lead is not None]), centre,
+        interval_text(centre - half, centre + half),
+    ]  # fmt: skip
+
+
+def _of_lead(treatment: Treatment, leads: Sequence[Lead | None]) -> str:
+    centre, half, count = mean_lead(leads)
+    if count < 2:
+        return f"{treatment.label}: the heat capacity peaks inside the run with {count} of {len(leads)} seeds."
+    said = "first the peak, then the fall" if centre - half > 0 else (
+        "first the fall, then the peak" if centre + half < 0 else "neither is surely first"
+    )  # fmt: skip
+    return (
+        f"{treatment.label}: the heat capacity (mean of layers) leads the loss's fastest fall by {shown(centre)} "
+        f"{interval_text(centre - half, centre + half)} log steps, {count} of {len(leads)} seeds with a peak: {said}."
+    )

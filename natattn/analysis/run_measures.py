@@ -1,0 +1,39 @@
+"""The measures of `natattn analyze runs=…`: each looks at a set of runs and says what it found as a section."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from natattn.analysis.comparison import comparison_section
+from natattn.analysis.run_curves import curves_section, training_section
+from natattn.analysis.run_set import RunSet
+from natattn.analysis.scaling_section import is_head_grid, scaling_section
+from natattn.analysis.section import Section
+from natattn.analysis.settings import AnalyzeSettings, RunsSection
+from natattn.analysis.widths_section import have_widths, widths_section
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class RunMeasure:
+    """How a section is made, and whether it has something to say about a set of runs."""
+
+    section: Callable[[RunSet, AnalyzeSettings, Advance], Section]
+    applies: Callable[[RunSet], bool]
+
+
+def _always(runs: RunSet) -> bool:
+    return True
+
+
+def _have_baselines(runs: RunSet) -> bool:
+    return any(baseline is not None for baseline in runs.baselines)
+
+
+RUN_MEASURES: Mapping[RunsSection, RunMeasure] = {
+    "curves": RunMeasure(curves_section, _always),
+    "comparison": RunMeasure(comparison_section, _have_baselines),
+    "training": RunMeasure(training_section, _always),
+    "widths": RunMeasure(widths_section, have_widths),
+    "scaling": RunMeasure(scaling_section, is_head_grid),
+}
