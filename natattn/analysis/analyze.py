@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
+from natattn.models.gpt2 import PretrainedInit
 from natattn.training.devices import chosen_device
 
 RESULTS = "analysis.json"
@@ -35,6 +36,7 @@ def analyze(settings: AnalyzeSettings) -> Path:
 
     Raises: UserError for a subject that is not there or does not fit.
     """
+    _check(settings)
     measures: dict[str, Callable[[Callable[[int], None]], Section]]
     if settings.runs is None:
         subject = load_subject(settings, chosen_device(settings.device))
@@ -47,7 +49,7 @@ def analyze(settings: AnalyzeSettings) -> Path:
         title, folder = f"Runs {runs.name}", runs.folder
         names = [name for name, of_runs in RUN_MEASURES.items() if of_runs.applies(runs)]
         results = _Results(folder, settings, runs.facts, runs.source)
-    names = _chosen(settings, names, measures)
+    names = list(settings.sections or names)
     with SectionProgress(names) as progress:
         for name in names:
             if name in results.sections:
@@ -60,13 +62,15 @@ def analyze(settings: AnalyzeSettings) -> Path:
     return results.write_page(title, names)
 
 
-def _chosen(settings: AnalyzeSettings, default: list[str], valid: Mapping[str, object]) -> list[str]:
-    """The sections to make."""
+def _check(settings: AnalyzeSettings) -> None:
+    """Refuse what does not go together, before anything is loaded."""
+    if settings.runs is not None and (settings.run is not None or isinstance(settings.init, PretrainedInit)):
+        raise UserError("runs, run and init=pretrained: give one of them")
+    valid = list(MEASURES if settings.runs is None else RUN_MEASURES)
     for name in settings.sections or ():
         if name not in valid:
             of = "one model; give run= or init=pretrained" if name in MEASURES else "several runs; give runs="
             raise UserError(f"sections: {name} is of {of}; valid here: {', '.join(valid)}")
-    return list(settings.sections or default)
 
 
 class _Results:

@@ -18,11 +18,13 @@ from natattn.tracking.metrics_file import Metrics, read_metrics
 Floats = NDArray[np.float64]
 Series = tuple[NDArray[np.int64], Floats]
 ANY_LAYER = "attention/layer_*/"
+MOST_POINTS = 100
+LEAST_SEEDS = 3  # for a band: with two, an interval is 13 standard errors wide and hides the rest
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Mean over seeds at each step, with its 95 % t interval: nan where there is one seed."""
+    """Mean over seeds at each step, with its 95 % t interval: nan below three seeds."""
 
     label: str
     seeds: int
@@ -50,10 +52,13 @@ def layers_of(run: RunSummary) -> list[int]:
     return sorted({int(found[1]) for name in names if (found := re.match(r"attention/layer_(\d+)/", name))})
 
 
-def band(treatment: Treatment, name: str, *, label: str | None = None) -> Band | None:
-    """A metric over a treatment's seeds, at the steps that all have; None where there are none."""
-    found = [series(run, arm, name) for run, arm in treatment.runs]
-    return _band(label or treatment.label, [curve for curve in found if len(curve[0])])
+def band(treatment: Treatment, name: str) -> Band | None:
+    """A metric over a treatment's seeds, at the steps that all have; None where there are none.
+
+    What is measured at more than a hundred steps is averaged over as many, equally spaced in their logarithm.
+    """
+    found = [_averaged(*series(run, arm, name)) for run, arm in treatment.runs]
+    return _band(treatment.label, [curve for curve in found if len(curve[0])])
 
 
 def difference_band(treatment: Treatment, baseline: Treatment, name: str) -> Band | None:
@@ -73,7 +78,8 @@ def _band(label: str, curves: Sequence[Series]) -> Band | None:
         return None
     values = np.stack([values[np.isin(own, steps)] for own, values in curves])
     found = np.array([t_interval(list(column)) for column in values.T])
-    return Band(label, len(curves), steps, found[:, 0], found[:, 0] - found[:, 1], found[:, 0] + found[:, 1])
+    centre, half = found[:, 0], found[:, 1] if len(curves) >= LEAST_SEEDS else np.full(len(steps), np.nan)
+    return Band(label, len(curves), steps, centre, centre - half, centre + half)
 
 
 def _common(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -83,6 +89,17 @@ def _common(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     for other in steps[1:]:
         common = np.intersect1d(common, other)
     return common
+
+
+def _averaged(steps: NDArray[np.int64], values: Floats) -> Series:
+    """Means over bins of the logarithm of the step; each stands at the last step of its bin."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    edges = np.geomspace(1, steps[-1], MOST_POINTS)
+    last = np.flatnonzero(np.diff(np.searchsorted(edges, steps), append=len(edges)))
+    counts = np.diff(last, prepend=-1)
+    sums = np.add.reduceat(values, np.concatenate([[0], last[:-1] + 1]))
+    return steps[last], sums / counts
 
 
 def _once(steps: NDArray[np.int64], values: Floats) -> Series:

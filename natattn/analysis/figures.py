@@ -107,11 +107,12 @@ def curves(
 
 def set_logarithmic(panel: "Axes", axes: str) -> None:
     """Logarithmic axes with plain numbers: the style does not read formulas."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for name in axes:
         axis = panel.xaxis if name == "x" else panel.yaxis
         (panel.set_xscale if name == "x" else panel.set_yscale)("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 

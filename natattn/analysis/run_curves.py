@@ -12,6 +12,7 @@ from natattn.analysis.run_figures import Line
 from natattn.analysis.run_set import RunSet, Treatment
 from natattn.analysis.section import Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.errors import UserError
 from natattn.statistics import mean, t_interval
 
 Advance = Callable[[int], None]
@@ -33,7 +34,7 @@ ATTENTION_CURVES = (
 def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Losses, gradient norms and differences over training, with bands over seeds and the levels of the data."""
     drawn = _best(runs.treatments)
-    panels: list[Panel] = [(label, _lines([band(t, name) for t in drawn]), {}) for label, name in TRAINING_CURVES]
+    panels = _panels(drawn, TRAINING_CURVES)
     panels[0] = (panels[0][0], panels[0][1], _levels(runs))
     compared = {id(t): baseline for t, baseline in zip(runs.treatments, runs.baselines, strict=True)}
     differences = [
@@ -58,11 +59,17 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
     return Section("curves", "Loss", findings, (table(headings, rows),), (), (picture,))
 
 
+def were_observed(runs: RunSet) -> bool:
+    """Attention was logged at evaluations; runs that are kept small have lost it."""
+    return any(layers_of(run) for treatment in runs.treatments for run, _ in treatment.runs)
+
+
 def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Attention on the probe batch over training; and does the heat capacity peak before the loss falls (K4)?"""
+    if not were_observed(runs):
+        raise UserError("sections=[training]: the runs have no attention in their metrics")
     drawn = _best(runs.treatments)
-    found = [(label, _lines([band(t, name) for t in drawn])) for label, name in ATTENTION_CURVES]
-    panels: list[Panel] = [(label, lines, {}) for label, lines in found if lines]
+    panels = _panels(drawn, ATTENTION_CURVES)
     rows: list[list[Cell]] = []
     findings = []
     for treatment in runs.treatments:
@@ -117,6 +124,12 @@ def _best(treatments: Sequence[Treatment]) -> list[Treatment]:
 
 def _lines(found: Sequence[Band | None]) -> list[Line]:
     return [Line(b.label, b.steps, b.mean, b.low, b.high) for b in found if b is not None and (b.steps > 0).any()]
+
+
+def _panels(treatments: Sequence[Treatment], curves: Sequence[tuple[str, str]]) -> list[Panel]:
+    """A panel for each metric that was logged."""
+    found = [(label, _lines([band(treatment, name) for treatment in treatments])) for label, name in curves]
+    return [(label, lines, {}) for label, lines in found if lines]
 
 
 def _levels(runs: RunSet) -> dict[str, float]:

@@ -51,12 +51,22 @@ def bands(
             panel.set(xlabel=x_label, ylabel=label)
             if logarithmic:
                 set_logarithmic(panel, "x")
-            if len(lines) > 1 or panel is panels[0]:
-                panel.legend(fontsize=7, frameon=False)
+            _fit(panel, lines)
+        panels[0].legend(fontsize=7, frameon=False)
         for panel in panels[len(panels_data) :]:
             panel.set_visible(False)
 
     return drawn(draw, (5.0 * columns, 0.4 + 3.0 * rows))
+
+
+def _fit(panel: "Axes", lines: Sequence[Line]) -> None:
+    """Limits of the means: a band that is wider than all of them together is cut."""
+    seen = np.concatenate([line.y[np.isfinite(line.y) & (line.x > 0)] for line in lines])
+    if not len(seen):
+        return
+    low, high = float(seen.min()), float(seen.max())
+    margin = 0.2 * (high - low) or 0.1 * abs(high) or 1.0
+    panel.set_ylim(low - margin, high + margin)
 
 
 def _draw_line(panel: "Axes", line: Line, place: int, kept: NDArray[np.bool_]) -> None:

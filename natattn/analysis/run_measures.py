@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from natattn.analysis.comparison import comparison_section
-from natattn.analysis.run_curves import curves_section, training_section
+from natattn.analysis.run_curves import curves_section, training_section, were_observed
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.scaling_section import is_head_grid, scaling_section
 from natattn.analysis.section import Section
@@ -33,7 +33,7 @@ def _have_baselines(runs: RunSet) -> bool:
 RUN_MEASURES: Mapping[RunsSection, RunMeasure] = {
     "curves": RunMeasure(curves_section, _always),
     "comparison": RunMeasure(comparison_section, _have_baselines),
-    "training": RunMeasure(training_section, _always),
+    "training": RunMeasure(training_section, were_observed),
     "widths": RunMeasure(widths_section, have_widths),
     "scaling": RunMeasure(scaling_section, is_head_grid),
 }

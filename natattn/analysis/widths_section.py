@@ -23,6 +23,8 @@ from natattn.analysis.widths import (
 )
 from natattn.errors import UserError
 
+SYMBOLS: Mapping[PeakOf, str] = {"heat_capacity": "C", "susceptibility": "χ"}
+TITLE = "Widths (claim K1)"
 SCANS = {"frozen": "scores frozen", "propagated": "T in every layer"}
 
 
@@ -52,20 +54,24 @@ def widths_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[i
         "Geometric mean of T_c over heads, a point for every model, by layer, with the fitted powers. "
         "The claim is one falling straight line for each k."
     )
-    panels = [(f"T_c by {of.replace('_', ' ')}, {SCANS[kind]}", _by_layer(study, kind, of)) for kind in KINDS
+    panels = [(f"T_c by {SYMBOLS[of]}, {SCANS[kind]}", _by_layer(study, kind, of)) for kind in KINDS
               for of in PEAKS]  # fmt: skip
-    heights = [(f"height of the peak of {of.replace('_', ' ')}, {SCANS[kind]}", _heights(study, kind, of))
+    heights = [(f"height of {SYMBOLS[of]}'s peak, {SCANS[kind]}", _heights(study, kind, of))
                for kind in KINDS for of in PEAKS]  # fmt: skip
     data = _peak_table(study.peaks)
+    panels, heights = ([panel for panel in drawn if panel[1]] for drawn in (panels, heights))
+    if not panels:
+        findings.append("No head of any model has a peak inside the scan: nothing can be drawn.")
+        return Section("widths", TITLE, tuple(findings), tables)
     pictures = (
-        Picture("widths", caption, data, run_figures.powers([p for p in panels if p[1]], x_label="width d")),
+        Picture("widths", caption, data, run_figures.powers(panels, x_label="width d")),
         Picture(
             "widths_heights", "Height of the peaks over the width: a transition's would grow with the system, and its "
             "width in log T shrink.", data,
-            run_figures.powers([p for p in heights if p[1]], x_label="width d"),
+            run_figures.powers(heights, x_label="width d"),
         ),
     )  # fmt: skip
-    return Section("widths", "Widths (claim K1)", tuple(findings), tables, (), pictures)
+    return Section("widths", TITLE, tuple(findings), tables, (), pictures)
 
 
 def _by_layer(study: WidthStudy, kind: str, of: str) -> list[Points]:

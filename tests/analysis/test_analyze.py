@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from natattn.analysis.page import render
 from natattn.analysis.section import HeadMap, Section, table
-from natattn.analysis.settings import SectionName
+from natattn.analysis.settings import ModelSection, RunsSection
 from natattn.cli import main
 
 FAST = [
@@ -25,7 +25,7 @@ def run(tiny, tmp_path_factory):
 
 
 def names() -> list[str]:
-    return list(SectionName.__args__)
+    return list(ModelSection.__args__)
 
 
 def test_a_page_with_everything(run, capsys):
@@ -140,7 +140,7 @@ def test_mistakes_are_one_line(arguments, said, run, capsys, monkeypatch, tmp_pa
 def test_help_names_every_section_and_key(capsys):
     assert main(["analyze", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in (*names(), "text:", "temperatures:", "law_replicas:", "run:"):
+    for word in (*names(), *RunsSection.__args__, "text:", "temperatures:", "law_replicas:", "run:"):
         assert word in text
 
 

@@ -1,0 +1,82 @@
+"""K3's fits on grids whose best N·d is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from natattn.analysis.scaling import GridPoint, head_differences, laws, optima
+
+PRODUCTS = (8, 16, 32, 64, 128, 256)
+
+
+def grid(best, *, noise=0.0, heads=(2, 4), contexts=(32, 64, 128, 256), entropies=(0.5, 1.5, 3.0)):
+    """Parabolic valleys in log N·d around best(L, H)."""
+    random = np.random.default_rng(0)
+    return [
+        GridPoint(
+            context, entropy, count, product // count, 0,
+            entropy + 0.1 * math.log(product / best(context, entropy)) ** 2 + noise * random.normal(), 1000,
+        )
+        for context in contexts for entropy in entropies for count in heads for product in PRODUCTS
+    ]  # fmt: skip
+
+
+def test_the_best_product_of_a_parabola_is_its_vertex():
+    for optimum in optima(grid(lambda length, entropy: 4 * math.sqrt(length * entropy))):
+        assert optimum.product == pytest.approx(4 * math.sqrt(optimum.context * optimum.entropy), rel=1e-6)
+        assert optimum.loss == pytest.approx(optimum.entropy)
+        assert optimum.edge is None
+
+
+@pytest.mark.parametrize(
+    ("best", "winner", "powers"),
+    [
+        (lambda length, entropy: 4 * math.sqrt(length * entropy), "claim: √(L·H)", (0.5, 0.5)),
+        (lambda length, entropy: 50.0, "constant", (0.0, 0.0)),
+        (lambda length, entropy: 0.6 * length, "linear in L", (1.0, 0.0)),
+        (lambda length, entropy: 5 * math.sqrt(length), "√L", (0.5, 0.0)),
+        (lambda length, entropy: 40 * math.sqrt(entropy), "√H", (0.0, 0.5)),
+    ],
+)
+def test_the_law_that_made_the_grid_is_found(best, winner, powers):
+    fitted = {law.name: law for law in laws(optima(grid(best, noise=2e-3)))}
+    assert min(fitted.values(), key=lambda law: law.aicc).name == winner
+    free = fitted["free powers of L and H"]
+    for (low, high), power in zip(free.intervals, powers, strict=True):
+        assert low <= power <= high
+        assert high - low < 0.4
+    assert fitted[winner].residual < 0.2
+
+
+def test_the_claim_is_told_from_what_it_is_not():
+    free = next(law for law in laws(optima(grid(lambda length, entropy: 50.0, noise=2e-3))) if law.intervals[0])
+    assert not free.intervals[0][0] <= 0.5 <= free.intervals[0][1]
+
+
+def test_a_valley_beyond_the_grid_is_no_optimum():
+    low = optima(grid(lambda length, entropy: 2.0))
+    high = optima(grid(lambda length, entropy: 1000.0))
+    assert {optimum.edge for optimum in low} == {"smallest"}
+    assert {optimum.edge for optimum in high} == {"largest"}
+    assert all(optimum.product is None for optimum in low + high)
+    assert laws(low) == []
+
+
+def test_what_cannot_be_told_apart_is_left_out():
+    one_entropy = laws(optima(grid(lambda length, entropy: 50.0, entropies=(1.0,))))
+    assert "free powers of L and H" not in {law.name for law in one_entropy}
+    assert "linear in L" in {law.name for law in one_entropy}
+
+
+def test_too_few_widths_are_no_curve_and_two_models_of_a_cell_are_refused():
+    points = grid(lambda length, entropy: 50.0)
+    assert optima([point for point in points if point.product < 64]) == []
+    with pytest.raises(ValueError, match=r"two models of N·d = 8"):
+        optima([points[0], points[0]])
+
+
+def test_heads_are_compared_at_the_same_product():
+    points = [GridPoint(32, 1.0, heads, 64 // heads, 0, 2.0 + 0.1 * heads, 1000) for heads in (2, 4, 8)]
+    assert head_differences(points) == [pytest.approx(0.6)]
+    assert head_differences(points[:1]) == []

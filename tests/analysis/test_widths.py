@@ -1,0 +1,89 @@
+"""K1's exponents on peaks that were made by a power of the width, and its test that a power fits at all."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import f_oneway
+
+from natattn.analysis.widths import HeadPeak, exponents, lack_of_fit
+
+WIDTHS = (32, 64, 128, 256, 512)
+
+
+def peaks(alpha, *, spread=0.02, curve=0.0, missing=()):
+    """Four heads in two layers of three models for each width: T_c = 2 (d/768)^(−α_layer), by head 1, 1.2, …"""
+    random = np.random.default_rng(0)
+    found = []
+    for width in WIDTHS:
+        for seed in range(3):
+            for layer in range(2):
+                for head, place in enumerate(random.permutation(4)):  # heads of models correspond by rank alone
+                    logs = math.log(width / 768)
+                    temperature = 2 * math.exp(-alpha[layer] * logs + curve * (logs + 1) ** 2) * (1 + 0.2 * place)
+                    temperature *= math.exp(spread * random.normal())
+                    known = (width, head) not in missing
+                    found.append(HeadPeak(
+                        width, seed, "frozen", "heat_capacity", layer, head, temperature if known else None,
+                        1.0 if known else None, 0.5 if known else None,
+                    ))  # fmt: skip
+    return found
+
+
+def by_place(found):
+    return {exponent.where: exponent for exponent in exponents(found)}
+
+
+def test_exponents_come_back():
+    found = by_place(peaks((0.5, -0.2)))
+    for where, alpha in {"layer 0": 0.5, "layer 1": -0.2, "all heads": 0.15}.items():
+        assert found[where].interval[0] <= alpha <= found[where].interval[1]
+        assert found[where].alpha == pytest.approx(alpha, abs=0.02)
+        assert found[where].models == 15
+    # Geometric mean over the heads, at width 768.
+    scale = 2 * math.prod(1 + 0.2 * head for head in range(4)) ** 0.25
+    assert found["layer 0"].temperature == pytest.approx(scale, rel=0.05)
+
+
+def test_ranks_are_heads_in_the_order_of_their_temperature():
+    found = by_place(peaks((0.5, 0.5)))
+    temperatures = [found[f"rank {rank}"].temperature for rank in range(4)]
+    assert temperatures == pytest.approx([2.0, 2.4, 2.8, 3.2], rel=0.05)
+    for rank in range(4):
+        assert found[f"rank {rank}"].alpha == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_power_is_refuted_where_there_is_none():
+    assert by_place(peaks((0.5, 0.5)))["all heads"].lack_of_fit > 0.05
+    assert by_place(peaks((0.5, 0.5), curve=0.1))["all heads"].lack_of_fit < 1e-3
+
+
+def test_heads_without_a_peak_are_counted():
+    found = by_place(peaks((0.5, 0.5), missing={(32, 0), (32, 1), (32, 2), (32, 3)}))
+    assert found["all heads"].without_peak == pytest.approx(1 / 5)
+    assert found["all heads"].models == 12
+    assert by_place([peak for peak in peaks((0.5, 0.5)) if peak.width <= 64]) == {}
+
+
+def test_lack_of_fit_is_an_f_test_with_the_right_level():
+    random = np.random.default_rng(0)
+    x = np.repeat(np.arange(5.0), 3)
+    p_values = [lack_of_fit(x, 1 + 2 * x + random.normal(size=15)) for _ in range(2000)]
+    assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.015)
+    # A level against its mean has the same within; with a line of slope 0 fitted to centred groups it is ANOVA's.
+    y = np.array([1.0, 1.2, 3.0, 3.3, 1.1, 0.9])
+    symmetric = np.repeat([-1.0, 0.0, 1.0], 2)
+    anova = f_oneway(y[:2], y[2:4], y[4:])
+    slope_square = 2 * ((y[4:].mean() - y[:2].mean()) / 2) ** 2 * 2
+    between = sum(2 * (group.mean() - y.mean()) ** 2 for group in (y[:2], y[2:4], y[4:]))
+    ratio = anova.statistic * 2 * (between - slope_square) / between
+    from scipy.stats import f
+
+    assert lack_of_fit(symmetric, y) == pytest.approx(f.sf(ratio, 1, 3), rel=1e-6)
+
+
+def test_lack_of_fit_needs_repetition():
+    assert lack_of_fit([1.0, 2.0, 3.0], [1.0, 2.0, 3.5]) is None
+    assert lack_of_fit([1.0, 1.0, 2.0], [1.0, 2.0, 3.5]) is None
+    assert lack_of_fit([1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 3, 3]) == 1.0
+    assert lack_of_fit([1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 4, 4]) == 0.0
