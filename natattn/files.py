@@ -34,6 +34,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def pretrained_source(path: str) -> tuple[str, dict[str, str]]:
+    """What transformers' ``from_pretrained`` is given for a path: a folder or hub name, and for a GGUF file its name.
+
+    A leading ~ is the user's home where that is there.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.lower().endswith(".gguf") and os.path.isfile(expanded):
+        return os.path.dirname(expanded) or ".", {"gguf_file": os.path.basename(expanded)}
+    return (expanded if os.path.isdir(expanded) else path), {}
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON. Raises ValueError for a nan or an infinity, which strict JSON has no word for."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:

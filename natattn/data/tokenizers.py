@@ -16,6 +16,7 @@ from pydantic import Field
 from natattn.data.cache import replacing
 from natattn.data.hub import hub_reachable
 from natattn.errors import UserError
+from natattn.files import pretrained_source
 from natattn.settings import Settings
 
 END_TOKEN = "<|endoftext|>"
@@ -167,11 +168,13 @@ def load_pretrained(settings: HFSettings) -> HFTokenizer:
     """A pretrained tokenizer. Raises UserError if the folder holds none or the hub cannot give it."""
     from transformers import AutoTokenizer
 
-    is_folder = os.path.isdir(os.path.expanduser(settings.path))
+    source, options = pretrained_source(settings.path)
+    is_folder = os.path.isdir(source)
     online = not is_folder and hub_reachable()
-    path = os.path.expanduser(settings.path) if is_folder else settings.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=not online)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=not online, **options
+        )
     except Exception as error:  # transformers raises many types for one cause: there is no tokenizer to load
         raise UserError(_load_failure(settings.path, is_folder, online, error)) from error
     loaded = HFTokenizer(tokenizer, settings.path)

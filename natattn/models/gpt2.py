@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from natattn.errors import UserError
+from natattn.files import pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
 from natattn.settings import Name, Settings
 
@@ -89,7 +90,8 @@ def check_init(init: RandomInit | PretrainedInit) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(init.path, trust_remote_code=False)
+        source, options = pretrained_source(init.path)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises whatever its readers do
         raise UserError(f"init.path={init.path}: no transformers model there: {_first_line(error)}") from error
 
@@ -200,8 +202,10 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
     auto: Any = transformers.AutoModelForCausalLM
     try:
         with without_progress_bars(), _without_reports():
+            source, options = pretrained_source(init.path)
             loaded, report = auto.from_pretrained(
-                init.path,
+                source,
+                **options,
                 attn_implementation=SDPA,
                 dtype=torch.float32,
                 trust_remote_code=False,
@@ -209,12 +213,23 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
             )
     except Exception as error:  # a damaged file raises whatever its reader does
         raise UserError(f"init.path={init.path}: cannot be loaded: {_first_line(error)}") from error
+    forget_quantization(loaded)
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(f"init.path={init.path}: {len(missing)} weights are missing, {missing[0]} among them")
     _set_dropout(loaded, model.dropout)
     built: nn.Module = loaded
     return built
+
+
+def forget_quantization(model: Any) -> None:
+    """Let a model that was read from a GGUF file be saved: its weights are plain tensors, but it says otherwise."""
+    if getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) is None:
+        return
+    if getattr(model.hf_quantizer.quantization_config, "quant_method", None) == "gguf":
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
 
 
 @contextlib.contextmanager
