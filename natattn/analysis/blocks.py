@@ -1,109 +1,219 @@
-"""The section about hierarchy: attention over real Python sources, against the scopes of their syntax trees."""
+"""The section about hierarchy: attention over texts with known trees, against the blocks of these trees (F2, F5)."""
 
-import inspect
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from natattn.analysis import figures
-from natattn.analysis.hierarchy import PYTHON_LEVELS, BlockAffinity, Span, block_affinity, python_levels
+from natattn.analysis.hierarchy import BlockAffinity, block_affinity
 from natattn.analysis.patterns import attention_patterns
-from natattn.analysis.section import HeadMap, Picture, Section, interval_text, shown, table
+from natattn.analysis.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.analysis.sources import Tree, TreeText, grammar_texts, html_texts, python_texts
 from natattn.analysis.subject import Subject
+from natattn.data.grammar import GrammarSettings
 from natattn.statistics import t_interval
 
-# Modules with classes, functions and nested blocks near their beginning, in every Python that this project runs on.
-MODULES = (
-    "argparse", "ast", "bisect", "calendar", "cmd", "code", "codecs", "collections", "configparser",
-    "contextlib", "copy", "csv", "dataclasses", "difflib", "dis", "enum", "fileinput", "fnmatch", "fractions",
-    "ftplib", "functools", "getopt", "gettext", "glob", "graphlib", "gzip", "heapq", "inspect", "ipaddress",
-    "linecache", "locale", "logging", "mimetypes", "numbers", "pprint", "queue", "random", "sched",
-    "selectors", "shelve",
+FEWEST_SOURCES = 3
+_HEADINGS = (
+    "tree", "level", "sources", "within", "excess", "95 % interval", "modularity excess", "strongest head",
+    "its excess", "interval, head chosen on the same sources",
 )  # fmt: skip
+_CAPTION = (
+    "Share of attention inside a token's own block of the tree, minus the same with the blocks moved: 0 for a head "
+    "that only looks near by, below 0 for one that looks at what is between blocks. Attention to the first token, "
+    "where heads rest, is left out. Depths of html count from the innermost element that holds the whole excerpt, "
+    "those of the grammar from the sentence."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """What was found at one level of one kind of tree: one entry for each source that has more than one block."""
+
+    tree: Tree
+    name: str
+    layers: list[int]
+    affinities: list[BlockAffinity]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.tree} {self.name}"
+
+    @property
+    def excess(self) -> Tensor:
+        """[sources, layers, heads]."""
+        return self._by_head([a.excess for a in self.affinities])
+
+    @property
+    def within_moved(self) -> Tensor:
+        """[sources, layers, heads]."""
+        return self._by_head([a.within_moved for a in self.affinities])
+
+    def _by_head(self, values: list[Tensor]) -> Tensor:
+        return torch.stack(values).view(len(values), len(self.layers), -1)
+
+    def strongest(self) -> tuple[str, list[float]]:
+        """The head with the largest mean excess, and its excess by source."""
+        excess = self.excess
+        layer, head = divmod(int(excess.mean(0).argmax()), excess.shape[2])
+        return f"layer {self.layers[layer]} head {head}", excess[:, layer, head].tolist()
+
+
+@dataclass(eq=False)
+class _Found:
+    """Everything that was measured: layers, affinities by tree and level, mean distance by source and layer."""
+
+    layers: list[int] = field(default_factory=list)
+    affinities: dict[tuple[Tree, str], list[BlockAffinity]] = field(default_factory=dict)
+    distances: list[Tensor] = field(default_factory=list)
+
+    def levels(self) -> list[_Level]:
+        """Those with sources enough to tell anything."""
+        return [
+            _Level(tree, name, self.layers, affinities)
+            for (tree, name), affinities in self.affinities.items()
+            if len(affinities) >= FEWEST_SOURCES
+        ]
 
 
 def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
-    """Within-block against moved-block attention for classes, functions, blocks and statements, head by head."""
-    found: dict[str, list[BlockAffinity]] = {level: [] for level in PYTHON_LEVELS}
-    layers: list[int] = []
-    for tokens, levels in _sources(subject, settings.text.sequences):
-        patterns = attention_patterns(subject.model, tokens[None])
-        layers = list(patterns)
-        stacked = torch.cat([pattern[0] for pattern in patterns.values()])
-        for level, labels in levels.items():
-            affinity = block_affinity(stacked, labels, seed=settings.seed)
-            if affinity is not None:
-                found[level].append(affinity)
-        advance(1)
-    rows, maps, findings = [], [], []
-    for level, affinities in found.items():
-        if len(affinities) < 2:
-            findings.append(f"Too few sources have more than one {level} within the context.")
-            continue
-        excess = torch.stack([affinity.excess for affinity in affinities])  # [sources, heads of all layers]
-        per_source = excess.mean(1).tolist()
-        centre, half = t_interval(per_source)
-        best = int(excess.mean(0).argmax())
-        heads = excess.shape[1] // len(layers)
-        place = f"layer {layers[best // heads]} head {best % heads}"
-        strongest, strongest_half = t_interval(excess[:, best].tolist())
-        modularity = [float((a.modularity - a.modularity_moved).mean()) for a in affinities]
-        rows.append(
-            (level, len(affinities), float(torch.stack([a.within for a in affinities]).mean()), centre,
-             interval_text(centre - half, centre + half), sum(modularity) / len(modularity), place, strongest,
-             interval_text(strongest - strongest_half, strongest + strongest_half))
-        )  # fmt: skip
-        values = excess.mean(0).view(len(layers), heads)
-        maps.append(HeadMap(f"excess in one {level}", "", tuple(layers), tuple(tuple(row) for row in values.tolist())))
+    """Within-block against moved-block attention, head by head and layer by layer.
+
+    Texts: Python sources (classes, functions, blocks, statements) and HTML (elements by depth), or for a subject whose
+    text is the grammar its sentences (phrases by depth); ``text.sequences`` of each at most.
+    """
+    found = _measured(subject, settings, advance)
+    levels = found.levels()
+    findings = [_level_finding(level) for level in levels]
+    scarce = [f"{tree} {name}" for (tree, name), few in found.affinities.items() if len(few) < FEWEST_SOURCES]
+    if scarce:
         findings.append(
-            f"Attention inside the same {level} exceeds that inside moved ones by {shown(centre)} "
-            f"{interval_text(centre - half, centre + half)}, mean over heads and 95 % interval over "
-            f"{len(affinities)} sources; most in {place}."
+            f"Fewer than {FEWEST_SOURCES} sources have more than one block within the context for: {', '.join(scarce)}."
         )
-    headings = ("level", "sources", "within", "excess", "95 % interval", "modularity excess", "strongest head",
-                "its excess", "interval, head chosen on the same sources")  # fmt: skip
-    result = table(headings, rows)
+    findings += _coarsening_findings(levels, found)
+    result = table(_HEADINGS, [_level_row(level) for level in levels])
+    maps = tuple(_level_map(level) for level in levels)
     pictures: tuple[Picture, ...] = ()
     if maps:
-        caption = (
-            "Share of attention inside a token's own class, function, block or statement, minus the same with the "
-            "blocks moved: 0 for a head that only looks near by."
-        )
-        grids = [(found_map.name, "", np.array(found_map.values)) for found_map in maps]
-        pictures = (Picture("hierarchy", caption, result, figures.head_maps(grids, layers)),)
-    return Section("hierarchy", "Hierarchy: the scopes of Python", tuple(findings), (result,), tuple(maps), pictures)
+        grids = [(one.name, "", np.array(one.values)) for one in maps]
+        pictures = (Picture("hierarchy", _CAPTION, result, figures.head_maps(grids, found.layers)),)
+    tables = (result, *_layer_tables(levels))
+    return Section("hierarchy", "Hierarchy: attention and trees", tuple(findings), tables, maps, pictures)
 
 
-def _sources(subject: Subject, wanted: int) -> Iterator[tuple[torch.Tensor, dict[str, np.ndarray]]]:
-    """Tokens of the code of modules, as many as the context holds, and their blocks."""
+def _texts(subject: Subject, wanted: int) -> Iterator[TreeText]:
     context = subject.tokens.shape[1]
-    for name in MODULES[:wanted]:
-        source = inspect.getsource(import_module(name))
-        # From the first class or function on: what is before are imports and prose.
-        start = min((p for p in (source.find("\nclass "), source.find("\ndef ")) if p >= 0), default=-1) + 1
-        text = source[start : start + 40 * context]
-        ids, spans = _encoded(subject, text, context)
-        if len(ids) < context:
-            continue
-        levels = python_levels(source, [(start + first, start + last) for first, last in spans])
-        yield torch.tensor(ids), levels
+    # A model of the grammar has seen no other text, and no other model has seen its words.
+    if isinstance(subject.data, GrammarSettings):
+        yield from grammar_texts(subject.tokenizer, subject.data, context, wanted)
+    else:
+        yield from python_texts(subject.tokenizer, context, wanted)
+        yield from html_texts(subject.tokenizer, context, wanted)
 
 
-def _encoded(subject: Subject, text: str, context: int) -> tuple[list[int], list[Span]]:
-    """The first tokens of a text, and what each is of it: by the lengths of what they decode to."""
-    ids = subject.tokenizer.encode(text)[:context]
-    spans, place = [], 0
-    for token in ids:
-        piece = subject.tokenizer.decode([token])
-        core = piece.strip().removeprefix("##")
-        found = text.find(core, place) if core else place
-        # Tokens of part of a character, and those of a tokenizer that changes the text, are where the last one ended.
-        if found < 0 or found - place > 40:
-            spans.append((place, place + 1))
-            continue
-        spans.append((found, found + max(1, len(core))))
-        place = found + len(core) if core else min(len(text), place + len(piece))
-    return ids, spans
+def _measured(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> _Found:
+    """Patterns of one text at a time, so that memory does not grow with their number."""
+    found = _Found()
+    for text in _texts(subject, settings.text.sequences):
+        patterns = attention_patterns(subject.model, text.tokens[None])
+        found.layers = list(patterns)
+        found.distances.append(_mean_distances(patterns))
+        stacked = torch.cat([pattern[0] for pattern in patterns.values()])
+        # Heads with nothing to say rest on the first token, whatever block it is in.
+        stacked[:, :, 0] = 0
+        for name, labels in text.levels.items():
+            affinity = block_affinity(stacked, labels, seed=settings.seed)
+            found.affinities.setdefault((text.tree, name), [])
+            if affinity is not None:
+                found.affinities[text.tree, name].append(affinity)
+        advance(1)
+    return found
+
+
+def _mean_distances(patterns: dict[int, Tensor]) -> Tensor:
+    """Mean |query − key| in tokens over rows and heads, by layer."""
+    positions = torch.arange(next(iter(patterns.values())).shape[-1])
+    distance = (positions[:, None] - positions).abs().float()
+    return torch.stack([(pattern * distance).sum(-1).mean() for pattern in patterns.values()])
+
+
+def _level_row(level: _Level) -> tuple[Cell, ...]:
+    """Under ``_HEADINGS``."""
+    centre, half = t_interval(level.excess.mean((1, 2)).tolist())
+    place, of_strongest = level.strongest()
+    strongest, strongest_half = t_interval(of_strongest)
+    within = float(torch.stack([a.within for a in level.affinities]).mean())
+    modularity = float(torch.stack([a.modularity_excess for a in level.affinities]).mean())
+    return (
+        level.tree, level.name, len(level.affinities), within, centre, interval_text(centre - half, centre + half),
+        modularity, place, strongest, interval_text(strongest - strongest_half, strongest + strongest_half),
+    )  # fmt: skip
+
+
+def _level_finding(level: _Level) -> str:
+    centre, half = t_interval(level.excess.mean((1, 2)).tolist())
+    return (
+        f"Attention inside the same {level.full_name}, minus that inside moved ones: {shown(centre)} "
+        f"{interval_text(centre - half, centre + half)}, mean over heads and 95 % interval over "
+        f"{len(level.affinities)} sources; most in {level.strongest()[0]}."
+    )
+
+
+def _level_map(level: _Level) -> HeadMap:
+    values = level.excess.mean(0).tolist()
+    return HeadMap(f"excess in {level.full_name}", "", tuple(level.layers), tuple(tuple(row) for row in values))
+
+
+def _relative(level: _Level) -> Tensor:
+    """Excess over what moved blocks hold, by layer: levels with small blocks count as much as those with large ones."""
+    return level.excess.mean((0, 2)) / level.within_moved.mean((0, 2)).clamp_min(1e-12)
+
+
+def _by_tree(levels: list[_Level]) -> dict[Tree, list[_Level]]:
+    trees: dict[Tree, list[_Level]] = {}
+    for level in levels:
+        trees.setdefault(level.tree, []).append(level)
+    return trees
+
+
+def _largest_by_layer(levels: list[_Level]) -> list[str]:
+    """Of each layer, the level with the largest relative excess."""
+    best = torch.stack([_relative(level) for level in levels]).argmax(0)
+    return [levels[int(place)].name for place in best]
+
+
+def _layer_tables(levels: list[_Level]) -> tuple[Table, ...]:
+    """Mean excess by layer and level, a table for each kind of tree."""
+    tables = []
+    for tree, own in _by_tree(levels).items():
+        means = torch.stack([level.excess.mean((0, 2)) for level in own], 1).tolist()
+        largest = _largest_by_layer(own)
+        rows = [(layer, *row, name) for layer, row, name in zip(own[0].layers, means, largest, strict=True)]
+        headings = (f"{tree}: layer", *(f"excess, {level.name}" for level in own), "largest against moved blocks")
+        tables.append(table(headings, rows))
+    return tuple(tables)
+
+
+def _coarsening_findings(levels: list[_Level], found: _Found) -> list[str]:
+    """Do later layers look further, and at larger blocks (F5)?"""
+    findings = []
+    for tree, own in _by_tree(levels).items():
+        if len(own) > 1:
+            largest = zip(found.layers, _largest_by_layer(own), strict=True)
+            by_layer = ", ".join(f"{name} in layer {layer}" for layer, name in largest)
+            findings.append(f"Against moved blocks, the {tree} level with the largest relative excess is {by_layer}.")
+    if len(found.layers) >= 3 and len(found.distances) >= 2:
+        places = np.arange(len(found.layers))
+        correlations = [float(np.corrcoef(places, distance.numpy())[0, 1]) for distance in found.distances]
+        centre, half = t_interval(correlations)
+        first, last = (float(torch.stack(found.distances)[:, layer].mean()) for layer in (0, -1))
+        findings.append(
+            f"The mean attention distance is {shown(first)} tokens in the first layer and {shown(last)} in the last; "
+            f"its correlation with the layer is {shown(centre)} {interval_text(centre - half, centre + half)} (95 % "
+            f"interval over {len(correlations)} sources of this one model, not over models)."
+        )
+    return findings

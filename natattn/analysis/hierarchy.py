@@ -2,10 +2,11 @@
 
 Text has levels; at each a token belongs to one block or to none. Attention inside a block is compared with what the
 same pattern gives when the blocks are moved: the labels are turned round by random offsets, which keeps their lengths
-and their order. A head that only looks near by gains nothing from that, whatever the lengths are.
+and their order. A head that only looks near by has no excess then, whatever the lengths are.
 """
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -22,35 +23,58 @@ Span = tuple[int, int]  # of characters, the end not included
 PYTHON_LEVELS = ("class", "function", "block", "statement")
 OUTSIDE = -1
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+# Elements whose end may be left out, and what begins after it.
+_ENDED_BY = {
+    "p": {"p", "table", "dl", "ul", "ol", "div", "pre", "h1", "h2", "h3", "h4", "h5", "h6"},
+    "li": {"li"}, "dt": {"dt", "dd"}, "dd": {"dt", "dd"}, "tr": {"tr"}, "td": {"td", "th", "tr"},
+    "th": {"td", "th", "tr"}, "option": {"option"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class BlockAffinity:
-    """Per head: attention to other tokens that stays inside the block, and modularity; each with its mean when moved.
+    """Attention to other tokens that stays inside the block, and modularity; float64 [H] each.
 
     Modularity is Newman's for a directed, weighted graph: the share of weight inside blocks minus what rows and columns
-    of these sums would give by chance. ``z`` is the excess of ``within`` in standard deviations of the moved ones.
+    of these sums would give by chance.
+
+    Attributes:
+        within: share of the attention of tokens in blocks that goes to their own block, a token itself left out.
+        excess: the same minus that of moved blocks, 0 for a head that does not know the blocks (``block_affinity``).
+        z: the excess in standard deviations over the offsets.
+        modularity: of the whole text.
+        modularity_excess: its difference to moved blocks.
     """
 
     within: Tensor
-    within_moved: Tensor
+    excess: Tensor
     z: Tensor
     modularity: Tensor
-    modularity_moved: Tensor
+    modularity_excess: Tensor
 
     @property
-    def excess(self) -> Tensor:
-        """within − within_moved, [H]: 0 for a head that does not know the blocks."""
-        return self.within - self.within_moved
+    def within_moved(self) -> Tensor:
+        """What ``within`` would be for blocks that were moved."""
+        return self.within - self.excess
+
+    @property
+    def modularity_moved(self) -> Tensor:
+        """What ``modularity`` would be for blocks that were moved."""
+        return self.modularity - self.modularity_excess
 
 
 def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, seed: int = 0) -> BlockAffinity | None:
-    """How much of attention stays in blocks.
+    """How much of attention stays in blocks, against blocks turned round by random offsets.
+
+    Turned by o, the text's ends meet between tokens o − 1 and o. The comparison leaves out attention across that place,
+    for the blocks as they are too: else they would have one boundary fewer than the turned ones, and all attention to
+    near tokens an excess of (reach of the head) / L. Offsets come in pairs o and L − o; what depends on the distance
+    alone then has the same mass in blocks on both sides.
 
     Args:
         pattern_HLS: [H, L, L], of one text.
         labels: [L].
-        shifts: random offsets that the labels are turned by.
+        shifts: how many offsets; even.
 
     Returns: None where fewer than two blocks have a token, so that there is nothing to tell apart.
     """
@@ -59,26 +83,43 @@ def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, see
     length = len(labels)
     weight = pattern_HLS.double().clone()
     weight.diagonal(dim1=1, dim2=2).zero_()  # a token is in its own block always
-    offsets = np.random.default_rng(seed).integers(1, length, shifts)
-    true = _inside(weight, torch.from_numpy(labels))
-    moved = [_inside(weight, torch.from_numpy(np.roll(labels, offset))) for offset in offsets]
-    within = torch.stack([found[0] for found in moved])
-    spread = within.std(0).clamp_min(1e-12)
+    drawn = np.random.default_rng(seed).integers(1, length, shifts // 2)
+    offsets = np.concatenate([drawn, length - drawn])
+    whole = torch.from_numpy(labels)[None]
+    within, modularity = _inside(weight, whole, torch.zeros(1, dtype=torch.long))
+    seams = torch.from_numpy(offsets)
+    true = _inside(weight, whole.expand(len(offsets), -1), seams)
+    moved = _inside(weight, torch.from_numpy(np.stack([np.roll(labels, offset) for offset in offsets])), seams)
+    excess = true[0] - moved[0]
+    spread = excess.std(1).clamp_min(1e-12)
     return BlockAffinity(
-        true[0], within.mean(0), (true[0] - within.mean(0)) / spread, true[1],
-        torch.stack([found[1] for found in moved]).mean(0),
-    )  # fmt: skip
+        within[:, 0], excess.mean(1), excess.mean(1) / spread, modularity[:, 0], (true[1] - moved[1]).mean(1)
+    )
 
 
-def _inside(weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of weight inside blocks, of rows that are in one; and the modularity; [H] each."""
-    known = labels != OUTSIDE
-    same = ((labels[:, None] == labels) & known[:, None]).double()
-    rows = weight[:, known].sum((1, 2)).clamp_min(1e-300)
-    total = weight.sum((1, 2)).clamp_min(1e-300)
-    inside = (weight * same).sum((1, 2))
-    chance = torch.einsum("hi,ij,hj->h", weight.sum(2), same, weight.sum(1)) / total
-    return inside / rows, (inside - chance) / total
+def _inside(weight_HLS: Tensor, labels_NL: Tensor, seams_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of weight inside blocks, of rows that are in one; and the modularity; [H, N] each, for N labellings.
+
+    Of each, the text is two texts: the tokens before the seam, and the others.
+    """
+    known_NL = labels_NL != OUTSIDE
+    is_late_NL = torch.arange(labels_NL.shape[1]) >= seams_N[:, None]
+    same_NLS = (labels_NL[:, :, None] == labels_NL[:, None]) & known_NL[:, :, None]
+    same_NLS = (same_NLS & (is_late_NL[:, :, None] == is_late_NL[:, None])).double()
+    # One matrix product for all labellings: reading the weights once for each is what would take the time.
+    inside_HN = weight_HLS.flatten(1) @ same_NLS.flatten(1).T
+    rows_HNL = _own_side(weight_HLS, is_late_NL)
+    columns_HNL = _own_side(weight_HLS.transpose(1, 2), is_late_NL)
+    total_HN = rows_HNL.sum(2).clamp_min(1e-300)
+    chance_HN = torch.einsum("hnl,nls,hns->hn", rows_HNL, same_NLS, columns_HNL) / total_HN
+    of_blocks_HN = (rows_HNL * known_NL).sum(2).clamp_min(1e-300)
+    return inside_HN / of_blocks_HN, (inside_HN - chance_HN) / total_HN
+
+
+def _own_side(weight_HLS: Tensor, is_late_NS: Tensor) -> Tensor:
+    """Sum of each row over its own side of the seam, [H, N, L]."""
+    late_HNL = (weight_HLS @ is_late_NS.double().T).transpose(1, 2)
+    return torch.where(is_late_NS, late_HNL, weight_HLS.sum(2)[:, None] - late_HNL)
 
 
 def python_levels(source: str, spans: Sequence[Span]) -> dict[str, Labels]:
@@ -90,8 +131,8 @@ def python_levels(source: str, spans: Sequence[Span]) -> dict[str, Labels]:
     Raises: SyntaxError for text that is no Python.
     """
     tree = ast.parse(source)
-    starts = np.cumsum([0, *(len(line) for line in source.splitlines(keepends=True))])
-    lines = source.splitlines(keepends=True)
+    lines = _lines(source)
+    starts = np.cumsum([0, *(len(line) for line in lines)])
     found: dict[str, list[Span]] = {level: [] for level in PYTHON_LEVELS}
 
     def place(line: int, column: int) -> int:
@@ -137,6 +178,11 @@ def _walk(nodes: list[tuple[Node, int]], depths: int) -> list[tuple[Node, int]]:
     return found
 
 
+def _lines(source: str) -> list[str]:
+    """With their ends. A form feed or a Unicode separator begins no line for a parser, as it does for splitlines."""
+    return re.findall(r"[^\n]*\n|[^\n]+", source)
+
+
 def _innermost(blocks: list[Span], spans: Sequence[Span]) -> Labels:
     labels = np.full(len(spans), OUTSIDE, dtype=np.int64)
     middles = np.array([(start + stop) / 2 for start, stop in spans])
@@ -153,14 +199,16 @@ class _Elements(HTMLParser):
         super().__init__()
         self.blocks: dict[int, list[Span]] = {}
         self._open: list[tuple[str, int]] = []
-        self._starts = np.cumsum([0, *(len(line) for line in source.splitlines(keepends=True))])
+        self._starts = np.cumsum([0, *(len(line) for line in _lines(source))])
         self.feed(source)
         self.close()
         while self._open:
             self._close_last(len(source))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Opens an element, unless it is of a kind that has no end."""
+        """Opens an element, unless it is of a kind that has no end; ends one that it cannot be inside of."""
+        while self._open and tag in _ENDED_BY.get(self._open[-1][0], ()):
+            self._close_last(self._here())
         if tag not in _VOID:
             self._open.append((tag, self._here()))
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.attention.modules import attention_layers
 from natattn.attention.stabilisers import restore_stabilisers
-from natattn.data import TokenSplit, prepare
+from natattn.data import DataSettings, TokenSplit, prepare
 from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
+from natattn.files import pretrained_source
 from natattn.models.gpt2 import PretrainedInit, without_progress_bars
 from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
@@ -33,6 +34,7 @@ class Subject:
         tokens: int64 [sequences, context].
         words: the tokens of the first sequence as text.
         tokenizer: of the text.
+        data: where the text is from; of a run, what it was trained on.
         is_causal: every self-attention layer hides the future.
         source: what the model was read from, for telling whether an analysis can go on: a file's size and time.
     """
@@ -43,6 +45,7 @@ class Subject:
     tokens: Tensor
     words: list[str]
     tokenizer: Tokenizer
+    data: DataSettings
     is_causal: bool
     source: str
 
@@ -81,7 +84,9 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     }
     words = [corpus.tokenizer.decode([int(token)]) for token in tokens[0]]
     is_causal = all(bool(layer.module.is_causal) for layer in layers)
-    return Subject(name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, is_causal, _state_of(folder))
+    return Subject(
+        name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, data, is_causal, _state_of(folder)
+    )
 
 
 def _of_run(settings: AnalyzeSettings) -> tuple[str, Any, Any, str]:
@@ -103,10 +108,14 @@ def _load_model(folder: str) -> Any:
     register_published()
     try:
         with without_progress_bars():
-            found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            is_decoder = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING and _generates(found)
+            source, options = pretrained_source(folder)
+            found = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+            # A GGUF file does not name the class; what is converted to that format generates.
+            is_decoder = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING and (bool(options) or _generates(found))
             loader = AutoModelForCausalLM if is_decoder else AutoModel
-            model = loader.from_pretrained(folder, config=found, trust_remote_code=False)
+            model = loader.from_pretrained(
+                source, config=found, trust_remote_code=False, dtype=torch.float32, **options
+            )
         restore_stabilisers(model)
         return model
     except Exception as error:  # transformers raises whatever its readers do
@@ -142,5 +151,6 @@ def _sequences(split: TokenSplit, count: int, context: int) -> np.ndarray:
 
 
 def _state_of(folder: str) -> str:
-    files = sorted(Path(folder).glob("*.safetensors")) + sorted(Path(folder).glob("*.bin"))
+    path = Path(folder).expanduser()
+    files = [path] if path.is_file() else [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
     return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files) or folder
