@@ -56,22 +56,32 @@ usage: natattn sample run=FOLDER [key=value ...]
 
 ANALYZE_HELP = """\
 usage: natattn analyze run=FOLDER [arm=NAME] [key=value ...]
-       natattn analyze init=pretrained init.path=FOLDER|HUB_NAME [data=text data.train=FILE] [key=value ...]
+       natattn analyze init=pretrained init.path=FOLDER|FILE.gguf|HUB_NAME [data=text data.train=FILE] [key=value ...]
+       natattn analyze runs=FOLDERS [baseline=NAME] [key=value ...]
 
-Studies the attention of a trained arm, or of any transformers model that dispatches attention by name, and writes
-analysis.html (a page that opens offline), analysis.json and figures/ with a CSV file beside each picture. Sections that
-are there already are kept; an interrupted analysis goes on when it is started again.
+Studies the attention of a trained arm, of any transformers model that dispatches attention by name, or what several
+runs say together, and writes analysis.html (a page that opens offline), analysis.json and figures/ with a CSV file
+beside each picture. Sections that are there already are kept; an interrupted analysis goes on when it is started again.
 
-sections (sections=[heads,frozen] for some of them):
+sections of one model (sections=[heads,frozen] for some of them):
   heads        entropy, support, distance, sink, heat capacity, spread of energies and pattern rank of every head
   frozen       the scores at other temperatures: U, S, C, order parameter, susceptibility, correlation length, T_c
   propagated   the model with a temperature in every layer: the same, and the loss
   sizes        whether the peaks of C and of the susceptibility grow and sharpen with the context
   cascades     runs of unusual entropy along the text: sizes, power law, branching ratio, over thresholds
   spectra      eigenvalues of the attention matrices, their power laws, and those of shuffled entries
+  fisher       how far A·Aᵀ, diagonals and Kronecker products are from attention's Fisher and the model's; conditioning
+  gradients    gradient noise scale, over all parameters and by role (causal language models)
   patterns     mean patterns, their variability, and one head over real text
-  hierarchy    attention inside Python's classes, functions and blocks, against the same blocks moved
+  hierarchy    attention inside the blocks of Python, HTML or a grammar's sentences, against the same blocks moved
   theorems     the papers' theorems, by number, with smallest counterexamples
+
+sections of several runs (those that apply):
+  curves       losses, gradient norms and differences over training, with bands over seeds
+  comparison   paired differences to the baseline: final loss, time to target, pattern stability; Holm's intervals
+  training     attention over training, and whether the heat capacity peaks before the loss falls
+  widths       critical temperatures over models of several widths: exponents, and do the peaks grow and sharpen
+  scaling      the best heads × head_dim at one number of parameters, over contexts and entropies
 
 keys with their defaults (natattn train --help lists data, tokenizer and init):
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from natattn.analysis.measures import MEASURES
+from natattn.analysis.measures import MEASURES, OF_LANGUAGE_MODELS
 from natattn.analysis.page import render
 from natattn.analysis.progress import SectionProgress
 from natattn.analysis.run_measures import RUN_MEASURES
@@ -41,7 +41,8 @@ def analyze(settings: AnalyzeSettings) -> Path:
     if settings.runs is None:
         subject = load_subject(settings, chosen_device(settings.device))
         measures = {name: partial(measure, subject, settings) for name, measure in MEASURES.items()}
-        title, folder, names = f"Attention of {subject.name}", _folder(settings, subject), list(measures)
+        names = [name for name in measures if subject.predicts_tokens or name not in OF_LANGUAGE_MODELS]
+        title, folder = f"Attention of {subject.name}", _folder(settings, subject)
         results = _Results(folder, settings, subject.facts, subject.source)
     else:
         runs = load_runs(settings)

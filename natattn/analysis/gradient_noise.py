@@ -19,6 +19,7 @@ from natattn.analysis import figures
 from natattn.analysis.section import Cell, Picture, Section, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
+from natattn.errors import UserError
 from natattn.optim.partition import ROLES, ParameterView, partition
 
 ALL = "all"
@@ -184,10 +185,14 @@ def _all_trainable(model: nn.Module) -> Iterator[None]:
 
 
 def gradients_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
-    """The noise scale of all parameters and by role, with what batch sizes it suggests."""
-    if not (subject.is_causal and _has_head(subject.model)):
-        finding = f"The noise of gradients needs a causal language model, which {type(subject.model).__name__} is not."
-        return Section("gradients", "Gradient noise", (finding,))
+    """The noise scale of all parameters and by role, with what batch sizes it suggests.
+
+    Raises: UserError for a model that does not predict the next token.
+    """
+    if not subject.predicts_tokens:
+        raise UserError(
+            f"sections=[gradients]: needs a causal language model, which {type(subject.model).__name__} is not"
+        )
     try:
         moments = gradient_moments(subject.model, subject.tokens, advance=advance)
     except ValueError as error:  # roles of a layout that is not known
@@ -214,10 +219,6 @@ def gradients_section(subject: Subject, settings: AnalyzeSettings, advance: Call
         )
         pictures = (Picture("gradients", caption, result, _bars(found)),)
     return Section("gradients", "Gradient noise", findings, (result,), (), pictures)
-
-
-def _has_head(model: Any) -> bool:
-    return hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
 
 
 def _row(name: str, found: NoiseScale, sequences: int, predictions: int) -> tuple[Cell, ...]:

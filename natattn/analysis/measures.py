@@ -11,6 +11,8 @@ from torch import Tensor
 from natattn.analysis import figures
 from natattn.analysis.avalanches import threshold_scan
 from natattn.analysis.blocks import hierarchy_section
+from natattn.analysis.fisher_section import fisher_section
+from natattn.analysis.gradient_noise import gradients_section
 from natattn.analysis.patterns import attention_patterns, pattern_statistics, row_entropies
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
 from natattn.analysis.scans import finite_size_section, scan_section
@@ -75,11 +77,6 @@ def frozen(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Sec
 def propagated(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """The model at other temperatures."""
     return scan_section(subject, settings, "propagated", advance)
-
-
-def sizes(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
-    """Whether peaks grow with the context."""
-    return finite_size_section(subject, settings, advance)
 
 
 def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
@@ -184,11 +181,6 @@ def patterns(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
     )
 
 
-def hierarchy(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
-    """Attention and the scopes of Python."""
-    return hierarchy_section(subject, settings, advance)
-
-
 def theorems(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """The papers' theorems by number; the same for every subject."""
     checks = check_theorems(seed=settings.seed)
@@ -200,15 +192,19 @@ def theorems(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
     return Section("theorems", "Theorems", (finding,), (table(headings, rows),))
 
 
+# Of models that predict the next token; others are refused, and spared them where nobody asked.
+OF_LANGUAGE_MODELS: frozenset[ModelSection] = frozenset({"gradients"})
 MEASURES: Mapping[ModelSection, Measure] = {
     "heads": heads,
     "frozen": frozen,
     "propagated": propagated,
-    "sizes": sizes,
+    "sizes": finite_size_section,
     "cascades": cascades,
     "spectra": spectra,
+    "fisher": fisher_section,
+    "gradients": gradients_section,
     "patterns": patterns,
-    "hierarchy": hierarchy,
+    "hierarchy": hierarchy_section,
     "theorems": theorems,
 }
 

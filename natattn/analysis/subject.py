@@ -49,6 +49,11 @@ class Subject:
     is_causal: bool
     source: str
 
+    @property
+    def predicts_tokens(self) -> bool:
+        """A causal language model: it has a loss."""
+        return self.is_causal and self.model.get_output_embeddings() is not None
+
 
 def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     """The model and text that the settings name.

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT
 
 from natattn.analysis import gradient_noise
 from natattn.analysis.gradient_noise import GradientMoments, gradient_moments, gradients_section, noise_scale
+from natattn.analysis.subject import Subject
+from natattn.errors import UserError
 from natattn.optim.partition import partition
 
 SIZES = {"vocab_size": 40, "n_positions": 12, "n_embd": 8, "n_layer": 2, "n_head": 2}
@@ -135,7 +136,8 @@ def test_the_model_is_left_as_it_was(model, tokens):
 
 
 def section_of(model, tokens, *, is_causal=True):
-    return gradients_section(SimpleNamespace(model=model, tokens=tokens, is_causal=is_causal), None, lambda count: None)
+    subject = Subject("model", {}, model, tokens, [], None, None, is_causal, "")
+    return gradients_section(subject, None, lambda count: None)
 
 
 def test_the_section(model, tokens):
@@ -170,7 +172,5 @@ def test_models_that_predict_no_next_token(tokens):
         BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     )
     for other, is_causal in ((encoder, False), (GPT2Model(GPT2Config(**SIZES)), True)):
-        section = section_of(other, tokens, is_causal=is_causal)
-        assert len(section.findings) == 1
-        assert "needs a causal language model" in section.findings[0]
-        assert (section.tables, section.pictures) == ((), ())
+        with pytest.raises(UserError, match="needs a causal language model"):
+            section_of(other, tokens, is_causal=is_causal)
