@@ -237,8 +237,8 @@ def _job(composed: "DictConfig", started: float) -> int:
 
 def _run(settings: "RunSettings", folder: Path, group: str | None) -> int:
     """Train, then show what came out."""
+    from natattn.analysis.pictures.run_curves import plot_curves
     from natattn.analysis.summary import print_report
-    from natattn.analysis.visualization import plot_curves
     from natattn.training.run import train as train_run
 
     with contextlib.suppress(ValueError):

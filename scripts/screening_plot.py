@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from screening_table import Run, read_run
 
-from natattn.analysis.figures import COLOURS, MARKERS, drawn
+from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
 from natattn.analysis.runs import find_runs
 from natattn.errors import UserError
 from natattn.statistics import mean, t_interval

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from natattn.analysis.measures import MEASURES, OF_LANGUAGE_MODELS
-from natattn.analysis.page import render
+from natattn.analysis.pictures.page import render
 from natattn.analysis.progress import SectionProgress
-from natattn.analysis.run_measures import RUN_MEASURES
 from natattn.analysis.run_set import load_runs
-from natattn.analysis.section import Section
+from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS
+from natattn.analysis.sections.run_measures import RUN_MEASURES
+from natattn.analysis.sections.section import Section
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError

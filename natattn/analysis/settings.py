@@ -33,6 +33,12 @@ class TemperatureGrid(Settings):
     highest: Positive
     count: int = Field(ge=3, le=200)
 
+    @property
+    def values(self) -> list[float]:
+        """Ascending."""
+        ratio = self.highest / self.lowest
+        return [self.lowest * ratio ** (place / (self.count - 1)) for place in range(self.count)]
+
     @model_validator(mode="after")
     def _is_ordered(self) -> "TemperatureGrid":
         if self.lowest >= self.highest:

@@ -18,7 +18,6 @@ from scipy.special import fdtrc
 
 from natattn.analysis.criticality import FiniteSize, Peak, PeakOf, critical_temperatures, finite_size, power_of
 from natattn.analysis.run_set import RunSet, Treatment
-from natattn.analysis.scans import grid_of
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import load_subject
 from natattn.analysis.temperature_scan import ScanKind, scan_temperatures
@@ -218,7 +217,7 @@ def _scanned(folder: Path, run: Path, arm: str, digest: str, settings: AnalyzeSe
     peaks = []
     for kind in KINDS:
         scan = scan_temperatures(
-            subject.model, subject.tokens, grid_of(settings), kind=kind, batch_size=settings.text.batch_size
+            subject.model, subject.tokens, settings.temperatures.values, kind=kind, batch_size=settings.text.batch_size
         )
         for of in PEAKS:
             for item in critical_temperatures(scan, of, replicas=0):

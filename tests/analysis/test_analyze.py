@@ -6,8 +6,8 @@ import re
 import pytest
 from transformers import BertConfig, BertModel
 
-from natattn.analysis.page import render
-from natattn.analysis.section import HeadMap, Section, table
+from natattn.analysis.pictures.page import render
+from natattn.analysis.sections.section import HeadMap, Section, table
 from natattn.analysis.settings import ModelSection, RunsSection
 from natattn.cli import main
 
@@ -50,7 +50,7 @@ def test_a_page_with_everything(run, capsys):
 
 
 def test_what_is_there_is_kept_and_what_changed_is_made_anew(run, monkeypatch):
-    from natattn.analysis import measures
+    from natattn.analysis.sections import measures
 
     assert main(["analyze", f"run={run}", *FAST, "sections=[heads,patterns]"]) == 0
     made = []
@@ -77,7 +77,7 @@ def test_what_is_there_is_kept_and_what_changed_is_made_anew(run, monkeypatch):
 
 
 def test_an_interrupted_analysis_goes_on(run, tmp_path, monkeypatch):
-    from natattn.analysis import measures
+    from natattn.analysis.sections import measures
 
     def interrupted(*_):
         raise KeyboardInterrupt

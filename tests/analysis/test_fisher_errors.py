@@ -13,9 +13,9 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import query_gradients, query_rows, row_covariances
 from natattn.analysis.fisher_conditioning import PRECONDITIONERS, conditioning, preconditioners
 from natattn.analysis.fisher_errors import QueryGradients, QueryRows, ScoreFisher, query_products, true_cosines
-from natattn.analysis.fisher_query import jackknife
-from natattn.analysis.fisher_section import fisher_section
 from natattn.analysis.patterns import captured
+from natattn.analysis.sections.fisher import fisher_section
+from natattn.analysis.sections.fisher_query import jackknife
 from natattn.analysis.subject import Subject
 from natattn.attention.energy import AttentionInputs
 from natattn.fisher.approximation import cosine, eigenspace_overlap, relative_frobenius_error

@@ -9,7 +9,9 @@ import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from natattn.analysis import gradient_noise
-from natattn.analysis.gradient_noise import GradientMoments, gradient_moments, gradients_section, noise_scale
+from natattn.analysis.gradient_noise import GradientMoments, gradient_moments, noise_scale
+from natattn.analysis.sections import gradients as gradients_page
+from natattn.analysis.sections.gradients import gradients_section
 from natattn.analysis.subject import Subject
 from natattn.errors import UserError
 from natattn.optim.partition import partition
@@ -159,7 +161,7 @@ def test_the_section(model, tokens):
 
 def test_the_section_says_what_is_not_resolved(model, tokens, monkeypatch):
     noise = GradientMoments(np.zeros((8, 8)), np.ones(8), np.ones(8))  # sums of 0: no mean at all
-    monkeypatch.setattr(gradient_noise, "gradient_moments", lambda *_, **__: {"all": noise, "mlp": noise})
+    monkeypatch.setattr(gradients_page, "gradient_moments", lambda *_, **__: {"all": noise, "mlp": noise})
     section = section_of(model, tokens)
     assert "not resolved with 11 sequences" in section.findings[0]
     assert section.findings[1] == "Not resolved by themselves: mlp."

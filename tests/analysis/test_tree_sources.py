@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from natattn.analysis import sources
-from natattn.analysis.blocks import hierarchy_section
 from natattn.analysis.hierarchy import OUTSIDE, block_affinity
+from natattn.analysis.sections import sources
+from natattn.analysis.sections.hierarchy import hierarchy_section
+from natattn.analysis.sections.sources import encoded, grammar_texts, html_texts, python_texts
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.analysis.sources import encoded, grammar_texts, html_texts, python_texts
 from natattn.analysis.subject import load_subject
 from natattn.cli import main
 from natattn.config import compose, plain_values, quote_paths, validated

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from natattn.analysis import run_figures
-from natattn.analysis.run_figures import Points
+from natattn.analysis.pictures import run_figures
+from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.scaling import GridPoint, Law, Optimum, head_differences, laws, optima
-from natattn.analysis.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.statistics import mean, t_interval

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.figures import COLOURS, MARKERS, drawn, set_logarithmic
+from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn, set_logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from torch import Tensor
 from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_errors import Agreement
 from natattn.analysis.patterns import attention_patterns
-from natattn.analysis.section import HeadMap, Table, interval_text, shown, table
+from natattn.analysis.sections.section import HeadMap, Table, interval_text, shown, table
 from natattn.analysis.subject import Subject
 
 Floats = NDArray[np.float64]

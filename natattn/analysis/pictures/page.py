@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from natattn.analysis.section import shown
+from natattn.analysis.sections.section import shown
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1c; --faint: #666; --line: #ddd; --back: #fff; --panel: #f6f6f4; }

@@ -8,15 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from natattn.analysis import figures
 from natattn.analysis.avalanches import threshold_scan
-from natattn.analysis.blocks import hierarchy_section
-from natattn.analysis.fisher_section import fisher_section
-from natattn.analysis.gradient_noise import gradients_section
 from natattn.analysis.patterns import attention_patterns, pattern_statistics, row_entropies
+from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
-from natattn.analysis.scans import finite_size_section, scan_section
-from natattn.analysis.section import HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.fisher import fisher_section
+from natattn.analysis.sections.gradients import gradients_section
+from natattn.analysis.sections.hierarchy import hierarchy_section
+from natattn.analysis.sections.scans import finite_size_section, scan_section
+from natattn.analysis.sections.section import HeadMap, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings, ModelSection
 from natattn.analysis.spectra import weight_spectra
 from natattn.analysis.subject import Subject

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from natattn.analysis import figures
 from natattn.analysis.criticality import (
     CriticalTemperature,
     FiniteSize,
@@ -16,7 +15,8 @@ from natattn.analysis.criticality import (
     critical_temperatures,
     finite_size,
 )
-from natattn.analysis.section import HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.pictures import figures
+from natattn.analysis.sections.section import HeadMap, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
@@ -35,7 +35,7 @@ def scan_section(
 ) -> Section:
     """One scan: curves by layer, critical temperatures by head, and where T = 1 stands."""
     scan = scan_temperatures(
-        subject.model, subject.tokens, grid_of(settings), kind=kind, batch_size=settings.text.batch_size,
+        subject.model, subject.tokens, settings.temperatures.values, kind=kind, batch_size=settings.text.batch_size,
         advance=advance,
     )  # fmt: skip
     found = {of: critical_temperatures(scan, of, replicas=settings.replicas, seed=settings.seed) for of in PEAKS}
@@ -70,8 +70,8 @@ def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Ca
     lengths = [longest >> shift for shift in range(6) if longest >> shift >= SMALLEST_CONTEXT][::-1]
     scans = [
         scan_temperatures(
-            subject.model, subject.tokens[:, :length], grid_of(settings), batch_size=settings.text.batch_size,
-            advance=advance,
+            subject.model, subject.tokens[:, :length], settings.temperatures.values,
+            batch_size=settings.text.batch_size, advance=advance,
         )
         for length in lengths
     ]  # fmt: skip
@@ -102,12 +102,6 @@ def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Ca
 def _known_mean(values: Sequence[float]) -> float | None:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else None
-
-
-def grid_of(settings: AnalyzeSettings) -> list[float]:
-    """The temperatures of the scans."""
-    chosen = settings.temperatures
-    return [float(t) for t in np.geomspace(chosen.lowest, chosen.highest, chosen.count)]
 
 
 def _panels(scan: TemperatureScan) -> list[tuple[str, Floats]]:

@@ -11,7 +11,7 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import Place, query_gradients, query_rows
 from natattn.analysis.fisher_conditioning import DAMPING, PRECONDITIONERS, Conditioning, conditioning, preconditioners
 from natattn.analysis.fisher_errors import Agreement, QueryRows
-from natattn.analysis.fisher_parts import (
+from natattn.analysis.sections.fisher_parts import (
     MEASURES,
     Found,
     Part,
@@ -23,7 +23,7 @@ from natattn.analysis.fisher_parts import (
     spread,
     verdict,
 )
-from natattn.analysis.section import HeadMap, interval_text, shown, table
+from natattn.analysis.sections.section import HeadMap, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 

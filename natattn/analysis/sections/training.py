@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from natattn.analysis import run_figures
 from natattn.analysis.bands import Band, band, difference_band, layers_of, metrics_of, series
 from natattn.analysis.convergence import Lead, convergence, lead_of_peak, mean_lead
-from natattn.analysis.run_figures import Line
+from natattn.analysis.pictures import run_figures
+from natattn.analysis.pictures.run_figures import Line
 from natattn.analysis.run_set import RunSet, Treatment
-from natattn.analysis.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.statistics import mean, t_interval

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from natattn.analysis import charts
 from natattn.analysis.fisher_capture import query_rows
-from natattn.analysis.fisher_parts import Part, ScoreSpace, average, bounds
-from natattn.analysis.fisher_query import ROWS, SEQUENCES, QuerySpace, conditioning_part, true_part
-from natattn.analysis.section import Picture, Section, table
+from natattn.analysis.pictures import charts
+from natattn.analysis.sections.fisher_parts import Part, ScoreSpace, average, bounds
+from natattn.analysis.sections.fisher_query import ROWS, SEQUENCES, QuerySpace, conditioning_part, true_part
+from natattn.analysis.sections.section import Picture, Section, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.attention.modules import attention_layers

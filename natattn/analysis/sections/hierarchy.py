@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from natattn.analysis import figures
 from natattn.analysis.hierarchy import BlockAffinity, block_affinity
 from natattn.analysis.patterns import attention_patterns
-from natattn.analysis.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.pictures import figures
+from natattn.analysis.sections.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.sources import Tree, TreeText, grammar_texts, html_texts, python_texts
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.analysis.sources import Tree, TreeText, grammar_texts, html_texts, python_texts
 from natattn.analysis.subject import Subject
 from natattn.data.grammar import GrammarSettings
 from natattn.statistics import t_interval

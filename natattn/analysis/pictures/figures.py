@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.visualization import STYLE
+from natattn.analysis.pictures.run_curves import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 COLOURS = ("#0072B2", "#E69F00", "#A23B00", "#56B4E9", "#000000", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
+MOST_WRITTEN = 8  # heads side by side whose numbers do not run into each other
 
 
 def drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
@@ -50,7 +51,7 @@ def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) ->
             panel.set(xlabel="head", ylabel="layer", xticks=range(values.shape[1]))
             panel.set_yticks(range(len(layers)), [str(layer) for layer in layers])
             panel.grid(False)
-            if values.size <= 150:
+            if values.size <= 150 and values.shape[1] <= MOST_WRITTEN:
                 _write_cells(panel, values)
             figure.colorbar(image, ax=panel)
         for panel in panels[len(maps) :]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.figures import COLOURS, MARKERS, drawn, set_logarithmic
+from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn, set_logarithmic
 
 Floats = NDArray[np.float64]
 _BAR_HEIGHT = 0.27  # inches

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from natattn.analysis.comparison import comparison_section
-from natattn.analysis.run_curves import curves_section, training_section, were_observed
 from natattn.analysis.run_set import RunSet
-from natattn.analysis.scaling_section import is_head_grid, scaling_section
-from natattn.analysis.section import Section
+from natattn.analysis.sections.comparison import comparison_section
+from natattn.analysis.sections.scaling import is_head_grid, scaling_section
+from natattn.analysis.sections.section import Section
+from natattn.analysis.sections.training import curves_section, training_section, were_observed
+from natattn.analysis.sections.widths import have_widths, widths_section
 from natattn.analysis.settings import AnalyzeSettings, RunsSection
-from natattn.analysis.widths_section import have_widths, widths_section
 
 Advance = Callable[[int], None]
 

@@ -7,7 +7,7 @@ from natattn.analysis.bands import metrics_of, series
 from natattn.analysis.convergence import convergence
 from natattn.analysis.run_set import RunSet, Treatment, pairs
 from natattn.analysis.runs import ArmSummary, RunSummary
-from natattn.analysis.section import Cell, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Cell, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.statistics import Difference, differences_of, time_to_target, verdict
 

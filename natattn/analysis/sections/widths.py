@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from natattn.analysis import run_figures
 from natattn.analysis.criticality import FiniteSize, PeakOf
-from natattn.analysis.run_figures import Points
+from natattn.analysis.pictures import run_figures
+from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
-from natattn.analysis.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.temperature_scan import ScanKind
 from natattn.analysis.widths import (
