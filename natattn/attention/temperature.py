@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from natattn.attention.exponents import Exponents
 from natattn.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -39,7 +40,7 @@ class CriticalTemperature(Settings):
 
     kind: Literal["critical"]
     initial: Positive  # T_0
-    exponents: float | tuple[float, ...]  # α, one for all heads or one for each
+    exponents: Exponents  # α, one for all heads or one for each, or an analysis.json that has them
 
 
 class InverseSquareRootTemperature(Settings):

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from natattn.attention.energy import working_dtype
+from natattn.attention.exponents import Exponents
 from natattn.attention.temperature import critical_temperatures
 from natattn.optim.directions.adam import Adam, Beta
 from natattn.optim.directions.base import Direction, FactorStatistics, Place, State, Statistics
@@ -42,7 +43,7 @@ class AttentionFisherSettings(Settings):
     refresh_every: int = Field(ge=1)
     blend: float | None
     levels: Levels | None
-    head_exponents: float | tuple[float, ...] | None
+    head_exponents: Exponents | None
     temperature: Positive = 1.0
 
     def build(self) -> "AttentionFisher":
