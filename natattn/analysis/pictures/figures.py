@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 COLOURS = ("#0072B2", "#E69F00", "#A23B00", "#56B4E9", "#000000", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
+WIDEST_WITH_STEPS = 5000.0  # largest over smallest of a logarithmic axis that has ticks at 2 and 5 too
 MOST_WRITTEN = 8  # heads side by side whose numbers do not run into each other
 
 
@@ -113,7 +114,9 @@ def set_logarithmic(panel: "Axes", axes: str) -> None:
     for name in axes:
         axis = panel.xaxis if name == "x" else panel.yaxis
         (panel.set_xscale if name == "x" else panel.set_yscale)("log")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
+        low, high = axis.get_view_interval()
+        few = low > 0 and high / low < WIDEST_WITH_STEPS
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=9))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 

@@ -129,7 +129,7 @@ class ScoreSpace:
             f"F3: I + A is {verdict(found[fisher.IDENTITY_AND_PATTERN])} approximation of (F + λI)⁻¹ at λ = "
             f"{CLAIMED_DAMPING:g} mean eigenvalues: error {spread(claimed)} at the best scale, that of I alone "
             f"{spread(alone)}; A makes it smaller in {int((claimed < alone).sum())} of {alone.numel()} heads. The best "
-            f"coefficient of A gives {spread(fitted)}; it is negative in {negative}."
+            f"coefficient of A gives {spread(fitted)}; it is negative in {negative} of {alone.numel()} heads."
         )
 
 

@@ -1,6 +1,6 @@
 """The measures of `natattn analyze`: each looks at a subject and says what it found as a section."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -109,7 +109,7 @@ def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
     result = table(headings, rows)
     picture = Picture(
         "cascades", "Sizes of cascades: points are the sample, lines the fitted power laws. A straight line over two "
-        "decades would be needed to speak of scaling.", result, figures.survival(samples, laws),
+        "decades would be needed to speak of scaling.", _counts(samples), figures.survival(samples, laws),
     )  # fmt: skip
     return Section("cascades", "Cascades of entropy", findings, (result,), (), (picture,))
 
@@ -136,12 +136,17 @@ def spectra(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Se
         "The exponent of the same entries in random order is beside it: a tail that this has too is not learned.",
     )
     last = [s for s in found if s.layer == max((each.layer for each in found), default=0)]
-    samples = [(f"{s.role}, layer {s.layer}", s.eigenvalues[s.eigenvalues > 0]) for s in last]
-    laws = [
-        None if s.law.fit is None else (s.law.fit.exponent, s.law.fit.minimum, s.law.fit.tail / s.law.count)
+    samples = [
+        (f"{s.role}, layer {s.layer}", s.eigenvalues[s.eigenvalues > 1e-3 * s.eigenvalues.max(initial=0.0)])
         for s in last
     ]
-    picture = Picture("spectra", "Eigenvalues of W Wᵀ in the last layer.", result, figures.survival(samples, laws))
+    laws = [
+        None if s.law.fit is None else (s.law.fit.exponent, s.law.fit.minimum, s.law.fit.tail / max(1, len(values)))
+        for s, (_, values) in zip(last, samples, strict=True)
+    ]
+    data = table(("matrix", "eigenvalue"), [(name, float(value)) for name, values in samples for value in values])
+    caption = "Eigenvalues of W Wᵀ in the last layer, those above a thousandth of the largest, with their power laws."
+    picture = Picture("spectra", caption, data, figures.survival(samples, laws))
     return Section("spectra", "Spectra of the weights", findings, (result,), (), (picture,))
 
 
@@ -166,12 +171,13 @@ def patterns(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
         "look at a fixed distance, a bright first column is a sink.",
         "deviation": "Standard deviation over sequences: what is bright here depends on the text.",
     }
-    rows = [(statistics.layers[one], other, float(varies[one, other])) for one, other in chosen]
-    data = table(("layer", "head", "mean deviation"), rows)
     pictures = [
-        Picture(f"patterns_{name}", captions[name], data, figures.pattern_grid(torch.stack(grid).numpy(), titles))
+        Picture(
+            f"patterns_{name}", captions[name], _pattern_table(titles, grid),
+            figures.pattern_grid(torch.stack(grid).numpy(), titles),
+        )
         for name, grid in grids.items()
-    ]
+    ]  # fmt: skip
     caption = f"Layer {statistics.layers[layer]}, head {head}, over the beginning of the first sequence."
     text_data = table(("query", *words), [(word, *map(float, row)) for word, row in zip(words, over_text, strict=True)])
     picture = figures.pattern_grid(over_text[None], [caption.partition(", over")[0]], words)
@@ -228,6 +234,15 @@ def _law_cells(law: PowerLaw | None) -> tuple[str | float | None, ...]:
     return law.fit.exponent, interval, law.fit.minimum, law.p_value, law.cutoff, ", ".join(better) or "none"
 
 
+def _counts(samples: Sequence[tuple[str, Floats]]) -> Table:
+    """How often each size occurs."""
+    found = [(label, *np.unique(values, return_counts=True)) for label, values in samples]
+    return table(("sample", "size", "cascades"), [
+        (label, float(size), int(count)) for label, sizes, counts in found
+        for size, count in zip(sizes, counts, strict=True)
+    ])  # fmt: skip
+
+
 def _batches(subject: Subject, settings: AnalyzeSettings) -> Iterator[Tensor]:
     device = next(subject.model.parameters()).device
     yield from torch.split(subject.tokens.to(device), settings.text.batch_size)
@@ -253,6 +268,15 @@ def _spread(layers: int, count: int) -> Iterator[tuple[int, int]]:
     for layer in rows:
         for head in range(min(count, per_layer)):
             yield layer, head
+
+
+def _pattern_table(titles: Sequence[str], grid: Sequence[Tensor]) -> Table:
+    """A row for each query of each pattern; four digits, as there are many."""
+    length = grid[0].shape[-1]
+    return table(("head", "query", *map(str, range(length))), [
+        (title, query, *(float(f"{value:.4g}") for value in row.tolist()))
+        for title, pattern in zip(titles, grid, strict=True) for query, row in enumerate(pattern)
+    ])  # fmt: skip
 
 
 def _visible(word: str) -> str:

@@ -153,9 +153,9 @@ def _of_sizes(of: PeakOf, found: FiniteSize | None) -> str:
         return f"Of the {name} there are peaks inside the range at fewer than three lengths: nothing can be said."
     parts = [
         f"{label} ∝ L^{shown(power.slope)} {interval_text(*power.interval)}"
-        for label, power in (("height", found.height), ("width", found.width), ("T_c", found.temperature))
+        for label, power in (("height", found.height), ("width in log T", found.width), ("T_c", found.temperature))
     ]
-    return f"The peak of the {name} {found.verdict} with the context: {', '.join(parts)}."
+    return f"Peaks of the {name} as the context grows: {found.verdict}: {', '.join(parts)}."
 
 
 def _by_size(scan: TemperatureScan, of: PeakOf) -> torch.Tensor:
