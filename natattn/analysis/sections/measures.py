@@ -107,6 +107,9 @@ def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
         "An exponent of 3/2 is what critical branching would give (claim K2); it has to hold over thresholds.",
     )
     result = table(headings, rows)
+    if not any(len(sizes) for _, sizes in samples):
+        findings = ("No token is further from its head's mean than the smallest threshold: there are no cascades.",)
+        return Section("cascades", "Cascades of entropy", findings, (result,))
     picture = Picture(
         "cascades", "Sizes of cascades: points are the sample, lines the fitted power laws. A straight line over two "
         "decades would be needed to speak of scaling.", _counts(samples), figures.survival(samples, laws),
