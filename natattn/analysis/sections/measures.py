@@ -108,8 +108,8 @@ def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
     )
     result = table(headings, rows)
     if not any(len(sizes) for _, sizes in samples):
-        findings = ("No token is further from its head's mean than the smallest threshold: there are no cascades.",)
-        return Section("cascades", "Cascades of entropy", findings, (result,))
+        nothing = "No token is further from its head's mean than the smallest threshold: there are no cascades."
+        return Section("cascades", "Cascades of entropy", (nothing,), (result,))
     picture = Picture(
         "cascades", "Sizes of cascades: points are the sample, lines the fitted power laws. A straight line over two "
         "decades would be needed to speak of scaling.", _counts(samples), figures.survival(samples, laws),
