@@ -79,7 +79,7 @@ def load_runs(settings: AnalyzeSettings) -> RunSet:
         arms = sorted({name for group in groups for name in group.arm_names})
         raise UserError(f"arm={arm}: no run has it; valid: {', '.join(arms)}")
     runs = [run for group in groups for run in group.runs]
-    name = "+".join(Path(pattern).name.strip("*") or Path(pattern).parent.name for pattern in patterns)
+    name = "+".join(Path(pattern).name.strip("*_-. ") or Path(pattern).resolve().parent.name for pattern in patterns)
     facts = {
         "runs": f"{len(runs)}, of {len(treatments)} kinds, seeds {_listed(sorted({run.seed or 0 for run in runs}))}",
         "data": _listed(sorted({f"{run.data.name} ({run.data.fingerprint[:12]})" for run in runs if run.data})),

@@ -25,6 +25,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; ba
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.15rem 0.6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { cursor: pointer; color: var(--faint); font-weight: 600; white-space: nowrap; }
+td.short { white-space: nowrap; }
 td pre { margin: 0; font-size: 0.75rem; max-width: 24rem; overflow-x: auto; }
 .map td { padding: 0; width: 2.4rem; height: 1.5rem; border: 1px solid var(--back); text-align: center;
   font-size: 0.7rem; } .map th { border: 0; cursor: default; }
@@ -46,6 +47,7 @@ document.querySelectorAll("table.sortable th").forEach((heading) => heading.addE
   table.tBodies[0].append(...rows);
 }));
 """
+SHORT = 28  # characters of a cell that stays on one line
 # cividis, by its ends and middle: from dark blue over grey to yellow.
 _STOPS = ((0, 32, 77), (124, 123, 120), (255, 234, 70))
 
@@ -95,7 +97,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, str) and "torch." in value:
         return f"<td><pre>{_text(value)}</pre></td>"
     number = f' data-value="{value!r}" title="{value!r}"' if isinstance(value, float) else ""
-    return f"<td{number}>{_text(shown(value))}</td>"
+    text = shown(value)
+    short = ' class="short"' if len(text) <= SHORT else ""
+    return f"<td{short}{number}>{_text(text)}</td>"
 
 
 def _map(found: Mapping[str, Any]) -> str:
