@@ -6,7 +6,7 @@
 #
 # Two layers, 320,000 parameters in all, embeddings included: what attention does not use goes to the MLP. 1,024 tokens
 # a step, 300 steps, learning rate 0.01·√(32/width), not tuned by cell. Runs go to $OUTPUT (outputs/head_grid), $JOBS
-# (2) at a time, one thread each; what is finished is skipped. $SEEDS (1).
+# (2) at a time, one thread each; what is finished is skipped. $SEEDS (1), $RULES (2 32 4), $HEADS (2 8).
 # Then: natattn analyze runs='outputs/head_grid/*' sections=[scaling]
 set -euo pipefail
 output=${OUTPUT:-outputs/head_grid}
@@ -36,10 +36,10 @@ export -f run
 export output parameters vocabulary OMP_NUM_THREADS=1
 
 for seed in ${SEEDS:-1}; do
-  for rules in 2 32 4; do
+  for rules in ${RULES:-2 32 4}; do
     for context in 32 256 128 64; do
       for width in 16 32 64 96 128 160; do
-        for heads in 2 8; do echo "$rules $context $width $heads $seed"; done
+        for heads in ${HEADS:-2 8}; do echo "$rules $context $width $heads $seed"; done
       done
     done
   done

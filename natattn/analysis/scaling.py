@@ -19,9 +19,12 @@ NEIGHBOURS = 2  # of the least loss on either side that the parabola goes throug
 LEAST_WIDTHS = 4
 
 
+Missing = Literal["best at the smallest", "best at the largest", "not learned"]
+
+
 @dataclass(frozen=True)
 class GridPoint:
-    """One trained model; ``loss`` in nats/token, ``entropy`` too."""
+    """One trained model; ``loss``, ``entropy`` and ``bigram_loss``, that of a bigram model, in nats/token."""
 
     context: int
     entropy: float
@@ -30,6 +33,7 @@ class GridPoint:
     seed: int
     loss: float
     parameters: int
+    bigram_loss: float
 
     @property
     def product(self) -> int:
@@ -41,7 +45,8 @@ class GridPoint:
 class Optimum:
     """The best N·d of one context, entropy, number of heads and seed.
 
-    ``product`` is None where the least loss is at an end of the grid (``edge``), so that the best is beyond it.
+    ``product`` is None where the least loss is at an end of the grid, so that the best is beyond it, or where no model
+    is better than bigrams: these need no attention, and differences say nothing about it. ``missing`` says which.
     """
 
     context: int
@@ -49,7 +54,7 @@ class Optimum:
     heads: int
     seed: int
     product: float | None
-    edge: Literal["smallest", "largest"] | None
+    missing: Missing | None
     loss: float
 
 
@@ -89,12 +94,14 @@ def optima(points: Sequence[GridPoint]) -> list[Optimum]:
     Raises: ValueError for two points of one cell.
     """
     curves: dict[tuple[int, float, int, int], dict[int, float]] = {}
+    levels: dict[tuple[int, float, int, int], float] = {}
     for point in points:
         curve = curves.setdefault((point.context, point.entropy, point.heads, point.seed), {})
         if point.product in curve:
             raise ValueError(f"two models of N·d = {point.product}, {point.heads} heads, context {point.context}")
         curve[point.product] = point.loss
-    return [_optimum(cell, curve) for cell, curve in sorted(curves.items()) if len(curve) >= LEAST_WIDTHS]
+        levels[point.context, point.entropy, point.heads, point.seed] = point.bigram_loss
+    return [_optimum(cell, curve, levels[cell]) for cell, curve in sorted(curves.items()) if len(curve) >= LEAST_WIDTHS]
 
 
 def laws(found: Sequence[Optimum]) -> list[Law]:
@@ -119,13 +126,17 @@ def head_differences(points: Sequence[GridPoint]) -> list[float]:
     return [losses[max(losses)] - losses[min(losses)] for losses in cells.values() if len(losses) > 1]
 
 
-def _optimum(cell: tuple[int, float, int, int], curve: Mapping[int, float]) -> Optimum:
+def _optimum(cell: tuple[int, float, int, int], curve: Mapping[int, float], bigram_loss: float) -> Optimum:
     products = sorted(curve)
     losses = np.array([curve[product] for product in products])
     least = int(losses.argmin())
-    if least in (0, len(products) - 1):
-        edge: Literal["smallest", "largest"] = "smallest" if least == 0 else "largest"
-        return Optimum(*cell, None, edge, float(losses[least]))
+    missing: Missing | None = None
+    if losses[least] >= bigram_loss:
+        missing = "not learned"
+    elif least in (0, len(products) - 1):
+        missing = "best at the smallest" if least == 0 else "best at the largest"
+    if missing is not None:
+        return Optimum(*cell, None, missing, float(losses[least]))
     near = slice(max(0, least - NEIGHBOURS), least + NEIGHBOURS + 1)
     logs = np.log(np.array(products[near], dtype=np.float64))
     curvature, slope, offset = np.polyfit(logs, losses[near], 2)

@@ -10,13 +10,14 @@ from natattn.analysis.scaling import GridPoint, head_differences, laws, optima
 PRODUCTS = (8, 16, 32, 64, 128, 256)
 
 
-def grid(best, *, noise=0.0, heads=(2, 4), contexts=(32, 64, 128, 256), entropies=(0.5, 1.5, 3.0)):
+def grid(best, *, noise=0.0, level=9.0, heads=(2, 4), contexts=(32, 64, 128, 256), entropies=(0.5, 1.5, 3.0)):
     """Parabolic valleys in log N·d around best(L, H)."""
     random = np.random.default_rng(0)
     return [
         GridPoint(
             context, entropy, count, product // count, 0,
             entropy + 0.1 * math.log(product / best(context, entropy)) ** 2 + noise * random.normal(), 1000,
+            entropy + level,
         )
         for context in contexts for entropy in entropies for count in heads for product in PRODUCTS
     ]  # fmt: skip
@@ -26,7 +27,7 @@ def test_the_best_product_of_a_parabola_is_its_vertex():
     for optimum in optima(grid(lambda length, entropy: 4 * math.sqrt(length * entropy))):
         assert optimum.product == pytest.approx(4 * math.sqrt(optimum.context * optimum.entropy), rel=1e-6)
         assert optimum.loss == pytest.approx(optimum.entropy)
-        assert optimum.edge is None
+        assert optimum.missing is None
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,16 @@ def test_the_claim_is_told_from_what_it_is_not():
 def test_a_valley_beyond_the_grid_is_no_optimum():
     low = optima(grid(lambda length, entropy: 2.0))
     high = optima(grid(lambda length, entropy: 1000.0))
-    assert {optimum.edge for optimum in low} == {"smallest"}
-    assert {optimum.edge for optimum in high} == {"largest"}
+    assert {optimum.missing for optimum in low} == {"best at the smallest"}
+    assert {optimum.missing for optimum in high} == {"best at the largest"}
     assert all(optimum.product is None for optimum in low + high)
     assert laws(low) == []
+
+
+def test_models_that_are_no_better_than_bigrams_say_nothing():
+    found = optima(grid(lambda length, entropy: 2.0 * length if entropy > 1 else 50.0, level=-0.01))
+    assert {optimum.missing for optimum in found} == {"not learned"}
+    assert {optimum.missing for optimum in optima(grid(lambda length, entropy: 50.0, level=0.01))} == {None}
 
 
 def test_what_cannot_be_told_apart_is_left_out():
@@ -77,6 +84,6 @@ def test_too_few_widths_are_no_curve_and_two_models_of_a_cell_are_refused():
 
 
 def test_heads_are_compared_at_the_same_product():
-    points = [GridPoint(32, 1.0, heads, 64 // heads, 0, 2.0 + 0.1 * heads, 1000) for heads in (2, 4, 8)]
+    points = [GridPoint(32, 1.0, heads, 64 // heads, 0, 2.0 + 0.1 * heads, 1000, 9.0) for heads in (2, 4, 8)]
     assert head_differences(points) == [pytest.approx(0.6)]
     assert head_differences(points[:1]) == []

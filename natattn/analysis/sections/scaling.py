@@ -1,6 +1,7 @@
 """The section about claim K3, from a grid of heads × head_dim."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.statistics import mean, t_interval
 
-SAME_PARAMETERS = 1.03  # largest over smallest
+SAME_PARAMETERS = 1.05  # largest over smallest of one context and entropy
 
 
 def is_head_grid(runs: RunSet) -> bool:
@@ -44,18 +45,27 @@ def grid_points(runs: RunSet) -> list[GridPoint]:
             # Splits of one grammar are cut a little differently by tokenizers: one grammar is one entropy.
             points.append(
                 GridPoint(
-                    context, round(entropy, 2), heads, width // heads, run.seed or 0, arm.final_loss, arm.parameters
+                    context, round(entropy, 2), heads, width // heads, run.seed or 0, arm.final_loss, arm.parameters,
+                    run.data.held_out_bigram_entropy,
                 )
-            )
+            )  # fmt: skip
     if not points:
         raise UserError("sections=[scaling]: no run ended with a loss")
-    parameters = [point.parameters for point in points]
-    if max(parameters) > SAME_PARAMETERS * min(parameters):
-        raise UserError(
-            f"sections=[scaling]: models of {min(parameters):,} to {max(parameters):,} parameters; valid: the same "
-            "number, as by size.n_inner"
-        )
+    for parameters in _parameters(points):
+        if max(parameters) > SAME_PARAMETERS * min(parameters):
+            raise UserError(
+                f"sections=[scaling]: models of {min(parameters):,} to {max(parameters):,} parameters; valid: the "
+                "same number, as by size.n_inner"
+            )
     return points
+
+
+def _parameters(points: Sequence[GridPoint]) -> list[list[int]]:
+    """Of the models of each context and entropy."""
+    found: dict[tuple[int, float], list[int]] = {}
+    for point in points:
+        found.setdefault((point.context, point.entropy), []).append(point.parameters)
+    return list(found.values())
 
 
 def scaling_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
@@ -64,14 +74,15 @@ def scaling_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[
     found = optima(points)
     fitted = laws(found)
     advance(len(points))
-    edges = [optimum for optimum in found if optimum.edge is not None]
+    missing = Counter(optimum.missing for optimum in found if optimum.missing is not None)
+    unequal = max(max(parameters) / min(parameters) - 1 for parameters in _parameters(points))
     findings = [_of_spread(found), *_of_laws(fitted)]
-    if edges:
-        small = sum(1 for optimum in edges if optimum.edge == "smallest")
+    findings.append(f"Models of one context and entropy differ by at most {unequal:.1%} in their parameters.")
+    if missing:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(missing.items()))
         findings.append(
-            f"{len(edges)} of {len(found)} curves have their least loss at an end of the grid ({small} at the "
-            f"smallest, {len(edges) - small} at the largest N·d) and are left out of the fits: a grid that is wider "
-            "would be needed there."
+            f"{missing.total()} of {len(found)} curves have no best N·d and are left out of the fits ({reasons}; not "
+            "learned: no model is better than bigrams)."
         )
     if differences := head_differences(points):
         centre, half = t_interval(differences)
@@ -171,8 +182,8 @@ def _law_table(fitted: Sequence[Law]) -> Table:
 
 
 def _optimum_table(found: Sequence[Optimum]) -> Table:
-    headings = ("context L", "entropy H", "heads", "seed", "best N·d", "at an end", "loss there")
-    return table(headings, [(o.context, o.entropy, o.heads, o.seed, o.product, o.edge, o.loss) for o in found])
+    headings = ("context L", "entropy H", "heads", "seed", "best N·d", "none because", "loss there")
+    return table(headings, [(o.context, o.entropy, o.heads, o.seed, o.product, o.missing, o.loss) for o in found])
 
 
 def _point_table(points: Sequence[GridPoint]) -> Table:
