@@ -71,8 +71,8 @@ class Section:
 
 
 def shown(value: Cell, digits: int = 3) -> str:
-    """A cell as it is read: numbers to some significant digits, nothing known as a dash."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """A cell as it is read: numbers to some significant digits, nothing known as a dash (JSON has it as "nan")."""
+    if value is None or value == "nan" or (isinstance(value, float) and math.isnan(value)):
         return "—"
     if isinstance(value, float):
         return f"{value:.{digits}g}".replace("-", "−").replace("inf", "∞")
