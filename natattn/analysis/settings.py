@@ -27,7 +27,7 @@ class TextSample(Settings):
 
 
 class TemperatureGrid(Settings):
-    """Temperatures of the scans, equally spaced in their logarithm."""
+    """Temperatures of the scans, equally spaced in their logarithm; the model's own, 1, is always among them."""
 
     lowest: Positive
     highest: Positive
@@ -35,9 +35,12 @@ class TemperatureGrid(Settings):
 
     @property
     def values(self) -> list[float]:
-        """Ascending."""
+        """Ascending; one more than ``count`` where the model's own lies between two of them."""
         ratio = self.highest / self.lowest
-        return [self.lowest * ratio ** (place / (self.count - 1)) for place in range(self.count)]
+        grid = [self.lowest * ratio ** (place / (self.count - 1)) for place in range(self.count)]
+        apart = ratio ** (0.01 / (self.count - 1))  # a point as near as that is the model's own
+        others = [value for value in grid if not 1 / apart < value < apart]
+        return sorted([*others, 1.0]) if self.lowest <= 1 <= self.highest else grid
 
     @model_validator(mode="after")
     def _is_ordered(self) -> "TemperatureGrid":

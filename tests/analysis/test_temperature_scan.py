@@ -173,3 +173,17 @@ def test_progress_counts_every_temperature_of_every_sequence(tokens):
 def test_temperatures_must_be_positive(grid, tokens):
     with pytest.raises(ValueError, match="must be positive"):
         scan_temperatures(gpt2(), tokens, grid)
+
+
+def test_the_models_own_temperature_is_among_those_of_a_scan():
+    from natattn.analysis.settings import TemperatureGrid
+
+    grid = TemperatureGrid(lowest=0.1, highest=10.0, count=20).values
+    assert len(grid) == 21
+    assert 1.0 in grid
+    assert grid == sorted(grid)
+    assert grid[0] == pytest.approx(0.1)
+    assert grid[-1] == pytest.approx(10.0)
+    assert TemperatureGrid(lowest=0.1, highest=10.0, count=21).values.count(1.0) == 1
+    assert len(TemperatureGrid(lowest=0.1, highest=10.0, count=21).values) == 21
+    assert len(TemperatureGrid(lowest=2.0, highest=10.0, count=5).values) == 5

@@ -16,7 +16,7 @@ from natattn.analysis.criticality import (
     finite_size,
 )
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
@@ -83,6 +83,7 @@ def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Ca
             means = [_known_mean([getattr(p, name) for p in inside]) for name in ("temperature", "height", "width")]
             rows.append((of, length, f"{len(inside)} of {len(of_length)}", *means))
         findings.append(_of_sizes(of, finite_size(lengths, peaks)))
+    findings.append(_of_trivial_growth(rows))
     data = table(("peak of", "tokens", "heads with a peak", "T", "height", "width in log T"), rows)
     grid = scans[-1].temperatures.numpy()
     panels = [
@@ -126,11 +127,13 @@ def _best_temperature(scan: TemperatureScan) -> tuple[float, str]:
     means = scan.loss.mean(1)
     best = int(means.argmin())
     temperature = float(scan.temperatures[best])
-    difference = scan.loss[best] - scan.loss[int((scan.temperatures - 1).abs().argmin())]
+    nearest = int((scan.temperatures - 1).abs().argmin())
+    difference = scan.loss[best] - scan.loss[nearest]
+    own = f"T = {shown(float(scan.temperatures[nearest]))}"
     error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
     return temperature, (
         f"The loss is least at T = {shown(temperature)} ({shown(float(means[best]), 4)} nats/token), "
-        f"{shown(float(difference.mean()))} ± {shown(2 * error)} against the temperature nearest to 1 "
+        f"{shown(float(difference.mean()))} ± {shown(2 * error)} against {own} "
         "(two standard errors over sequences)."
     )
 
@@ -156,6 +159,19 @@ def _of_sizes(of: PeakOf, found: FiniteSize | None) -> str:
         for label, power in (("height", found.height), ("width in log T", found.width), ("T_c", found.temperature))
     ]
     return f"Peaks of the {name} as the context grows: {found.verdict}: {', '.join(parts)}."
+
+
+def _of_trivial_growth(rows: Sequence[tuple[Cell, ...]]) -> str:
+    """What independent scores would gain from more keys: C with the nats of a row, log L, and χ with its factor n."""
+    parts = []
+    for of, name, size in (("heat_capacity", "C per nat of log L", math.log), ("susceptibility", "χ per key", float)):
+        known = [(int(row[1] or 0), row[4]) for row in rows if row[0] == of and isinstance(row[4], float)]
+        ends = [height / size(length) for length, height in known]
+        parts.append(f"{name} {shown(ends[0])} to {shown(ends[-1])}" if ends else f"{name} unknown")
+    return (
+        f"Height of the peaks from the shortest to the longest context: {', '.join(parts)}. Independent scores give "
+        "constants here: a height that grows no faster is no sign of a transition."
+    )
 
 
 def _by_size(scan: TemperatureScan, of: PeakOf) -> torch.Tensor:
