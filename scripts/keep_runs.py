@@ -1,6 +1,7 @@
 """Keep what is needed of finished runs, as small folders beside the tables that are made of them.
 
     python scripts/keep_runs.py outputs/screening
+    python scripts/keep_runs.py outputs/repeats --metrics validation/,attention/layer_0/heat_,attention/layer_1/heat_
 
 Copies configuration, environment, facts, and losses and times at evaluation steps into docs/results/runs/<hash>, the
 first 16 digits of the run's configuration hash. Runs that have not ended are passed over; one that is kept already is
@@ -29,17 +30,21 @@ def main() -> int:
     """Keep the runs in the folders given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folders", nargs="+")
+    parser.add_argument(
+        "--metrics", default=",".join(METRICS), help="comma-separated beginnings of names (default: %(default)s)"
+    )
+    options = parser.parse_args()
     try:
-        for folder in find_runs(parser.parse_args().folders):
+        for folder in find_runs(options.folders):
             if read_facts(folder)["status"] in ("finished", "diverged", "time_limit"):
-                keep(folder)
+                keep(folder, tuple(options.metrics.split(",")))
     except UserError as error:
         print(f"keep_runs: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def keep(folder: Path) -> None:
+def keep(folder: Path, names: tuple[str, ...] = METRICS) -> None:
     """Copy one run. Raises: UserError for one that names a machine's folders, or is too large."""
     for key, value in flatten(read_config(folder)).items():
         if isinstance(value, str) and Path(value).is_absolute():
@@ -47,7 +52,9 @@ def keep(folder: Path) -> None:
     facts, metrics = read_facts(folder), read_metrics(folder / FILE_NAME)
     evaluated = {int(step) for arm in facts["arms"] for step in metrics.select(arm=arm, name="validation/loss")[0]}
     with (folder / FILE_NAME).open(encoding="utf-8") as lines:
-        kept = "".join(line for line in lines if is_needed(json.loads(line), evaluated))
+        records = [record for line in lines if is_needed(record := json.loads(line), evaluated, names)]
+    # Without the spaces that JSON does not need: they are a tenth of the bytes.
+    kept = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
     size = len(kept) + sum((folder / name).stat().st_size for name in (CONFIG, ENVIRONMENT, RUN))
     if size > LARGEST:
         raise UserError(f"{folder}: {size} bytes to keep; valid: at most {LARGEST}, so evaluate more seldom")
@@ -58,10 +65,10 @@ def keep(folder: Path) -> None:
     (target / FILE_NAME).write_text(kept, encoding="utf-8")
 
 
-def is_needed(record: dict[str, Any], evaluated: set[int]) -> bool:
+def is_needed(record: dict[str, Any], evaluated: set[int], names: tuple[str, ...]) -> bool:
     """Whether a line of the metrics file is kept."""
     name: str = record["name"]
-    return name == "diverged" or (record["step"] in evaluated and name.startswith(METRICS))
+    return name == "diverged" or (record["step"] in evaluated and name.startswith(names))
 
 
 if __name__ == "__main__":
