@@ -131,10 +131,12 @@ def _best_temperature(scan: TemperatureScan) -> tuple[float, str]:
     difference = scan.loss[best] - scan.loss[nearest]
     own = f"T = {shown(float(scan.temperatures[nearest]))}"
     error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
+    least = f"The loss is least at T = {shown(temperature)} ({shown(float(means[best]), 4)} nats/token)"
+    if best == nearest:
+        return temperature, f"{least}: of the temperatures tried none is better than the model's own."
     return temperature, (
-        f"The loss is least at T = {shown(temperature)} ({shown(float(means[best]), 4)} nats/token), "
-        f"{shown(float(difference.mean()))} ± {shown(2 * error)} against {own} "
-        "(two standard errors over sequences)."
+        f"{least}, {shown(float(difference.mean()))} ± {shown(2 * error)} against {own} (two standard errors over "
+        "sequences)."
     )
 
 
