@@ -129,6 +129,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def differences_of(samples: Sequence[Sequence[float]], *, confidence: float = 0.95) -> list[Difference]:
     """The comparisons of one table, by one rule: Holm-adjusted p-values and the t intervals that belong to them.
 
+    What is adjusted is the exclusion of zero: no true zero is excluded anywhere in the table with probability 1 − α.
+    All intervals together hold all true means a little less often (0.90 to 0.95), as Holm's procedure leaves them.
+
     An interval excludes zero exactly where Holm's procedure rejects at 1 − confidence: the k-th smallest of m p-values
     that is rejected has an interval at 1 − α/(m − k + 1), those that are not have the level at which it stopped. With
     one sample that is the ordinary t interval.

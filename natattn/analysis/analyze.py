@@ -1,9 +1,12 @@
 """`natattn analyze`: load, measure section by section, and keep each that is done, so that it can go on from there."""
 
+import fcntl
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from natattn.analysis.progress import SectionProgress
 from natattn.analysis.run_set import load_runs
 from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS
 from natattn.analysis.sections.run_measures import RUN_MEASURES
-from natattn.analysis.sections.section import Section
+from natattn.analysis.sections.section import SECTION_KEYS, Section
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
@@ -82,16 +85,22 @@ class _Results:
         measured = settings.model_dump(mode="json", exclude=_NOT_MEASURED) | {"source": source}
         self.key = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
         self.settings = measured
-        self.sections: dict[str, dict[str, Any]] = {}
+        self.sections = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The sections on disk that were made of the same, whole with their pictures."""
         try:
-            kept = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            kept = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
             if kept["key"] == self.key:
-                self.sections = {name: s for name, s in kept["sections"].items() if self._has_pictures(s)}
+                return {name: section for name, section in kept["sections"].items() if self._is_whole(section)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # none, or one that is damaged: it is made anew
+        return {}
 
-    def _has_pictures(self, section: dict[str, Any]) -> bool:
-        return all((self.folder / FIGURES / f"{picture['name']}.png").is_file() for picture in section["pictures"])
+    def _is_whole(self, section: dict[str, Any]) -> bool:
+        return set(SECTION_KEYS) <= set(section) and all(
+            (self.folder / FIGURES / f"{picture['name']}.png").is_file() for picture in section["pictures"]
+        )
 
     def add(self, section: Section, seconds: float) -> None:
         """Write a section: pictures first, so that what the results name is there."""
@@ -101,31 +110,42 @@ class _Results:
                 for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
                     with replacing(self.folder / FIGURES / f"{picture.name}{suffix}") as temporary:
                         temporary.write_bytes(content)
-            self.sections[section.name] = section.to_json() | {"seconds": round(seconds, 1)}
-            write_json(
-                self.folder / RESULTS,
-                {
-                    "key": self.key,
-                    "subject": self.facts,
-                    "settings": self.settings,
-                    "sections": self.sections,
-                },
-            )
+            with _alone_in(self.folder):
+                # Another analysis may have added sections of its own meanwhile.
+                self.sections = self._read() | self.sections
+                self.sections[section.name] = section.to_json() | {"seconds": round(seconds, 1)}
+                write_json(
+                    self.folder / RESULTS,
+                    {"key": self.key, "subject": self.facts, "settings": self.settings, "sections": self.sections},
+                )
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written to: {error.strerror}") from error
 
     def write_page(self, title: str, names: Sequence[str]) -> Path:
         """The page of the sections that were asked for, in their order."""
-        sections = [self.sections[name] for name in names]
-        pictures = {
-            picture["name"]: (self.folder / FIGURES / f"{picture['name']}.png").read_bytes()
-            for section in sections
-            for picture in section["pictures"]
-        }
-        path = self.folder / PAGE
-        with replacing(path) as temporary:
-            temporary.write_text(render(title, self.facts, sections, pictures), encoding="utf-8")
+        sections, path = [self.sections[name] for name in names], self.folder / PAGE
+        try:
+            pictures = {
+                picture["name"]: (self.folder / FIGURES / f"{picture['name']}.png").read_bytes()
+                for section in sections
+                for picture in section["pictures"]
+            }
+            with replacing(path) as temporary:
+                temporary.write_text(render(title, self.facts, sections, pictures), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         return path
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is between these lines for the folder; the system lets go of it if this one dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _folder(settings: AnalyzeSettings, subject: Subject) -> Path:

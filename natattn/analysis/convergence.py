@@ -61,15 +61,17 @@ def convergence(metrics: Metrics, arm: str, thresholds: Sequence[float] = ()) ->
 
 @dataclass(frozen=True)
 class Lead:
-    """Where a quantity peaked in training and where the loss fell the fastest, as logarithms of the step.
+    """Where a quantity peaked in training and where the loss fell the fastest, in steps.
 
-    ``lead`` > 0: the peak came first. Both are places on the grid of evaluations, so that a lead below its spacing says
-    nothing; ``is_inside`` is false where the peak is at the first or last evaluation, which is no peak.
+    ``lead`` > 0: the peak came first. Both are places on the grid of evaluations, so that a lead below its ``spacing``
+    there (of the logarithm) says nothing; ``is_inside`` is false where the peak is at the first or last evaluation, which
+    is no peak.
     """
 
     peak_step: float
     fall_step: float
     is_inside: bool
+    spacing: float
 
     @property
     def lead(self) -> float:
@@ -94,7 +96,7 @@ def lead_of_peak(steps: ArrayLike, quantity: ArrayLike, losses: ArrayLike) -> Le
     steepest = int(slopes.argmin())
     top = int(curve.argmax())
     middle = math.exp((logs[steepest] + logs[steepest + 1]) / 2)
-    return Lead(float(grid[top]), middle, 0 < top < len(grid) - 1)
+    return Lead(float(grid[top]), middle, 0 < top < len(grid) - 1, float(logs[steepest + 1] - logs[steepest]))
 
 
 def mean_lead(leads: Sequence[Lead | None]) -> tuple[float, float, int]:

@@ -14,6 +14,10 @@ from natattn.attention.site import AttentionSite
 from natattn.fisher.approximation import jensen_shannon
 from natattn.fisher.decomposition import row_patterns
 
+CHUNK_ROWS = 128
+# Whole patterns are L × L for every head of every layer: of longer sequences only the beginning is looked at so.
+LONGEST_PATTERN = 512
+
 Patterns = dict[int, Tensor]  # by layer, float32 [sequences, H, L, L] on the CPU
 
 
@@ -53,19 +57,24 @@ def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Pa
     device = next(model.parameters()).device
     with captured(model, keep):
         for batch in torch.split(tokens.to(device), batch_size):
-            model(input_ids=batch)
+            body_of(model)(input_ids=batch)
     return {layer: torch.cat(parts) for layer, parts in sorted(found.items())}
 
 
 def row_entropies(model: Any, tokens: Tensor) -> Tensor:
-    """Entropy of every row in nats, float64 [layers, sequences, H, L] on the CPU; arguments as above."""
+    """Entropy of every row in nats, float64 [layers, sequences, H, L] on the CPU; arguments as above.
+
+    Memory: sequences · heads · CHUNK_ROWS · L numbers beside the result.
+    """
     found: dict[int, Tensor] = {}
 
     def keep(site: AttentionSite, inputs: AttentionInputs) -> None:
-        found[site.layer] = torch.special.entr(row_patterns(inputs)).sum(-1).double().cpu()
+        rows = torch.split(torch.arange(inputs.length, device=inputs.query.device), CHUNK_ROWS)
+        entropies = [torch.special.entr(row_patterns(inputs, chunk)).sum(-1) for chunk in rows]
+        found[site.layer] = torch.cat(entropies, -1).double().cpu()
 
     with captured(model, keep):
-        model(input_ids=tokens)
+        body_of(model)(input_ids=tokens)
     return torch.stack([found[layer] for layer in sorted(found)])
 
 
@@ -93,6 +102,11 @@ def pattern_divergence(first: Patterns, second: Patterns) -> Tensor:
     if first.keys() != second.keys() or any(first[layer].shape != second[layer].shape for layer in first):
         raise ValueError("the patterns are of different layers, heads or tokens")
     return torch.stack([jensen_shannon(first[layer], second[layer]).mean((0, 2)) for layer in first])
+
+
+def body_of(model: Any) -> Any:
+    """The model without its head, for those who look at attention alone: logits may be the largest tensor of all."""
+    return getattr(model, "base_model", model)
 
 
 @contextmanager

@@ -7,12 +7,12 @@ and their steps, and the best is the vertex of a parabola in log N·d through th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import fdtrc, stdtrit
 
 Floats = NDArray[np.float64]
 NEIGHBOURS = 2  # of the least loss on either side that the parabola goes through
@@ -67,6 +67,7 @@ class Law:
         intervals: 95 % t intervals of the fitted ones, None for those that are given.
         residual: root mean square of what is left of log N·d.
         aicc: Akaike's criterion for small samples; the least is best, by less than about 2 it says nothing.
+        p_value: of the F test of this law against the free powers; None for these, and where they cannot be fitted.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Law:
     scale: float
     residual: float
     aicc: float
+    p_value: float | None = None
 
 
 # Exponents of L and of H; None where they are fitted.
@@ -113,17 +115,25 @@ def laws(found: Sequence[Optimum]) -> list[Law]:
     if len(inside) < 3:
         return []
     values = np.log(np.array(inside, dtype=np.float64))
-    fitted = [_law(name, given, values) for name, given in LAWS.items()]
-    return [law for law in fitted if law is not None]
+    fitted = [law for law in (_law(name, given, values) for name, given in LAWS.items()) if law is not None]
+    free = next((law for law in fitted if None not in law.intervals), None)
+    return [law if free is None or law is free else _tested(law, free, len(inside)) for law in fitted]
 
 
 def head_differences(points: Sequence[GridPoint]) -> list[float]:
-    """Loss of the most heads minus that of the fewest at the same N·d, context, entropy and seed: is only N·d felt?"""
+    """Loss of the most heads minus that of the fewest at equal N·d, context and entropy, mean over these, by seed.
+
+    Is only N·d felt? Cells of one seed share its luck, so that seeds are what an interval is over.
+    """
     cells: dict[tuple[int, float, int, int], dict[int, float]] = {}
     for point in points:
         cell = (point.context, point.entropy, point.product, point.seed)
         cells.setdefault(cell, {})[point.heads] = point.loss
-    return [losses[max(losses)] - losses[min(losses)] for losses in cells.values() if len(losses) > 1]
+    by_seed: dict[int, list[float]] = {}
+    for (*_, seed), losses in cells.items():
+        if len(losses) > 1:
+            by_seed.setdefault(seed, []).append(losses[max(losses)] - losses[min(losses)])
+    return [sum(found) / len(found) for found in by_seed.values()]
 
 
 def _optimum(cell: tuple[int, float, int, int], curve: Mapping[int, float], bigram_loss: float) -> Optimum:
@@ -145,6 +155,14 @@ def _optimum(cell: tuple[int, float, int, int], curve: Mapping[int, float], bigr
         # A flat or lopsided valley: the grid's own best is all that can be said.
         return Optimum(*cell, float(products[least]), None, float(losses[least]))
     return Optimum(*cell, math.exp(vertex), None, float(offset - slope**2 / (4 * curvature)))
+
+
+def _tested(law: Law, free: Law, count: int) -> Law:
+    """F test of the constraints: how much more is left than by the free powers, for each that is given."""
+    given = sum(interval is None for interval in law.intervals)
+    spare = count - 3
+    ratio = (law.residual**2 - free.residual**2) / given / (free.residual**2 / spare) if free.residual else math.inf
+    return replace(law, p_value=float(fdtrc(given, spare, max(0.0, ratio))))
 
 
 def _law(name: str, given: tuple[float | None, float | None], values: Floats) -> Law | None:

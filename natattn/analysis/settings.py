@@ -53,7 +53,7 @@ class AnalyzeSettings(Settings):
     """What to look at, and how closely."""
 
     run: str | None
-    runs: str | tuple[str, ...] | None
+    runs: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)] | None
     arm: str | None
     baseline: str | None
     indifference: float = Field(ge=0)

@@ -1,6 +1,9 @@
 """What `natattn analyze` looks at: a model, from a run or pretrained, and text as its tokens."""
 
+import hashlib
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import pretrained_source
-from natattn.models.gpt2 import PretrainedInit, without_progress_bars
+from natattn.models.gpt2 import PretrainedInit, without_progress_bars, without_reports
 from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
 
@@ -70,11 +73,9 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     else:
         raise UserError("nothing to look at; give run=FOLDER, or init=pretrained init.path=FOLDER|HUB_NAME")
     model = _load_model(folder).to(device).eval()
+    vocabulary = _vocabulary(model, folder)
     layers = attention_layers(model)
-    if not layers:
-        raise UserError(f"{folder}: {type(model).__name__} has no attention layers that can be observed")
     corpus = prepare(data, tokenizer)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     if corpus.tokenizer.vocab_size > vocabulary:
         raise UserError(
             f"tokenizer: {corpus.tokenizer.vocab_size} tokens for a model that knows {vocabulary}; use the model's own"
@@ -89,9 +90,30 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     }
     words = [corpus.tokenizer.decode([int(token)]) for token in tokens[0]]
     is_causal = all(bool(layer.module.is_causal) for layer in layers)
-    return Subject(
-        name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, data, is_causal, _state_of(folder)
-    )
+    source = f"natattn {_version()}, {_state_of(folder)}, tokens {hashlib.sha256(tokens.tobytes()).hexdigest()}"
+    return Subject(name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, data, is_causal, source)
+
+
+def _vocabulary(model: Any, folder: str) -> int:
+    """How many tokens the model knows.
+
+    Raises: UserError for one that reads no tokens, has an encoder and a decoder, no attention or numbers that are none.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(f"{folder}: {name} has an encoder and a decoder; valid: models of one stack of layers")
+    try:
+        shape = model.get_input_embeddings().weight.shape
+    except (AttributeError, NotImplementedError):
+        shape = ()
+    if len(shape) != 2:
+        raise UserError(f"{folder}: {name} reads no tokens; valid: language models and encoders of text")
+    if not attention_layers(model):
+        raise UserError(f"{folder}: {name} has no attention layers that can be observed")
+    broken = [key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise UserError(f"{folder}: {len(broken)} weights are not finite, {broken[0]} among them")
+    return int(shape[0])
 
 
 def _of_run(settings: AnalyzeSettings) -> tuple[str, Any, Any, str]:
@@ -112,7 +134,7 @@ def _load_model(folder: str) -> Any:
 
     register_published()
     try:
-        with without_progress_bars():
+        with without_progress_bars(), without_reports():
             source, options = pretrained_source(folder)
             found = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             # A GGUF file does not name the class; what is converted to that format generates.
@@ -153,6 +175,13 @@ def _sequences(split: TokenSplit, count: int, context: int) -> np.ndarray:
         )
     starts = np.linspace(0, available - 1, min(count, available)).round().astype(int) * context
     return np.stack([split.tokens[start : start + context].astype(np.int64) for start in starts])
+
+
+def _version() -> str:
+    try:
+        return installed_version("natattn")
+    except PackageNotFoundError:
+        return "checkout"
 
 
 def _state_of(folder: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from natattn.analysis.patterns import captured
+from natattn.analysis.patterns import body_of, captured
 from natattn.attention.attach import attach, detach
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.modules import PARAMETERS_ATTRIBUTE, Tempered, attention_layers
@@ -77,7 +77,8 @@ def scan_temperatures(
     """Scan the self-attention layers of a transformers model.
 
     Time of a frozen scan: one forward pass, and for every temperature a few passes over each layer's L×L scores; memory
-    O(batch_size · heads · CHUNK_ROWS · L). A propagated scan runs the model once for every temperature.
+    O(batch_size · heads · CHUNK_ROWS · L), and the order parameter of every row, [T, heads, sequences, L]
+    by layer. A propagated scan runs the model once for every temperature.
 
     Args:
         tokens: int64 [sequences, length], without padding.
@@ -92,7 +93,7 @@ def scan_temperatures(
         raise ValueError("temperatures: must be positive, and at least one")
     tokens = tokens.to(next(model.parameters()).device)
     if kind == "frozen":
-        sums, _ = _observe(model, tokens, grid, batch_size, advance)
+        sums, _ = _observe(model, tokens, grid, batch_size, advance, with_loss=False)
         return _finish(kind, grid, sums, None, tokens.shape[1])
     implementation = model.config._attn_implementation
     layers = attention_layers(model, cross_attention=True)
@@ -102,7 +103,7 @@ def scan_temperatures(
         parts, losses = [], []
         for temperature in grid:
             attach(model, Tempered(float(temperature)))
-            sums, loss = _observe(model, tokens, temperature[None], batch_size, advance)
+            sums, loss = _observe(model, tokens, temperature[None], batch_size, advance, with_loss=True)
             parts.append(sums)
             losses.append(loss)
         joined = {layer: _LayerSums.joined([part[layer] for part in parts]) for layer in parts[0]}
@@ -134,7 +135,7 @@ class _LayerSums:
 
 
 def _observe(
-    model: Any, tokens: Tensor, grid: Tensor, batch_size: int, advance: Callable[[int], None] | None
+    model: Any, tokens: Tensor, grid: Tensor, batch_size: int, advance: Callable[[int], None] | None, with_loss: bool
 ) -> tuple[dict[int, _LayerSums], Tensor | None]:
     """Forward passes over all sequences, in batches; sums by layer, and each sequence's loss."""
     sums: dict[int, _LayerSums] = {}
@@ -143,10 +144,11 @@ def _observe(
     def capture(site: AttentionSite, inputs: AttentionInputs) -> None:
         _add_layer(sums.setdefault(site.layer, _LayerSums()), inputs, grid)
 
-    has_loss = _is_causal(model)
+    has_loss = with_loss and _is_causal(model)
+    forward = model if has_loss else body_of(model)
     with captured(model, capture):
         for batch in torch.split(tokens, batch_size):
-            logits = getattr(model(input_ids=batch), "logits", None)
+            logits = getattr(forward(input_ids=batch), "logits", None)
             if has_loss and logits is not None and logits.shape[:2] == batch.shape:
                 losses.append(_sequence_losses(logits, batch))
             if advance is not None:

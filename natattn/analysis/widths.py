@@ -203,7 +203,8 @@ def _by_width(peaks: Sequence[HeadPeak], kind: ScanKind, of: PeakOf) -> FiniteSi
 def _scanned(folder: Path, run: Path, arm: str, digest: str, settings: AnalyzeSettings) -> dict[str, Any]:
     """Peaks of one trained arm, from the file that an earlier sitting left or anew."""
     measured = settings.model_dump(mode="json", include={"text", "temperatures", "seed"})
-    key = hashlib.sha256(json.dumps([digest, arm, measured], sort_keys=True).encode()).hexdigest()
+    trained = [(file.name, file.stat().st_mtime_ns) for file in sorted((run / "arms" / arm / "model").glob("*"))]
+    key = hashlib.sha256(json.dumps([digest, arm, measured, trained], sort_keys=True).encode()).hexdigest()
     kept = folder / "scans" / f"{key[:20]}.json"
     try:
         content = json.loads(kept.read_text(encoding="utf-8"))
@@ -232,6 +233,9 @@ def _scanned(folder: Path, run: Path, arm: str, digest: str, settings: AnalyzeSe
             at = int(losses.argmin())
             result["best"] = [float(scan.temperatures[at]), float(losses[at])]
     result["peaks"] = peaks
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, result)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, result)
+    except OSError as error:
+        raise UserError(f"{kept}: cannot be written: {error.strerror}") from error
     return result

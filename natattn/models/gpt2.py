@@ -201,7 +201,7 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
     _check_against_pretrained(size, check_init(init), init.path, vocab_size)
     auto: Any = transformers.AutoModelForCausalLM
     try:
-        with without_progress_bars(), _without_reports():
+        with without_progress_bars(), without_reports():
             source, options = pretrained_source(init.path)
             loaded, report = auto.from_pretrained(
                 source,
@@ -233,7 +233,7 @@ def forget_quantization(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _without_reports() -> Iterator[None]:
+def without_reports() -> Iterator[None]:
     """Keep transformers' table of missing weights back: the one line that we raise says it."""
     from transformers.utils import logging
 

@@ -40,7 +40,8 @@ document.querySelectorAll("table.sortable th").forEach((heading) => heading.addE
   const table = heading.closest("table"), column = [...heading.parentNode.children].indexOf(heading);
   const down = heading.dataset.down = heading.dataset.down === "1" ? "0" : "1";
   const key = (row) => { const text = row.children[column].dataset.value ?? row.children[column].textContent;
-    const number = parseFloat(text); return Number.isNaN(number) ? text : number; };
+    const number = parseFloat(text.replace(/−/g, "-").replace(/^\\[/, ""));
+    return Number.isNaN(number) ? text : number; };
   const rows = [...table.tBodies[0].rows].sort((a, b) => { const x = key(a), y = key(b);
     const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? -1 : 1;
     return down === "1" ? order : -order; });

@@ -44,14 +44,17 @@ def bands(
         for panel, (label, lines, levels) in zip(panels, panels_data, strict=False):
             for place, line in enumerate(lines):
                 _draw_line(panel, line, place, line.x > 0 if logarithmic else line.x >= 0)
+            _fit(panel, lines)
+            low, high = panel.get_ylim()
             for name, level in levels.items():
+                if not low <= level <= high:
+                    continue  # far from what was reached: it would be a line outside the picture
                 panel.axhline(level, color="#555555", linestyle=":", linewidth=0.9)
                 panel.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), textcoords="offset points",
                                ha="right", fontsize=7, color="#555555")  # fmt: skip
             panel.set(xlabel=x_label, ylabel=label)
             if logarithmic:
                 set_logarithmic(panel, "x")
-            _fit(panel, lines)
         panels[0].legend(fontsize=7, frameon=False)
         for panel in panels[len(panels_data) :]:
             panel.set_visible(False)

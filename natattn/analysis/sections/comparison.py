@@ -37,7 +37,8 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
     if unpaired:
         findings.append(f"Not paired (other seeds, data or initial weights): {'; '.join(unpaired[:6])}.")
     findings.append(
-        "Intervals and p-values are Holm-adjusted over the rows of a table. A verdict `supported` also needs the "
+        "Intervals and p-values are Holm-adjusted over the rows of a table: what is adjusted is whether they exclude "
+        "zero. A verdict `supported` also needs the "
         "placebos, which this page does not know: it says `below` or `above` where the interval excludes zero."
     )
     return Section("comparison", "Differences", tuple(findings), tuple(tables))

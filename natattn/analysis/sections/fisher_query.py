@@ -11,6 +11,7 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import Place, query_gradients, query_rows
 from natattn.analysis.fisher_conditioning import DAMPING, PRECONDITIONERS, Conditioning, conditioning, preconditioners
 from natattn.analysis.fisher_errors import Agreement, QueryRows
+from natattn.analysis.patterns import LONGEST_PATTERN
 from natattn.analysis.sections.fisher_parts import (
     MEASURES,
     Found,
@@ -93,7 +94,7 @@ class QuerySpace:
 
 def true_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace, advance: Callable[[int], None]) -> Part:
     """F1 against the model's own Fisher; intervals by the jackknife over sequences, of means over heads."""
-    tokens = subject.tokens[:SEQUENCES]
+    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
     if not subject.is_causal or subject.model.get_output_embeddings() is None:
         return Part(("The model predicts no next token: there is no true Fisher to compare with.",))
     if len(tokens) < 3:
@@ -140,7 +141,7 @@ def jackknife(values: Tensor) -> tuple[float, float]:
 
 def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> Part:
     """F4: preconditioners from every second sequence, the Fisher from the others; of a few heads."""
-    tokens = subject.tokens[:SEQUENCES]
+    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
     count = min(CONDITIONED_HEADS, len(query.places))
     chosen = [query.places[round(place)] for place in np.linspace(0, len(query.places) - 1, count)]
     rows = query_rows(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natattn.analysis.avalanches import threshold_scan
-from natattn.analysis.patterns import attention_patterns, pattern_statistics, row_entropies
+from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns, pattern_statistics, row_entropies
 from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
 from natattn.analysis.sections.fisher import fisher_section
@@ -49,9 +49,9 @@ def heads(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Sect
             name: torch.stack([probe.statistics(layer)[name].double().cpu() for layer in layers]).numpy()
             for name in HEAD_QUANTITIES
         }
-    few = subject.tokens[:PATTERN_SEQUENCES]
+    few = subject.tokens[:PATTERN_SEQUENCES, :LONGEST_PATTERN]
     values["effective_rank"] = pattern_statistics(attention_patterns(subject.model, few)).effective_rank.numpy()
-    units = HEAD_QUANTITIES | {"effective_rank": f"of {subject.tokens.shape[1]}"}
+    units = HEAD_QUANTITIES | {"effective_rank": f"of {few.shape[1]}"}
     maps = tuple(_head_map(name, units[name], layers, values[name]) for name in values)
     sinks = int((values["sink_mass"] > 0.5).sum())
     findings = (
@@ -155,7 +155,7 @@ def spectra(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Se
 
 def patterns(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Mean patterns, their variability, and one head over its text."""
-    found = attention_patterns(subject.model, subject.tokens[:PATTERN_SEQUENCES])
+    found = attention_patterns(subject.model, subject.tokens[:PATTERN_SEQUENCES, :LONGEST_PATTERN])
     statistics = pattern_statistics(found)
     advance(len(subject.tokens))
     chosen = list(islice(_spread(statistics.mean.shape[0], statistics.mean.shape[1]), HEADS_SHOWN))

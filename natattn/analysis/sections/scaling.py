@@ -51,6 +51,13 @@ def grid_points(runs: RunSet) -> list[GridPoint]:
             )  # fmt: skip
     if not points:
         raise UserError("sections=[scaling]: no run ended with a loss")
+    cells = Counter((p.context, p.entropy, p.heads, p.product, p.seed) for p in points)
+    if repeated := [cell for cell, count in cells.items() if count > 1]:
+        context, _, heads, product, seed = repeated[0]
+        raise UserError(
+            f"sections=[scaling]: several models of context {context}, {heads} heads, N·d {product}, seed {seed}; "
+            "valid: one arm (arm=NAME) of runs that differ in sizes and data alone"
+        )
     for parameters in _parameters(points):
         if max(parameters) > SAME_PARAMETERS * min(parameters):
             raise UserError(
@@ -86,10 +93,11 @@ def scaling_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[
         )
     if differences := head_differences(points):
         centre, half = t_interval(differences)
+        interval = "" if math.isnan(half) else f" {interval_text(centre - half, centre + half)}"
         findings.append(
-            f"The most heads against the fewest at the same N·d: {shown(centre)} "
-            f"{interval_text(centre - half, centre + half)} nats/token over {len(differences)} pairs; the claim "
-            "knows their product alone."
+            f"The most heads against the fewest at the same N·d, mean over the grid: {shown(centre)}{interval} "
+            f"nats/token over {len(differences)} seed{'s' * (len(differences) > 1)}; the claim knows their product "
+            "alone."
         )
     tables = (_law_table(fitted), _optimum_table(found), _point_table(points))
     pictures = (
@@ -119,7 +127,7 @@ def _of_spread(found: Sequence[Optimum]) -> str:
 
 def _of_laws(fitted: Sequence[Law]) -> list[str]:
     by_name = {law.name: law for law in fitted}
-    free = by_name.get("free powers of L and H")
+    free, claim = by_name.get("free powers of L and H"), by_name.get("claim: √(L·H)")
     said = []
     if free is not None:
         missed = [
@@ -127,12 +135,16 @@ def _of_laws(fitted: Sequence[Law]) -> list[str]:
             for symbol, exponent, interval in zip("LH", free.exponents, free.intervals, strict=True)
             if interval is not None
         ]
-        holds = all(low <= 0.5 <= high for low, high in filter(None, free.intervals))
-        flat = all(low <= 0 <= high for low, high in filter(None, free.intervals))
-        verdict = "holds the claim's ½ and ½" if holds else "does not hold the claim's ½ and ½: it is refuted here"
-        if holds and flat:
-            verdict += ", and holds no dependence at all too: the grid does not tell"
-        said.append(f"Free powers give N·d ∝ {' · '.join(missed)}, which {verdict}.")
+        verdict = (
+            f"which the claim's ½ and ½ do not fit (joint F test, p = {shown(claim.p_value, 2)}): refuted on this grid"
+            if claim is not None and claim.p_value is not None and claim.p_value < 0.05
+            else "which the claim's ½ and ½ fit"
+        )
+        flat = by_name.get("constant")
+        if flat is not None and flat.p_value is not None:
+            said_of_none = "does not fit" if flat.p_value < 0.05 else "fits"
+            verdict += f"; no dependence at all {said_of_none} (p = {shown(flat.p_value, 2)})"
+        said.append(f"Free powers give N·d ∝ {' · '.join(missed)}, {verdict}.")
     if fitted:
         best = min(fitted, key=lambda law: law.aicc)
         ordered = ", ".join(
@@ -177,8 +189,8 @@ def _law_table(fitted: Sequence[Law]) -> Table:
             shown(exponent) + ("" if interval is None else f" {interval_text(*interval)}")
             for exponent, interval in zip(law.exponents, law.intervals, strict=True)
         ]
-        rows.append([law.name, *powers, law.scale, law.residual, law.aicc])
-    return table(("law", "power of L", "power of H", "C", "residual of log N·d", "AICc"), rows)
+        rows.append([law.name, *powers, law.scale, law.residual, law.aicc, law.p_value])
+    return table(("law", "power of L", "power of H", "C", "residual of log N·d", "AICc", "p against free powers"), rows)
 
 
 def _optimum_table(found: Sequence[Optimum]) -> Table:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+SECTION_KEYS = ("name", "title", "findings", "tables", "maps", "pictures")
 Cell = str | float | int | None
 
 
@@ -71,8 +72,8 @@ class Section:
 
 
 def shown(value: Cell, digits: int = 3) -> str:
-    """A cell as it is read: numbers to some significant digits, nothing known as a dash (JSON has it as "nan")."""
-    if value is None or value == "nan" or (isinstance(value, float) and math.isnan(value)):
+    """A cell as it is read: numbers to some significant digits, nothing known as a dash."""
+    if value is None or _is_nan(value):
         return "—"
     if isinstance(value, float):
         return f"{value:.{digits}g}".replace("-", "−").replace("inf", "∞")
@@ -89,5 +90,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
     return Table(tuple(headings), tuple(tuple(row) for row in rows))
 
 
+def _is_nan(value: Cell) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _plain(row: Iterable[Cell]) -> list[Cell]:
-    return [str(value) if isinstance(value, float) and not math.isfinite(value) else value for value in row]
+    return [None if _is_nan(value) else str(value) if value in (math.inf, -math.inf) else value for value in row]

@@ -13,7 +13,7 @@ from natattn.analysis.run_set import RunSet, Treatment
 from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
-from natattn.statistics import mean, t_interval
+from natattn.statistics import LEAST_FOR_A_CLAIM, mean, t_interval
 
 Advance = Callable[[int], None]
 Panel = tuple[str, Sequence[Line], Mapping[str, float]]
@@ -35,7 +35,8 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
     """Losses, gradient norms and differences over training, with bands over seeds and the levels of the data."""
     drawn = _best(runs.treatments)
     panels = _panels(drawn, TRAINING_CURVES)
-    panels[0] = (panels[0][0], panels[0][1], _levels(runs))
+    if panels and panels[0][0] == TRAINING_CURVES[0][0]:
+        panels[0] = (*panels[0][:2], _levels(runs))
     compared = {id(t): baseline for t, baseline in zip(runs.treatments, runs.baselines, strict=True)}
     differences = [
         difference_band(t, other, "validation/loss") for t in drawn if (other := compared[id(t)]) is not None
@@ -55,7 +56,8 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
         _as_table(panels), run_figures.bands(panels, x_label="steps", logarithmic=True),
     )  # fmt: skip
     least = min(runs.treatments, key=_final)
-    findings = (f"The least final loss has {least.label}: {shown(_final(least), 4)} nats/token.",)
+    finding = f"The least mean final loss is {shown(_final(least), 4)} nats/token, of {least.label}."
+    findings = (finding if math.isfinite(_final(least)) else "No run has a final loss.",)
     return Section("curves", "Loss", findings, (table(headings, rows),), (), (picture,))
 
 
@@ -180,12 +182,14 @@ def _lead_row(treatment: Treatment, where: str, leads: Sequence[Lead | None]) ->
 
 def _of_lead(treatment: Treatment, leads: Sequence[Lead | None]) -> str:
     centre, half, count = mean_lead(leads)
-    if count < 2:
+    if count < LEAST_FOR_A_CLAIM:
         return f"{treatment.label}: the heat capacity peaks inside the run with {count} of {len(leads)} seeds."
-    said = "first the peak, then the fall" if centre - half > 0 else (
-        "first the fall, then the peak" if centre + half < 0 else "neither is surely first"
-    )  # fmt: skip
+    spacing = mean([lead.spacing for lead in leads if lead is not None and lead.is_inside])
+    said = "neither is surely first"
+    if abs(centre) > max(half, spacing):
+        said = "first the peak, then the fall" if centre > 0 else "first the fall, then the peak"
     return (
         f"{treatment.label}: the heat capacity (mean of layers) leads the loss's fastest fall by {shown(centre)} "
-        f"{interval_text(centre - half, centre + half)} log steps, {count} of {len(leads)} seeds with a peak: {said}."
+        f"{interval_text(centre - half, centre + half)} log steps, {count} of {len(leads)} seeds with a peak, evaluations "
+        f"{shown(spacing, 2)} apart there: {said}."
     )
