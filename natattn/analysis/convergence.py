@@ -64,8 +64,8 @@ class Lead:
     """Where a quantity peaked in training and where the loss fell the fastest, in steps.
 
     ``lead`` > 0: the peak came first. Both are places on the grid of evaluations, so that a lead below its ``spacing``
-    there (of the logarithm) says nothing; ``is_inside`` is false where the peak is at the first or last evaluation, which
-    is no peak.
+    there (of the logarithm) says nothing; ``is_inside`` is false where the peak is at the first or last evaluation,
+    which is no peak.
     """
 
     peak_step: float

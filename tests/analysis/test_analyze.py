@@ -4,8 +4,19 @@ import json
 import re
 
 import pytest
-from transformers import BertConfig, BertModel
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
+)
 
+import natattn
 from natattn.analysis.pictures.page import render
 from natattn.analysis.sections.section import HeadMap, Section, table
 from natattn.analysis.settings import ModelSection, RunsSection
@@ -154,3 +165,88 @@ def test_what_is_no_number_and_what_is_markup_survives_the_page():
     assert "<b>" not in page
     assert "a &lt; b" in page
     assert "&lt;script&gt;" in page
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    return folder
+
+
+def t5(folder):
+    config = T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return saved(T5ForConditionalGeneration(config), folder)
+
+
+def vision(folder):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return saved(ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes)), folder)
+
+
+def broken(folder):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    torch.nn.init.constant_(model.transformer.h[0].attn.c_attn.weight, float("nan"))
+    return saved(model, folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(t5, "has an encoder and a decoder"), (vision, "reads no tokens"), (broken, "weights are not finite")],
+)
+def test_models_that_cannot_be_looked_at_are_one_line(make, said, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    arguments = [f"init.path={make(tmp_path / 'model')}", "data=text", f"data.train={text}", "tokenizer=byte"]
+    capsys.readouterr()
+    assert main(["analyze", "init=pretrained", *arguments, *FAST, f"output={tmp_path}/page"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.strip().count("\n") == 0
+    assert not (tmp_path / "page").exists()
+
+
+def test_another_text_in_the_same_file_is_measured_again(run, tmp_path):
+    text, found = tmp_path / "text.txt", []
+    model = run / "arms" / "natural" / "model"
+    arguments = ["init=pretrained", f"init.path={model}", "tokenizer=pretrained", "data=text", f"data.train={text}"]
+    for words in ("the quick brown fox jumps over the lazy dog\n", "pack my box with five dozen liquor jugs\n"):
+        text.write_text(words * 400)
+        assert main(["analyze", *arguments, *FAST, f"output={tmp_path}/page", "sections=[heads]"]) == 0
+        found.append(json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]["heads"]["maps"])
+    assert found[0] != found[1]
+
+
+def test_two_analyses_of_one_folder_keep_each_others_sections(run, tmp_path, monkeypatch):
+    from natattn.analysis.sections import measures
+
+    arguments = ["analyze", f"run={run}", *FAST, f"output={tmp_path}/page"]
+
+    def meanwhile(*given):
+        monkeypatch.undo()
+        assert main([*arguments, "sections=[theorems]"]) == 0
+        return measures.MEASURES["heads"](*given)
+
+    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", {**measures.MEASURES, "heads": meanwhile})
+    assert main([*arguments, "sections=[heads]"]) == 0
+    assert set(json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]) == {"heads", "theorems"}
+
+
+def test_a_page_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "page" / "analysis.html").mkdir(parents=True)
+    assert main(["analyze", f"run={run}", *FAST, f"output={tmp_path}/page", "sections=[theorems]"]) == 2
+    assert "analysis.html: cannot be written" in capsys.readouterr().err
+
+
+def test_entropies_by_chunks_of_rows_are_those_of_whole_patterns(monkeypatch):
+    from natattn.analysis import patterns
+    from natattn.analysis.patterns import body_of, row_entropies
+
+    config = GPT2Config(vocab_size=300, n_positions=600, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    assert body_of(model) is model.transformer
+    model.set_attn_implementation("eager")
+    tokens = torch.randint(300, (2, 40))
+    expected = torch.special.entr(model(tokens, output_attentions=True).attentions[0].double()).sum(-1)
+    natattn.attention.register()
+    model.set_attn_implementation("natural")
+    monkeypatch.setattr(patterns, "CHUNK_ROWS", 7)  # several, the last one shorter
+    torch.testing.assert_close(row_entropies(model, tokens)[0], expected, atol=1e-5, rtol=1e-5)

@@ -147,6 +147,20 @@ def test_models_of_several_widths(tiny, tmp_path):
     assert [scan.stat().st_mtime_ns for scan in scans] == times  # read, not made again
 
 
+def test_two_arms_over_several_contexts_are_no_grid_but_no_error(make_run, tmp_path, capsys):
+    for context in (16, 32, 64):
+        for width in (8, 16, 32, 64):
+            make_run(
+                f"study/{context}_{width}", steps=4, evaluations=1,
+                config={"size": {"context": context, "n_head": 2, "n_embd": width}},
+            )  # fmt: skip
+    assert main(["analyze", f"runs={tmp_path}/study", f"output={tmp_path}/page"]) == 0
+    assert list(sections(tmp_path / "page")) == ["curves", "comparison"]
+    capsys.readouterr()
+    assert main(["analyze", f"runs={tmp_path}/study", f"output={tmp_path}/other", "sections=[scaling]"]) == 2
+    assert "several models of context 16, 2 heads, N·d 8, seed 0" in capsys.readouterr().err
+
+
 WRONG = {
     "no such folder": (["runs=missing"], "missing"),
     "no such arm": (["runs={runs}", "arm=other"], "arm=other: no run has it; valid: natural, standard"),

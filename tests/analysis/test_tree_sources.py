@@ -150,7 +150,7 @@ def grammar_run(tiny, tmp_path_factory):
 
 
 def analysed(*arguments):
-    composed = compose(quote_paths([*arguments, "text.sequences=4", "device=cpu"]), "analyze")
+    composed = compose(quote_paths([*arguments, "text.sequences=8", "device=cpu"]), "analyze")
     settings = validated(plain_values(composed), AnalyzeSettings)
     subject = load_subject(settings, torch.device("cpu"))
     done = []
@@ -160,12 +160,12 @@ def analysed(*arguments):
 def test_the_section_of_a_grammars_model(grammar_run):
     subject, section, done = analysed(f"run={grammar_run}")
     assert isinstance(subject.data, GrammarSettings)
-    assert done == 4
+    assert done == 8
     levels, by_layer = section.tables
     assert [row[:2] for row in levels.rows] == [
         ("grammar", name) for name in ("sentence", "depth 1", "depth 2", "depth 3")
     ]
-    assert all(row[2] >= 3 for row in levels.rows)
+    assert all(row[2] >= 5 for row in levels.rows)
     assert [row[0] for row in by_layer.rows] == [0, 1]
     assert [found.name for found in section.maps] == [f"excess in grammar {row[1]}" for row in levels.rows]
     # Table by level, table by layer and map are means of the same numbers.
@@ -180,7 +180,7 @@ def test_the_section_of_a_grammars_model(grammar_run):
 def test_the_section_of_another_model(tiny, tmp_path):
     assert main(["train", *tiny, "size.context=96", f"hydra.run.dir={tmp_path}/run"]) == 0
     _, section, done = analysed(f"run={tmp_path}/run")
-    assert done == 8
+    assert done == 16
     assert {row[0] for row in section.tables[0].rows} == {"python", "html"}
     assert any("python statement" in finding for finding in section.findings)
     assert any("html depth 1" in finding for finding in section.findings)

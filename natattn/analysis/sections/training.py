@@ -190,6 +190,6 @@ def _of_lead(treatment: Treatment, leads: Sequence[Lead | None]) -> str:
         said = "first the peak, then the fall" if centre > 0 else "first the fall, then the peak"
     return (
         f"{treatment.label}: the heat capacity (mean of layers) leads the loss's fastest fall by {shown(centre)} "
-        f"{interval_text(centre - half, centre + half)} log steps, {count} of {len(leads)} seeds with a peak, evaluations "
-        f"{shown(spacing, 2)} apart there: {said}."
+        f"{interval_text(centre - half, centre + half)} log steps, {count} of {len(leads)} seeds with a peak, "
+        f"evaluations {shown(spacing, 2)} apart there: {said}."
     )
