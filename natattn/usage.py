@@ -38,9 +38,10 @@ usage: natattn analyze run=FOLDER [arm=NAME] [key=value ...]
        natattn analyze init=pretrained init.path=FOLDER|FILE.gguf|HUB_NAME [data=text data.train=FILE] [key=value ...]
        natattn analyze runs=FOLDERS [baseline=NAME] [key=value ...]
 
-Studies the attention of a trained arm, of any transformers model that dispatches attention by name, or what several
-runs say together, and writes analysis.html (a page that opens offline), analysis.json and figures/ with a CSV file
-beside each picture. Sections that are there already are kept; an interrupted analysis goes on when it is started again.
+Studies the attention of a trained arm, of any transformers decoder or encoder that dispatches attention by name, or
+what several runs say together, and writes analysis.html (a page that opens offline), analysis.json and figures/ with a
+CSV file beside each picture. Sections that are there already are kept; an interrupted analysis goes on when it is
+started again.
 
 sections of one model (sections=[heads,frozen] for some of them):
   heads        entropy, support, distance, sink, heat capacity, spread of energies and pattern rank of every head
