@@ -135,10 +135,12 @@ def analyze(arguments: list[str]) -> int:
         print(ANALYZE_HELP + "".join(f"  {line}".rstrip() + "\n" for line in text.splitlines()), end="")
         return 0
     from natattn.analysis.analyze import analyze as analyze_subject
+    from natattn.analysis.analyze import print_summary
     from natattn.analysis.settings import AnalyzeSettings
 
     composed = config.compose(config.quote_paths(arguments), "analyze")
-    page = analyze_subject(config.validated(config.plain_values(composed), AnalyzeSettings))
+    page, sections = analyze_subject(config.validated(config.plain_values(composed), AnalyzeSettings))
+    print_summary(sections, stream=sys.stdout)
     print(f"analysis: {page}")
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from natattn.analysis.pictures.page import render
 from natattn.analysis.progress import SectionProgress
@@ -27,12 +27,13 @@ from natattn.training.devices import chosen_device
 RESULTS = "analysis.json"
 PAGE = "analysis.html"
 FIGURES = "figures"
+WIDTH_WITHOUT_TERMINAL = 120
 # Keys that change neither what is measured nor how.
 _NOT_MEASURED = {"sections", "output", "processes", "device"}
 
 
-def analyze(settings: AnalyzeSettings) -> Path:
-    """Measure what the settings ask for, and return the page.
+def analyze(settings: AnalyzeSettings) -> tuple[Path, list[dict[str, Any]]]:
+    """Measure what the settings ask for, and return the page and its sections (as ``Section.to_json`` gives them).
 
     The folder holds analysis.json (settings, findings, tables), figures/ (PNG, and CSV with the numbers of each) and
     analysis.html. Sections that are there already, of the same subject and settings, are not made again.
@@ -63,7 +64,20 @@ def analyze(settings: AnalyzeSettings) -> Path:
             section = measures[name](progress.begin(name))
             results.add(section, time.perf_counter() - started)
             progress.end(name)
-    return results.write_page(title, names)
+    return results.write_page(title, names), [results.sections[name] for name in names]
+
+
+def print_summary(sections: Sequence[dict[str, Any]], *, stream: TextIO) -> None:
+    """A table of what each section found first; the page has the rest."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("section", "first finding", "of", show_lines=True)
+    for section in sections:
+        findings = section["findings"]
+        table.add_row(section["title"], findings[0] if findings else "", str(len(findings)))
+    width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+    Console(file=stream, width=width, markup=False, highlight=False).print(table)
 
 
 def _check(settings: AnalyzeSettings) -> None:

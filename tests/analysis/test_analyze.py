@@ -42,7 +42,9 @@ def names() -> list[str]:
 def test_a_page_with_everything(run, capsys):
     assert main(["analyze", f"run={run}", *FAST]) == 0
     folder = run / "analysis_natural"
-    assert f"analysis: {folder / 'analysis.html'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"analysis: {folder / 'analysis.html'}" in printed
+    assert all(word in printed for word in ("first finding", "Heads", "Theorems", "10 of 15 statements"))
     results = json.loads((folder / "analysis.json").read_text())
     assert list(results["sections"]) == names()
     page = (folder / "analysis.html").read_text()
