@@ -137,6 +137,7 @@ def test_models_of_several_widths(tiny, tmp_path):
     assert main(arguments) == 0
     page = sections(tmp_path / "page")
     assert list(page) == ["curves", "comparison", "training", "widths"]
+    assert {row[0] for row in page["training"]["tables"][0]["rows"]} == {f"size.n_embd={w}" for w in (8, 16, 32)}
     scanned = [json.loads(scan.read_text()) for scan in (tmp_path / "page" / "scans").glob("*.json")]
     assert sum(len(scan["peaks"]) for scan in scanned) == 3 * 2 * 2 * 2 * 2  # models, scans, observables, layers, heads
     scans = sorted((tmp_path / "page" / "scans").glob("*.json"))
@@ -159,6 +160,16 @@ def test_two_arms_over_several_contexts_are_no_grid_but_no_error(make_run, tmp_p
     capsys.readouterr()
     assert main(["analyze", f"runs={tmp_path}/study", f"output={tmp_path}/other", "sections=[scaling]"]) == 2
     assert "several models of context 16, 2 heads, N·d 8, seed 0" in capsys.readouterr().err
+
+
+def test_runs_whose_attention_was_not_kept_are_left_out_of_its_section(tiny, make_run, tmp_path):
+    """The better run has no attention in its metrics: it must not take the place of the one that has."""
+    assert main(["train", *tiny, "reference=none", f"hydra.run.dir={tmp_path}/study/observed"]) == 0
+    make_run("study/kept", arms=("natural",), advantage=5.0)
+    assert main(["analyze", f"runs={tmp_path}/study", f"output={tmp_path}/page"]) == 0
+    training = sections(tmp_path / "page")["training"]
+    assert len({row[0] for row in training["tables"][0]["rows"]}) == 1
+    assert training["pictures"]
 
 
 WRONG = {

@@ -31,7 +31,9 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
         tables.append(_comparison_table(name, unit, compared, found, complete, settings.indifference))
         if name == "final loss":
             findings += [
-                _of_difference(t, other, difference) for (t, other), difference in zip(compared, found, strict=True)
+                _of_difference(t, other, difference)
+                for (t, other), difference in zip(compared, found, strict=True)
+                if difference.count
             ]
     unpaired = [t.label for t, other in compared if not pairs(t, other)]
     if unpaired:

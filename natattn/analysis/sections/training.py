@@ -50,31 +50,33 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
     headings = ("runs", "seeds", "final loss", "mean loss over steps", "slope at the end, per 100 steps",
                 "steps to ¼, ½, ¾ of the fall", "gradient norm", "its largest")  # fmt: skip
     few = "" if len(drawn) == len(runs.treatments) else f" The {len(drawn)} of {len(runs.treatments)} with least loss."
-    picture = Picture(
-        "curves",
-        "Means over seeds with 95 % t bands; the difference is paired by seed, data and initial weights." + few,
-        _as_table(panels), run_figures.bands(panels, x_label="steps", logarithmic=True),
-    )  # fmt: skip
+    caption = "Means over seeds with 95 % t bands; the difference is paired by seed, data and initial weights." + few
+    drawing = run_figures.bands(panels, x_label="steps", logarithmic=True) if panels else None
+    pictures = () if drawing is None else (Picture("curves", caption, _as_table(panels), drawing),)
     least = min(runs.treatments, key=_final)
     finding = f"The least mean final loss is {shown(_final(least), 4)} nats/token, of {least.label}."
     findings = (finding if math.isfinite(_final(least)) else "No run has a final loss.",)
-    return Section("curves", "Loss", findings, (table(headings, rows),), (), (picture,))
+    return Section("curves", "Loss", findings, (table(headings, rows),), (), pictures)
 
 
 def were_observed(runs: RunSet) -> bool:
     """Attention was logged at evaluations; runs that are kept small have lost it."""
-    return any(layers_of(run) for treatment in runs.treatments for run, _ in treatment.runs)
+    return bool(_observed(runs))
+
+
+def _observed(runs: RunSet) -> list[Treatment]:
+    return [treatment for treatment in runs.treatments if all(layers_of(run) for run, _ in treatment.runs)]
 
 
 def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Attention on the probe batch over training; and does the heat capacity peak before the loss falls (K4)?"""
-    if not were_observed(runs):
+    observed = _observed(runs)
+    panels = _panels(_best(observed), ATTENTION_CURVES)
+    if not panels:
         raise UserError("sections=[training]: the runs have no attention in their metrics")
-    drawn = _best(runs.treatments)
-    panels = _panels(drawn, ATTENTION_CURVES)
     rows: list[list[Cell]] = []
     findings = []
-    for treatment in runs.treatments:
+    for treatment in observed:
         leads = _leads(treatment)
         for where, of_seeds in leads.items():
             rows.append(_lead_row(treatment, where, of_seeds))
