@@ -67,7 +67,7 @@ def load_runs(settings: AnalyzeSettings) -> RunSet:
     Raises: UserError where there are none that ended, or ``arm`` or ``baseline`` is not among them.
     """
     assert settings.runs is not None
-    arm, patterns = settings.arm, [settings.runs] if isinstance(settings.runs, str) else list(settings.runs)
+    arm, patterns = settings.arm, settings.runs
     folders = find_runs(patterns)
     groups, left_out = group_runs(summarise_run(folder) for folder in folders)
     if not groups:

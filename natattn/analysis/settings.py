@@ -1,8 +1,8 @@
 """The schema of `natattn analyze`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from natattn.data.corpora import DataSettings
 from natattn.data.tokenizers import TokenizerSettings
@@ -16,6 +16,13 @@ ModelSection = Literal[
     "theorems",
 ]  # fmt: skip
 RunsSection = Literal["curves", "comparison", "training", "widths", "scaling"]
+SectionName = Literal[ModelSection, RunsSection]
+NotEmpty = Annotated[str, Field(min_length=1)]
+
+
+def _several(value: Any) -> Any:
+    """One name stands for a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 class TextSample(Settings):
@@ -53,7 +60,7 @@ class AnalyzeSettings(Settings):
     """What to look at, and how closely."""
 
     run: str | None
-    runs: Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)] | None
+    runs: Annotated[tuple[NotEmpty, ...], Field(min_length=1), BeforeValidator(_several)] | None
     arm: str | None
     baseline: str | None
     indifference: float = Field(ge=0)
@@ -64,7 +71,7 @@ class AnalyzeSettings(Settings):
     seed: int = Field(ge=0, le=2**63 - 1)
     device: DeviceName
     output: str | None
-    sections: Annotated[tuple[ModelSection | RunsSection, ...], Field(min_length=1)] | None
+    sections: Annotated[tuple[SectionName, ...], Field(min_length=1), BeforeValidator(_several)] | None
     text: TextSample
     temperatures: TemperatureGrid
     replicas: int = Field(ge=0, le=10_000)

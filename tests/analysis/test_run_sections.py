@@ -174,6 +174,9 @@ def test_runs_whose_attention_was_not_kept_are_left_out_of_its_section(tiny, mak
 
 WRONG = {
     "no such folder": (["runs=missing"], "missing"),
+    "empty": (["runs="], "runs.0=: valid: have at least 1 character"),
+    "none": (["runs=[]"], "runs"),
+    "no such section": (["runs={runs}", "sections=curve"], "sections.0=curve: valid: 'heads', "),
     "no such arm": (["runs={runs}", "arm=other"], "arm=other: no run has it; valid: natural, standard"),
     "no such baseline": (["runs={runs}", "baseline=muon"], "baseline=muon: is part of no label"),
     "of one model": (["runs={runs}", "sections=[heads]"], "sections: heads is of one model"),
