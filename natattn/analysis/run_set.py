@@ -8,6 +8,7 @@ from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
+from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.training.run_folder import flatten
 
 MOST_NAMED = 4
@@ -88,7 +89,9 @@ def load_runs(settings: AnalyzeSettings) -> RunSet:
     }
     if left_out:
         facts["left out"] = f"{len(left_out)}: {'; '.join(left_out[:MOST_NAMED])}"
-    source = ", ".join(sorted(f"{run.config_hash} {run.status}" for run in runs))
+    # A run that was made again has the same configuration, but not the same file.
+    written = {run.folder: (run.folder / METRICS_FILE).stat().st_mtime_ns for run in runs}
+    source = ", ".join(sorted(f"{run.config_hash} {run.status} {written[run.folder]}" for run in runs))
     folder = Path(settings.output) if settings.output is not None else Path("outputs") / f"analysis_{_safe(name)}"
     return RunSet(
         name=name, facts=facts, source=source, folder=folder, treatments=treatments,

@@ -183,4 +183,5 @@ def test_the_section_of_another_model(tiny, tmp_path):
     assert done == 16
     assert {row[0] for row in section.tables[0].rows} == {"python", "html"}
     assert any("python statement" in finding for finding in section.findings)
+    assert any("know distance alone, exp(−d/8) and exp(−d/32)" in finding for finding in section.findings)
     assert any("html depth 1" in finding for finding in section.findings)

@@ -34,6 +34,14 @@ def drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     return picture.getvalue()
 
 
+def panel_grid(figure: Any, count: int, columns: int) -> "list[Axes]":
+    """As many panels as there are things to draw, row by row; the places that are left in the last row stay empty."""
+    panels = list(figure.subplots(-(-count // columns), columns, squeeze=False).flatten())
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return panels[:count]
+
+
 def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) -> bytes:
     """Heads by layers, one panel for each statistic, with the number in every cell.
 
@@ -44,7 +52,7 @@ def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) ->
     rows = -(-len(maps) // columns)
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        panels = panel_grid(figure, len(maps), columns)
         for panel, (title, unit, values) in zip(panels, maps, strict=False):
             image = panel.imshow(values, cmap=SEQUENTIAL, aspect="auto")
             name = title.replace("_", " ")
@@ -55,8 +63,6 @@ def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) ->
             if values.size <= 150 and values.shape[1] <= MOST_WRITTEN:
                 _write_cells(panel, values)
             figure.colorbar(image, ax=panel)
-        for panel in panels[len(maps) :]:
-            panel.set_visible(False)
 
     return drawn(draw, (4.2 * columns, 0.8 + 2.6 * rows))
 
@@ -86,7 +92,7 @@ def curves(
     rows = -(-len(panels_data) // columns)
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        panels = panel_grid(figure, len(panels_data), columns)
         for panel, (label, values) in zip(panels, panels_data, strict=False):
             for place, curve in enumerate(values.T):
                 panel.plot(
@@ -101,8 +107,6 @@ def curves(
             if logarithmic:
                 set_logarithmic(panel, "x")
         panels[0].legend(fontsize=7, frameon=False)
-        for panel in panels[len(panels_data) :]:
-            panel.set_visible(False)
 
     return drawn(draw, (3.6 * columns, 0.4 + 2.6 * rows))
 
@@ -157,7 +161,7 @@ def pattern_grid(patterns: Floats, titles: Sequence[str], words: Sequence[str] |
     size = 2.4 if words is None else 5.2
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        panels = panel_grid(figure, len(patterns), columns)
         for panel, pattern, title in zip(panels, patterns, titles, strict=False):
             # The square root shows weights of a hundredth beside those of one.
             panel.imshow(np.sqrt(pattern), cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest")
@@ -168,7 +172,5 @@ def pattern_grid(patterns: Floats, titles: Sequence[str], words: Sequence[str] |
             else:
                 panel.set_xticks(range(len(words)), words, rotation=90, fontsize=5)
                 panel.set_yticks(range(len(words)), words, fontsize=5)
-        for panel in panels[len(patterns) :]:
-            panel.set_visible(False)
 
     return drawn(draw, (size * columns, size * rows + 0.3))

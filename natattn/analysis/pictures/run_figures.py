@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn, set_logarithmic
+from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn, panel_grid, set_logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def bands(
     rows = -(-len(panels_data) // columns)
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        panels = panel_grid(figure, len(panels_data), columns)
         for panel, (label, lines, levels) in zip(panels, panels_data, strict=False):
             for place, line in enumerate(lines):
                 _draw_line(panel, line, place, line.x > 0 if logarithmic else line.x >= 0)
@@ -56,8 +56,6 @@ def bands(
             if logarithmic:
                 set_logarithmic(panel, "x")
         panels[0].legend(fontsize=7, frameon=False)
-        for panel in panels[len(panels_data) :]:
-            panel.set_visible(False)
 
     return drawn(draw, (5.0 * columns, 0.4 + 3.0 * rows))
 
@@ -109,7 +107,7 @@ def powers(
     rows = -(-len(panels_data) // columns)
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        panels = panel_grid(figure, len(panels_data), columns)
         for panel, (label, groups) in zip(panels, panels_data, strict=False):
             for place, points in enumerate(groups):
                 colour = COLOURS[place % len(COLOURS)]
@@ -123,8 +121,6 @@ def powers(
             _show_sizes(panel, groups)
             if len(groups) > 1:
                 panel.legend(fontsize=7, frameon=False)
-        for panel in panels[len(panels_data) :]:
-            panel.set_visible(False)
 
     return drawn(draw, (4.8 * columns, 0.4 + 3.0 * rows))
 

@@ -22,8 +22,7 @@ _HEADINGS = (
     "tree", "level", "sources", "within", "excess", "95 % interval", "modularity excess", "strongest head",
     "its excess", "interval, head chosen on the same sources",
 )  # fmt: skip
-# By simulation, of patterns that know distance alone, at 256 tokens; the cause is that blocks of a text are no sample.
-FLOOR = "Patterns that know distance alone reach an excess of up to 0.006 at 256 tokens: less than that says nothing."
+DECAYS = (8.0, 32.0)  # tokens, of patterns that know distance alone
 _CAPTION = (
     "Share of attention inside a token's own block of the tree, minus the same with the blocks moved: 0 for a head "
     "that only looks near by, below 0 for one that looks at what is between blocks. Attention to the first token, "
@@ -72,6 +71,7 @@ class _Found:
     layers: list[int] = field(default_factory=list)
     affinities: dict[tuple[Tree, str], list[BlockAffinity]] = field(default_factory=dict)
     distances: list[Tensor] = field(default_factory=list)
+    floors: dict[tuple[Tree, str], list[Tensor]] = field(default_factory=dict)  # excess of ``DECAYS``, by source
 
     def levels(self) -> list[_Level]:
         """Those with sources enough to tell anything."""
@@ -98,7 +98,7 @@ def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Call
         )
     findings += _coarsening_findings(levels, found)
     if levels:
-        findings.append(FLOOR)
+        findings.append(_floor_finding(found))
     result = table(_HEADINGS, [_level_row(level) for level in levels])
     maps = tuple(_level_map(level) for level in levels)
     pictures: tuple[Picture, ...] = ()
@@ -129,13 +129,42 @@ def _measured(subject: Subject, settings: AnalyzeSettings, advance: Callable[[in
         stacked = torch.cat([pattern[0] for pattern in patterns.values()])
         # Heads with nothing to say rest on the first token, whatever block it is in.
         stacked[:, :, 0] = 0
+        by_distance = _of_distance_alone(stacked.shape[-1], subject.is_causal)
         for name, labels in text.levels.items():
             affinity = block_affinity(stacked, labels, seed=settings.seed)
             found.affinities.setdefault((text.tree, name), [])
             if affinity is not None:
                 found.affinities[text.tree, name].append(affinity)
+                floor = block_affinity(by_distance, labels, seed=settings.seed)
+                assert floor is not None  # the same labels
+                found.floors.setdefault((text.tree, name), []).append(floor.excess)
         advance(1)
     return found
+
+
+def _of_distance_alone(length: int, is_causal: bool) -> Tensor:
+    """softmax(−|query − key|/ℓ) for every ℓ of ``DECAYS``, [decays, L, L], without the first token as a key."""
+    positions = torch.arange(length)
+    distance = (positions[:, None] - positions).abs().float()
+    scores = torch.stack([-distance / decay for decay in DECAYS])
+    if is_causal:
+        scores = scores.masked_fill(positions[:, None] < positions, -torch.inf)
+    patterns = scores.softmax(-1)
+    patterns[:, :, 0] = 0
+    return patterns
+
+
+def _floor_finding(found: _Found) -> str:
+    """What patterns that know no tree have at the same levels of the same texts: blocks of a text are no sample."""
+    kept = [of_sources for of_sources in found.floors.values() if len(of_sources) >= FEWEST_SOURCES]
+    excess = torch.stack([torch.stack(of_sources).mean(0) for of_sources in kept])
+    ]
+    excess = torch.stack(known)
+    decays = " and ".join(f"exp(−d/{decay:g})" for decay in DECAYS)
+    return (
+        f"Patterns that know distance alone, {decays}, have an excess of {shown(float(excess.min()))} to "
+        f"{shown(float(excess.max()))} at these levels of the same texts: what lies within that says nothing of trees."
+    )
 
 
 def _mean_distances(patterns: dict[int, Tensor]) -> Tensor:
