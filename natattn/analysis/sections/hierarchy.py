@@ -158,8 +158,6 @@ def _floor_finding(found: _Found) -> str:
     """What patterns that know no tree have at the same levels of the same texts: blocks of a text are no sample."""
     kept = [of_sources for of_sources in found.floors.values() if len(of_sources) >= FEWEST_SOURCES]
     excess = torch.stack([torch.stack(of_sources).mean(0) for of_sources in kept])
-    ]
-    excess = torch.stack(known)
     decays = " and ".join(f"exp(−d/{decay:g})" for decay in DECAYS)
     return (
         f"Patterns that know distance alone, {decays}, have an excess of {shown(float(excess.min()))} to "
