@@ -149,7 +149,7 @@ def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
                 key = override.key_or_group
                 if (
                     not _group_of(override)
-                    and not override.is_add()
+                    and not (override.is_add() or override.is_force_add())
                     and key not in known
                     and not key.startswith("hydra")
                 ):

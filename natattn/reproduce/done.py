@@ -1,0 +1,80 @@
+"""The runs that are done: trained by a study, by hand, or published; found by what they computed."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+
+from natattn.analysis.runs import RunSummary, find_runs, read_facts, summarise_run
+from natattn.errors import UserError
+from natattn.reproduce.jobs import job_key
+from natattn.tracking.metrics_file import FILE_NAME, read_metrics
+from natattn.training.run_folder import CONFIG
+
+# A run that its time limit stopped has not done what was asked.
+ENDED = ("finished", "diverged")
+
+
+class DoneRuns:
+    """Finished runs by job key.
+
+    Args:
+        folders: where to look, the first first; one that does not exist holds none.
+    """
+
+    def __init__(self, folders: Iterable[Path | str]) -> None:
+        self._folders: dict[str, list[Path]] = defaultdict(list)
+        self._summaries: dict[Path, RunSummary] = {}
+        for folder in folders:
+            for run in _runs_in(folder):
+                self.add(run)
+
+    def add(self, run: Path) -> bool:
+        """Take in a run, if it has ended and can be read."""
+        key = key_of(run)
+        if key is not None and run not in self._folders[key]:
+            self._folders[key].append(run)
+        return key is not None
+
+    def find(self, key: str, metrics: Sequence[str] = (), *, with_model: bool = False) -> RunSummary | None:
+        """The first run of that key that has the metrics, given as patterns, and its trained model where wanted."""
+        for folder in self._folders.get(key, ()):
+            if with_model and not any(folder.glob("arms/*/model/*.safetensors")):
+                continue
+            if metrics and not _has(folder, metrics):
+                continue
+            if folder not in self._summaries:
+                self._summaries[folder] = summarise_run(folder)
+            if self._summaries[folder].problem is None:
+                return self._summaries[folder]
+        return None
+
+
+def key_of(run: Path) -> str | None:
+    """The job key of a run folder; None where it has not ended or cannot be read."""
+    try:
+        facts = read_facts(run)
+        if facts["status"] not in ENDED:
+            return None
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        composed = yaml.load((run / CONFIG).read_text(encoding="utf-8"), loader)
+        return job_key(composed, facts["data"]["fingerprint"])
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def _runs_in(folder: Path | str) -> list[Path]:
+    try:
+        return find_runs([folder])
+    except UserError:
+        return []
+
+
+def _has(folder: Path, patterns: Sequence[str]) -> bool:
+    try:
+        names = read_metrics(folder / FILE_NAME).names()
+    except UserError:
+        return False
+    return all(any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)

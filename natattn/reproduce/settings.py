@@ -1,0 +1,210 @@
+"""The schema of `natattn reproduce` and of a study's file: what is trained, compared, analysed and claimed.
+
+A study's file leaves out what it does not use, so that its fields have defaults, unlike those of a training run.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from natattn.settings import Name, Settings
+
+BudgetName = Literal["smoke", "cpu", "gpu"]
+Overrides = tuple[str, ...]
+Metric = Literal["final_loss", "test_loss", "mean_loss", "steps_to_target", "pattern_divergence", "step_time"]
+
+
+class Excerpt(Settings):
+    """The beginning of a text that the user gives, so that everyone's is the same."""
+
+    of: str
+    lines: Annotated[int, Field(ge=1)] | None = None
+    bytes: Annotated[int, Field(ge=1)] | None = None
+
+
+class Repeats(Settings):
+    """Lines of random characters, each written twice: text whose loss stands still and then drops."""
+
+    lines: int = Field(ge=1)
+    length: int = Field(ge=1, le=1000)
+    seed: int = Field(ge=0)
+
+
+class CorpusSettings(Settings):
+    """One data set of a study.
+
+    Attributes:
+        overrides: of `natattn train`; those that name the files below are added.
+        files: {key of data: where its text comes from}.
+        fingerprint: of the tokens, so that kept runs are found where the text is not given; checked where it is.
+    """
+
+    overrides: Overrides = ()
+    files: dict[Literal["train", "validation", "test"], Excerpt | Repeats] = Field(default_factory=dict)
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class TuningSettings(Settings):
+    """One grid for every arm that is tuned.
+
+    Attributes:
+        key: the override that is varied.
+        grid: ascending.
+        seeds: that the final table does not use.
+        widenings: how often a grid whose winner is at its edge gets one more value there.
+    """
+
+    key: str = "++optim.learning_rates.hidden"
+    grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    widenings: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> "TuningSettings":
+        if list(self.grid) != sorted(set(self.grid)):
+            raise ValueError("grid: must ascend, each value once")
+        return self
+
+
+class ArmSettings(Settings):
+    """What is trained and compared.
+
+    Attributes:
+        overrides: of `natattn train`.
+        tuned: whether the study's grid is searched for it.
+        placebos: {name: further overrides}; each is trained at the arm's own tuned value.
+        of_run: name of the arm inside runs that have two; None for the candidate.
+        product: dimensions to cross, each {name: overrides}; the arm becomes one for every combination.
+    """
+
+    overrides: Overrides = ()
+    tuned: bool = False
+    placebos: dict[Name, Overrides] = Field(default_factory=dict)
+    of_run: str | None = None
+    product: tuple[dict[Name, Overrides], ...] = ()
+
+
+class ComparisonSettings(Settings):
+    """A difference arm − baseline that bears on a claim.
+
+    Attributes:
+        claim: id in the ledger; None for a row that claims nothing.
+        metric: what is subtracted, see ``comparisons.METRICS``.
+        claimed: where the claim says that the difference is.
+        threshold: what the difference is measured against; 0 unless the claim allows something.
+        placebos: whether the difference to each placebo of the arm must exclude zero too.
+        indifference: in the metric's unit; None for the study's.
+    """
+
+    claim: str | None = None
+    arm: str
+    baseline: str
+    metric: Metric = "final_loss"
+    claimed: Literal["below", "above"] = "below"
+    threshold: float = 0.0
+    placebos: bool = True
+    indifference: Annotated[float, Field(ge=0)] | None = None
+
+
+class AnalysisSettings(Settings):
+    """An analysis of finished runs, as `natattn analyze` makes it.
+
+    Attributes:
+        arms: whose runs; an arm with a product stands for all of its combinations.
+        together: all runs in one analysis (runs=), or each by itself (run=).
+        overrides: of `natattn analyze`.
+        judges: what reads the result, see ``judges.JUDGES``.
+        where: the family of models, in words.
+    """
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    together: bool
+    overrides: Overrides = ()
+    judges: tuple[Name, ...]
+    where: str
+
+
+class BudgetSettings(Settings):
+    """What a budget changes: more overrides, and other values of what it names."""
+
+    base: Overrides = ()
+    seeds: tuple[int, ...] | None = None
+    tuning: TuningSettings | None = None
+    corpora: dict[Name, CorpusSettings] | None = None
+    arms: dict[Name, ArmSettings] | None = None
+    analyze: Overrides = ()
+
+
+class StudySettings(Settings):
+    """A study's file.
+
+    Attributes:
+        base: overrides that all of its runs share.
+        seeds: of the final table.
+        metrics: patterns of metrics that a run must have to count, beside the losses.
+        target: the arm whose tuned final loss is the target of times, for the performance profile; None for none.
+        indifference: δ of protocol 7.
+        analyze: overrides that all analyses share.
+    """
+
+    name: Name
+    title: str
+    base: Overrides = ()
+    seeds: tuple[int, ...] = Field(min_length=1)
+    corpora: dict[Name, CorpusSettings] = Field(min_length=1)
+    tuning: TuningSettings | None = None
+    arms: dict[Name, ArmSettings] = Field(min_length=1)
+    metrics: tuple[str, ...] = ()
+    comparisons: tuple[ComparisonSettings, ...] = ()
+    target: str | None = None
+    indifference: float = Field(default=0.01, ge=0)
+    analyses: dict[Name, AnalysisSettings] = Field(default_factory=dict)
+    analyze: Overrides = ()
+    budgets: dict[BudgetName, BudgetSettings]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "StudySettings":
+        for budget in self.budgets:
+            self.at(budget)._check()
+        return self
+
+    def at(self, budget: BudgetName) -> "StudySettings":
+        """The study as that budget changes it."""
+        changed = self.budgets[budget]
+        update = {key: value for key, value in changed if value is not None and key not in ("base", "analyze")}
+        update |= {"base": (*self.base, *changed.base), "analyze": (*self.analyze, *changed.analyze)}
+        return self.model_copy(update=update)
+
+    def _check(self) -> None:
+        """Names refer to what is there, and tuning has not seen the seeds of the table."""
+        if self.tuning is None and any(arm.tuned for arm in self.arms.values()):
+            raise ValueError("tuning: an arm is tuned, but no grid is given")
+        if self.tuning is not None and (seen := set(self.tuning.seeds) & set(self.seeds)):
+            raise ValueError(f"tuning.seeds: {sorted(seen)} are also seeds of the final table")
+        named = {arm for comparison in self.comparisons for arm in (comparison.arm, comparison.baseline)}
+        named |= {arm for analysis in self.analyses.values() for arm in analysis.arms}
+        if self.target is not None:
+            named.add(self.target)
+        if unknown := named - set(self.arms):
+            raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
+
+
+class ReproduceSettings(Settings):
+    """What `natattn reproduce` composes.
+
+    Attributes:
+        study: its file; None with ``all_studies``.
+        runs: folders, sweeps or globs whose runs count as done, beside those that were trained here.
+        kept: folder of published results: runs/ and analysis/ in it count as done; missing is none.
+        wikitext: folder with WikiText-2's valid.txt and test.txt; None: only what is done can be shown.
+        train: false rebuilds from what is done and lists what is missing.
+        output: folder for the results.
+    """
+
+    study: StudySettings
+    budget: BudgetName
+    runs: tuple[str, ...]
+    kept: str
+    wikitext: str | None
+    train: bool
+    output: str
