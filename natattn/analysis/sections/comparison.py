@@ -3,24 +3,23 @@
 import math
 from collections.abc import Callable, Sequence
 
-from natattn.analysis.bands import metrics_of, series
-from natattn.analysis.convergence import convergence
+from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.analysis.run_set import RunSet, Treatment, pairs
-from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.analysis.sections.section import Cell, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.statistics import Difference, differences_of, time_to_target, verdict
+from natattn.statistics import Difference, differences_of, verdict
 
 
 def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
     """Differences to the baseline: final loss, area, time to target, pattern stability, step time."""
     compared = [(t, other) for t, other in zip(runs.treatments, runs.baselines, strict=True) if other is not None]
     tables, findings = [], []
-    for name, unit, quantity in QUANTITIES:
+    for quantity in PAIRED_QUANTITIES.values():
+        name, unit = quantity.title, quantity.unit
         samples, complete = [], []
         for treatment, baseline in compared:
             paired = pairs(treatment, baseline)
-            values = [quantity(*mine, *theirs) for mine, theirs in paired]
+            values = [quantity.difference(*mine, *theirs) for mine, theirs in paired]
             known = [value for value in values if value is not None and math.isfinite(value)]
             samples.append(known)
             complete.append(len(known) == len(values) == len(treatment.runs) == len(baseline.runs))
@@ -44,54 +43,6 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
         "placebos, which this page does not know: it says `below` or `above` where the interval excludes zero."
     )
     return Section("comparison", "Differences", tuple(findings), tuple(tables))
-
-
-def _final_loss(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
-    if arm.final_loss is None or other.final_loss is None:
-        return None
-    return arm.final_loss - other.final_loss
-
-
-def _area(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
-    mine, theirs = convergence(metrics_of(run), arm.name), convergence(metrics_of(other_run), other.name)
-    return None if mine is None or theirs is None else mine.area - theirs.area
-
-
-def _steps_to_target(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
-    """log(steps to the other's final loss / the other's steps): of a ratio, and symmetric about 0."""
-    if other.final_loss is None or not other.last_step:
-        return None
-    steps, losses = series(run, arm, "validation/loss")
-    reached = time_to_target(steps, losses, other.final_loss)
-    return math.log(reached / other.last_step) if reached else None
-
-
-def _stability(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
-    """log of the ratio of mean pattern divergences over the second half of the run."""
-    mine, theirs = _late_divergence(run, arm), _late_divergence(other_run, other)
-    return None if not mine or not theirs else math.log(mine / theirs)
-
-
-def _late_divergence(run: RunSummary, arm: ArmSummary) -> float | None:
-    steps, values = series(run, arm, "attention/layer_*/pattern_divergence")
-    return float(values[steps >= steps[-1] / 2].mean()) if len(steps) else None
-
-
-def _step_time(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
-    """log of the ratio of step times, of arms of one run only: others did not share their machine's moments."""
-    if run is not other_run or not arm.step_seconds or not other.step_seconds:
-        return None
-    return math.log(arm.step_seconds / other.step_seconds)
-
-
-Quantity = Callable[[RunSummary, ArmSummary, RunSummary, ArmSummary], float | None]
-QUANTITIES: tuple[tuple[str, str, Quantity], ...] = (
-    ("final loss", "nats/token", _final_loss),
-    ("mean loss over steps", "nats/token", _area),
-    ("steps to the baseline's final loss, log ratio", "", _steps_to_target),
-    ("pattern divergence in the second half, log ratio", "", _stability),
-    ("step time, log ratio", "", _step_time),
-)
 
 
 def _comparison_table(

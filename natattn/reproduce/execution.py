@@ -1,0 +1,169 @@
+"""Jobs on Hydra's launchers: in this process, on several (joblib), on a Ray cluster or on Slurm.
+
+What is complete is skipped by whoever asks; what broke off is resumed here; a job that fails says so when it does and
+does not stop the others. An interruption ends the study, and the next start goes on.
+"""
+
+import contextlib
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from natattn import config
+from natattn.errors import UserError
+from natattn.explain import first_line
+from natattn.files import CONFIG_NAME, conf_folder
+from natattn.reproduce.jobs import Job
+from natattn.training.run_folder import CONFIG, read_config, read_run
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+LOG = "log.txt"  # of a run folder: what the run would have shown
+ENDED = ("finished", "diverged")
+REFRESH_SECONDS = 0.5
+SILENT_LAUNCHER = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a launcher calls, here or on another machine; made of what can be pickled.
+
+    Attributes:
+        labels: {name of the run folder: the job in words}.
+    """
+
+    labels: Mapping[str, str]
+
+    def __call__(self, composed: "DictConfig") -> str | None:
+        """Train or resume the run of one composed configuration; None, or why it failed."""
+        from hydra.core.hydra_config import HydraConfig
+
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        with contextlib.suppress(ValueError):
+            folder = folder.relative_to(Path.cwd())
+        label = self.labels.get(folder.name, folder.name)
+        try:
+            failure = _train(composed, folder)
+        except UserError as error:
+            failure = str(error)
+        except Exception as error:
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            failure = f"{type(error).__name__}: {first_line(error)} (see {folder / LOG})"
+        if failure is not None:
+            failure = f"{label}: {failure}"
+            print(f"natattn: failed: {failure}", file=sys.stderr, flush=True)
+        return failure
+
+
+def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> list[str]:
+    """Run jobs, and say in a line each which failed.
+
+    Args:
+        jobs: {what it is, in words: the job}.
+        folder: holds a run folder for each job, named by its key.
+        launcher: Hydra's overrides, such as hydra/launcher=joblib hydra.launcher.n_jobs=4; none for this process.
+    Raises: UserError for a launcher that is not there, or overrides that it does not know.
+    """
+    from hydra.core.plugins import Plugins
+    from hydra.core.utils import JobStatus
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    labels = {job.key: name for name, job in jobs.items()}
+    with _hydra() as hydra, _progress(folder, list(labels)):
+        from hydra._internal.callbacks import Callbacks
+
+        overrides = [*launcher, f"hydra.sweep.dir='{folder.resolve()}'", *SILENT_LAUNCHER]
+        try:
+            composed = hydra.compose_config(CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN)
+            context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(composed))
+            plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels), composed)
+        except (HydraException, OmegaConfBaseException, ImportError) as error:
+            raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
+        batch = [[*config.quote_paths(job.overrides), f"hydra.sweep.subdir={job.key}"] for job in jobs.values()]
+        returned = plugin.launch(batch, initial_job_idx=0)
+    failures = []
+    for name, result in zip(jobs, returned, strict=True):
+        if result.status != JobStatus.COMPLETED:
+            failures.append(f"{name}: {first_line(result._return_value)}")
+        elif result.return_value is not None:
+            failures.append(str(result.return_value))
+    return failures
+
+
+def _train(composed: "DictConfig", folder: Path) -> str | None:
+    """One run in its folder, from the beginning or from where it broke off.
+
+    Raises: KeyboardInterrupt where it was interrupted, after it has saved where it stands.
+    """
+    from natattn.training.run import train
+
+    if read_run(folder).get("status") in ENDED:
+        return None  # another process was faster
+    settings = config.settings_of(composed)
+    if (folder / CONFIG).exists():
+        read_config(folder)
+        settings = settings.model_copy(update={"resume": str(folder)})
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        result = train(settings, folder)
+    if result.outcome == "interrupted":
+        if result.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return None
+
+
+@contextlib.contextmanager
+def _hydra() -> Iterator[Any]:
+    """Hydra, initialised on our configuration."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=CONFIG_NAME):
+        yield GlobalHydra.instance().hydra
+
+
+@contextlib.contextmanager
+def _progress(folder: Path, keys: Sequence[str]) -> Iterator[None]:
+    """A bar that counts the runs that have ended, whoever makes them; a line for each tenth where nobody watches."""
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    stopped = threading.Event()
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("runs", total=len(keys))
+        watcher = threading.Thread(target=_watch, args=(progress, task, folder, keys, stopped), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            watcher.join()
+
+
+def _watch(progress: Progress, task: TaskID, folder: Path, keys: Sequence[str], stopped: threading.Event) -> None:
+    waiting, started, said = set(keys), time.monotonic(), 0
+    while True:
+        last = stopped.wait(REFRESH_SECONDS)
+        waiting -= {key for key in waiting if read_run(folder / key).get("status") in ENDED}
+        done = len(keys) - len(waiting)
+        progress.update(task, completed=done)
+        if not progress.console.is_terminal and done * 10 // max(1, len(keys)) > said:
+            said = done * 10 // len(keys)
+            print(f"{done} of {len(keys)} runs, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        if last:
+            return

@@ -1,0 +1,84 @@
+"""Cells of an analysis by the names of their headings; what is not there is nan, never an error."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from natattn.reproduce.results import Analysed
+
+Row = Mapping[str, Any]
+Bounds = tuple[float, float]
+UNKNOWN: Bounds = (math.nan, math.nan)
+_INTERVAL = re.compile(r"^(?P<value>[^\[]*)\[(?P<low>[^,]+),\s*(?P<high>[^\]]+)\]$")
+
+
+def rows_of(analysed: Analysed, section: str, *headings: str) -> list[Row]:
+    """Rows of the first table of a section that has all of these headings; none where there is no such table."""
+    for table in analysed.sections.get(section, {}).get("tables", ()):
+        if set(headings) <= set(table["headings"]):
+            return [dict(zip(table["headings"], row, strict=False)) for row in table["rows"]]
+    return []
+
+
+def row_of(analysed: Analysed, section: str, heading: str, value: object, **others: object) -> Row:
+    """The row of a table with this value under a heading, and others under theirs; empty where there is none."""
+    for row in rows_of(analysed, section, heading, *others):
+        if row[heading] == value and all(row[name] == wanted for name, wanted in others.items()):
+            return row
+    return {}
+
+
+def number(row: Row, heading: str) -> float:
+    """A cell as a number: ``to_json`` writes infinities as words and what is no number as null."""
+    value = row.get(heading)
+    if isinstance(value, bool) or value is None:
+        return math.nan
+    return float(value) if isinstance(value, int | float) else _read(str(value))
+
+
+def bounds(row: Row, low: str = "low", high: str = "high", *, text: str = "95 % interval") -> Bounds:
+    """The interval under two headings; of analyses kept before they were there, the one that the page shows.
+
+    That one is a cell too, "[low, high]" or "value [low, high]", of three digits.
+    """
+    found = number(row, low), number(row, high)
+    if low in row and high in row:
+        return found
+    match = _INTERVAL.match(str(row.get(text, "")))
+    return UNKNOWN if match is None else (_read(match["low"]), _read(match["high"]))
+
+
+def value_of(row: Row, heading: str, *, text: str) -> float:
+    """The number under a heading; of analyses kept before it was there, that before the interval of a shown cell."""
+    if heading in row:
+        return number(row, heading)
+    match = _INTERVAL.match(str(row.get(text, "")))
+    return number(row, text) if match is None else _read(match["value"])
+
+
+def is_rounded(row: Row, low: str = "low") -> bool:
+    """Whether ``bounds`` has to take the digits that a page shows."""
+    return bool(row) and low not in row
+
+
+def layer_means(analysed: Analysed, section: str, name: str) -> dict[int, float]:
+    """Means over heads of a map of heads, {layer: mean}; empty where there is no such map."""
+    for found in analysed.sections.get(section, {}).get("maps", ()):
+        if found["name"] == name:
+            return {
+                int(layer): _mean([value for value in values if isinstance(value, int | float)])
+                for layer, values in zip(found["layers"], found["values"], strict=False)
+            }
+    return {}
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _read(text: str) -> float:
+    try:
+        return float(text.strip().replace("−", "-").replace("∞", "inf"))
+    except ValueError:
+        return math.nan
