@@ -97,13 +97,18 @@ def train_help() -> str:
 
 
 def report(arguments: list[str]) -> int:
-    """`natattn report`: the table of finished (and unfinished) runs."""
+    """`natattn report`: the table of finished (and unfinished) runs, and a page of them."""
     if "--help" in arguments or "-h" in arguments:
         print(REPORT_HELP, end="")
         return 0
     from natattn.analysis.summary import print_report
+    from natattn.reproduce.run_report import read_arguments, report_path, write_run_report
 
-    print_report(arguments or ["outputs"], stream=sys.stdout)
+    folders, output = read_arguments(arguments)
+    runs = print_report(folders, stream=sys.stdout)
+    page = report_path(folders, output)
+    write_run_report(page, folders, runs)
+    print(f"report: {page}")
     return 0
 
 

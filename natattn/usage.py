@@ -15,10 +15,13 @@ groups (group=option; * is the default):
 """
 
 REPORT_HELP = """\
-usage: natattn report [FOLDER ...]
+usage: natattn report [FOLDER ...] [output=FILE]
 
 Prints the result table of run folders, sweep folders or globs (default: everything under outputs/); several runs are
-grouped by everything but the seed, with mean and spread over seeds.
+grouped by everything but the seed, with mean and spread over seeds. Writes the same as a page that opens offline, with
+intervals, curves, links to the runs, and any two of them side by side: settings that differ, numbers and curves.
+
+  output=FILE   the page (default: report.html in the folder that was given; of several, in outputs/)
 """
 
 SAMPLE_HELP = """\

@@ -75,12 +75,13 @@ def load_runs(settings: AnalyzeSettings) -> RunSet:
         raise UserError(
             f"runs={','.join(patterns)}: none of {len(folders)} runs can be used: {'; '.join(left_out[:3])}"
         )
-    treatments = tuple(_treatments(groups, arm))
+    treatments = tuple(treatments_of(groups, arm))
     if not treatments:
         arms = sorted({name for group in groups for name in group.arm_names})
         raise UserError(f"arm={arm}: no run has it; valid: {', '.join(arms)}")
     runs = [run for group in groups for run in group.runs]
-    name = "+".join(Path(pattern).name.strip("*_-. ") or Path(pattern).resolve().parent.name for pattern in patterns)
+    names = [Path(pattern).name.strip("*_-. ") or Path(pattern).resolve().parent.name for pattern in patterns]
+    name = "+".join(names) if len(names) <= MOST_NAMED else f"{len(names)} folders"
     facts = {
         "runs": f"{len(runs)}, of {len(treatments)} kinds, seeds {_listed(sorted({run.seed or 0 for run in runs}))}",
         "data": _listed(sorted({f"{run.data.name} ({run.data.fingerprint[:12]})" for run in runs if run.data})),
@@ -109,8 +110,11 @@ def _identity(run: RunSummary) -> tuple[object, ...]:
     return run.seed, run.data.fingerprint if run.data else None, run.initial_weights_hash
 
 
-def _treatments(groups: Sequence[Group], arm: str | None) -> Iterable[Treatment]:
-    """Labels are what tells them apart: parts that all groups have are left out."""
+def treatments_of(groups: Sequence[Group], arm: str | None = None) -> Iterable[Treatment]:
+    """Every arm of every group, or only the one of that name.
+
+    Labels are what tells them apart: parts that all groups have are left out.
+    """
     common = set.intersection(*(set(group.label.split(" · ")) for group in groups)) if len(groups) > 1 else set()
     for group in groups:
         for name in group.arm_names:

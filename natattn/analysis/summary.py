@@ -16,7 +16,22 @@ from natattn.errors import UserError
 from natattn.statistics import mean, standard_deviation
 from natattn.tracking.console import signed
 
-__all__ = ["ArmSummary", "RunSummary", "find_runs", "print_report", "run_table", "summarise_run", "sweep_table"]
+__all__ = [
+    "ArmSummary",
+    "RunSummary",
+    "arm_status",
+    "below_bigram",
+    "by_data",
+    "counted_values",
+    "find_runs",
+    "known_quantities",
+    "notes",
+    "paired_differences",
+    "print_report",
+    "run_table",
+    "summarise_run",
+    "sweep_table",
+]
 
 # Wide enough for the table of a sweep; where there is no terminal nothing needs to be folded.
 _WIDTH_WITHOUT_TERMINAL = 240
@@ -41,8 +56,8 @@ def sweep_table(summaries: list[RunSummary]) -> Table:
     return _sweep_table(groups)
 
 
-def print_report(paths: Sequence[str], *, stream: TextIO) -> None:
-    """Prints the table of the run, or of the runs, in the folders `paths`.
+def print_report(paths: Sequence[str], *, stream: TextIO) -> list[RunSummary]:
+    """Prints the table of the run, or of the runs, in the folders `paths`, and returns what it read of every run.
 
     Raises UserError if there is none, or, after saying what is wrong with each, if none can be read.
     """
@@ -51,19 +66,26 @@ def print_report(paths: Sequence[str], *, stream: TextIO) -> None:
     summaries = [summarise_run(folder) for folder in find_runs(paths)]
     if len(summaries) == 1 and summaries[0].problem is None:
         console.print(run_table(summaries[0]))
-        return
+        return summaries
     groups, left_out = group_runs(summaries)
-    by_data: dict[str, list[Group]] = {}
-    for group in groups:
-        by_data.setdefault(group.data.fingerprint if group.data else "", []).append(group)
-    if len(by_data) > 1:
-        console.print(f"{len(by_data)} different data sets: their losses do not compare, and are not pooled\n")
-    for of_one_data in by_data.values():
+    tables = by_data(groups)
+    if len(tables) > 1:
+        console.print(f"{len(tables)} different data sets: their losses do not compare, and are not pooled\n")
+    for of_one_data in tables:
         _print_groups(console, of_one_data)
     for line in left_out:
         console.print(Text(line), soft_wrap=True)
     if all(summary.problem is not None for summary in summaries):
         raise UserError(f"no readable run in {', '.join(paths)} (found {len(summaries)}, all broken)")
+    return summaries
+
+
+def by_data(groups: Sequence[Group]) -> list[list[Group]]:
+    """The groups of each data set by themselves: losses on different data do not compare."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.data.fingerprint if group.data else "", []).append(group)
+    return list(found.values())
 
 
 def _print_groups(console: Console, groups: list[Group]) -> None:
@@ -79,23 +101,23 @@ def _group_table(group: Group) -> Table:
     compares = group.reference is not None and group.candidate is not None
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title=Text(group.label, style="bold"))
     table.title_justify = table.caption_justify = "left"
-    table.caption = Text("\n".join(_notes([group])), style="not italic")
+    table.caption = Text("\n".join(notes([group])), style="not italic")
     table.add_column("nats/token", style="dim", no_wrap=True)
     for name in group.arm_names:
         table.add_column(_arm_label(group, name), justify="right")
     if compares:
         table.add_column("difference", justify="right", style="cyan")
-    table.add_row("status", *(_status(group, name) for name in group.arm_names))
-    for quantity in _known([group]):
+    table.add_row("status", *(arm_status(group, name) for name in group.arm_names))
+    for quantity in known_quantities([group]):
         cells = [_cell(quantity, group, name) for name in group.arm_names]
         table.add_row(quantity.title, *cells, *([_difference(quantity, group)] if compares else []))
-    table.add_row("below the bigram model", *(_below_bigram(group, name) for name in group.arm_names))
+    table.add_row("below the bigram model", *(below_bigram(group, name) for name in group.arm_names))
     return table
 
 
 def _sweep_table(groups: list[Group]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption_justify="left")
-    table.caption = Text("\n".join(_notes(groups)), style="not italic")
+    table.caption = Text("\n".join(notes(groups)), style="not italic")
     columns = _sweep_columns(groups)
     table.add_column("", max_width=40)
     for heading in columns:
@@ -110,14 +132,14 @@ def _sweep_table(groups: list[Group]) -> Table:
 
 def _sweep_columns(groups: list[Group]) -> dict[str, _Cell]:
     columns: dict[str, _Cell] = {"arm": _arm_label, "n": lambda group, name: str(len(group.runs))}
-    for quantity in _known(groups):
+    for quantity in known_quantities(groups):
         if quantity.heading is not None:
             columns[quantity.heading] = partial(_cell, quantity)
         if quantity is FINAL_LOSS:
             columns["difference"] = lambda group, name: (
                 _difference(FINAL_LOSS, group) if name == group.candidate else ""
             )
-    return columns | {"< bigram": _below_bigram, "status": _status}
+    return columns | {"< bigram": below_bigram, "status": arm_status}
 
 
 def _folded(cell: str | Text) -> str | Text:
@@ -125,7 +147,7 @@ def _folded(cell: str | Text) -> str | Text:
     return cell if isinstance(cell, Text) else cell.replace(" ± ", "\n± ").replace(" (", "\n(")
 
 
-def _known(groups: list[Group]) -> list[Quantity]:
+def known_quantities(groups: list[Group]) -> list[Quantity]:
     """The quantities that some arm has; a target that no arm reached is known not to be reached."""
     arms = [arm for group in groups for name in group.arm_names for arm in group.arms(name)]
     return [
@@ -133,11 +155,17 @@ def _known(groups: list[Group]) -> list[Quantity]:
     ]
 
 
-def _cell(quantity: Quantity, group: Group, name: str) -> str:
+def counted_values(quantity: Quantity, group: Group, name: str) -> list[float]:
+    """The quantity of that arm in every run that has it; of arms that diverged only where all have."""
     arms = group.arms(name)
     # The best loss of an arm that diverged half-way is worth a look, but not a place in a mean.
     counted = [(run, arm) for run, arm in arms if arm.diverged_at is None] or arms
-    values = [value for arm in counted if (value := quantity.value(*arm)) is not None]
+    return [value for arm in counted if (value := quantity.value(*arm)) is not None]
+
+
+def _cell(quantity: Quantity, group: Group, name: str) -> str:
+    arms = group.arms(name)
+    values = counted_values(quantity, group, name)
     if not values:
         return quantity.missing(*arms[0])
     text = quantity.show(mean(values))
@@ -146,10 +174,10 @@ def _cell(quantity: Quantity, group: Group, name: str) -> str:
     return text if len(values) == len(arms) else f"{text} ({len(values)} of {len(arms)})"
 
 
-def _difference(quantity: Quantity, group: Group) -> str:
-    """Candidate minus reference, taken within each run and then averaged."""
-    if not quantity.is_loss or group.candidate is None or group.reference is None:
-        return ""
+def paired_differences(quantity: Quantity, group: Group) -> list[float]:
+    """Candidate minus reference within each run that has both; none where nothing is compared."""
+    if group.candidate is None or group.reference is None:
+        return []
     differences = []
     for run in group.runs:
         candidate, reference = run.arm(group.candidate), run.arm(group.reference)
@@ -158,13 +186,22 @@ def _difference(quantity: Quantity, group: Group) -> str:
         mine, theirs = quantity.value(run, candidate), quantity.value(run, reference)
         if mine is not None and theirs is not None:
             differences.append(mine - theirs)
+    return differences
+
+
+def _difference(quantity: Quantity, group: Group) -> str:
+    """Candidate minus reference, taken within each run and then averaged."""
+    if not quantity.is_loss or group.candidate is None or group.reference is None:
+        return ""
+    differences = paired_differences(quantity, group)
     if not differences:
         return "—"
     text = signed(mean(differences))
     return text if len(differences) == 1 else f"{text} ± {standard_deviation(differences):.5f}"
 
 
-def _below_bigram(group: Group, name: str) -> str:
+def below_bigram(group: Group, name: str) -> str:
+    """Whether the arm ended below the bigram model's loss; over several runs, how many did."""
     arms = group.arms(name)
     below = sum(
         arm.final_loss is not None and run.data is not None and arm.final_loss < run.data.held_out_bigram_entropy
@@ -173,10 +210,10 @@ def _below_bigram(group: Group, name: str) -> str:
     return ("yes" if below else "no") if len(arms) == 1 else f"{below} of {len(arms)}"
 
 
-def _status(group: Group, name: str) -> str:
+def arm_status(group: Group, name: str) -> str:
     """How the arm ended, or where it is; over several runs, how many."""
     if len(group.runs) == 1:
-        return _arm_status(*group.arms(name)[0])
+        return _status_of_one(*group.arms(name)[0])
     counts = Counter("diverged" if arm.diverged_at is not None else run.status for run, arm in group.arms(name))
     words = [status.replace("_", " ") for status in counts]
     return (
@@ -186,7 +223,7 @@ def _status(group: Group, name: str) -> str:
     )
 
 
-def _arm_status(run: RunSummary, arm: ArmSummary) -> str:
+def _status_of_one(run: RunSummary, arm: ArmSummary) -> str:
     if arm.diverged_at is not None:
         return f"diverged at step {arm.diverged_at}"
     status = run.status.replace("_", " ")
@@ -206,22 +243,22 @@ def _levels(data: DataFacts) -> str:
     return f"entropies: unigram {data.unigram_entropy:.4f}, {bigram}{floor}"
 
 
-def _notes(groups: list[Group]) -> list[str]:
+def notes(groups: list[Group]) -> list[str]:
     """What belongs to the data and the runs, rather than to an arm."""
     runs = [run for group in groups for run in group.runs]
-    notes = []
+    found = []
     if groups and (data := groups[0].data) is not None:
-        notes.append(f"data: {data.name} ({data.fingerprint[:12]}), {1 / data.tokens_per_byte:.2f} bytes/token")
-        notes.append(_levels(data))
+        found.append(f"data: {data.name} ({data.fingerprint[:12]}), {1 / data.tokens_per_byte:.2f} bytes/token")
+        found.append(_levels(data))
     if targets := [run.target for run in runs if run.target is not None]:
         shown = f", {targets[0]:.4f}" if len(runs) == 1 else ""
-        notes.append(f"target: the reference's final validation loss{shown}")
+        found.append(f"target: the reference's final validation loss{shown}")
     if memories := [run.process_peak_memory_bytes for run in runs if run.process_peak_memory_bytes is not None]:
-        notes.append(f"peak memory of the process: {memory(max(memories))}")
-    notes += [f"{arm.name} diverged: {arm.cause}" for run in runs for arm in run.arms if arm.cause and len(runs) == 1]
+        found.append(f"peak memory of the process: {memory(max(memories))}")
+    found += [f"{arm.name} diverged: {arm.cause}" for run in runs for arm in run.arms if arm.cause and len(runs) == 1]
     if identical := sum(run.identical for run in runs):
         where = "" if len(runs) == 1 else f" in {identical} of {len(runs)} runs"
-        notes.append(f"identical arms{where}: updated alike, nothing was compared")
+        found.append(f"identical arms{where}: updated alike, nothing was compared")
     if any(arm.leaky for run in runs for arm in run.arms):
-        notes.append("LEAKY: sees the tokens it predicts; its losses are no evidence")
-    return notes
+        found.append("LEAKY: sees the tokens it predicts; its losses are no evidence")
+    return found

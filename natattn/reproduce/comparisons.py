@@ -1,7 +1,7 @@
 """Differences between a study's arms, judged by the protocol: pairs, placebos, Holm's intervals, verdicts."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from natattn.analysis.differences import PAIRED_QUANTITIES
@@ -9,7 +9,7 @@ from natattn.reproduce.settings import ComparisonSettings, Metric, StudySettings
 from natattn.reproduce.studies import Arm, arms_of, placebos_of
 from natattn.statistics import Difference, Verdict, differences_of, verdict
 
-# The difference of a metric between an arm and another, of one corpus and seed; None where a run is missing or diverged.
+# (metric, corpus, arm, other, seed) → the difference arm − other; None where a run is missing or diverged.
 Measure = Callable[[Metric, str, str, str, int], float | None]
 
 
@@ -40,25 +40,34 @@ class Judged:
         return f"{self.arm} − {self.other}: {quantity.title}{beyond}"
 
 
-def judge(study: StudySettings, measure: Measure) -> list[Judged]:
+def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, str]] = ()) -> list[Judged]:
     """Every comparison of the study on every corpus, those of one corpus and metric adjusted together (protocol, 4).
 
     A difference to a placebo is a row of its own in the same family: it must exclude zero there too.
+
+    Args:
+        leaky: (corpus, arm) whose losses are no evidence; nothing of theirs is `supported`.
     """
     arms = arms_of(study)
     found: list[Judged] = []
     for corpus in study.corpora:
         for metric in dict.fromkeys(comparison.metric for comparison in study.comparisons):
-            chosen = [comparison for comparison in study.comparisons if comparison.metric == metric]
-            found += _judge_family(study, chosen, arms, corpus, measure)
+            chosen = [
+                comparison
+                for comparison in study.comparisons
+                if comparison.metric == metric and corpus in arms[comparison.arm].corpora
+            ]
+            family = _judge_family(study, chosen, arms, corpus, measure, leaky)
+            found += family
     return found
 
 
 def _judge_family(
-    study: StudySettings, chosen: Sequence[ComparisonSettings], arms: dict[str, Arm], corpus: str, measure: Measure
-) -> list[Judged]:
+    study: StudySettings, chosen: Sequence[ComparisonSettings], arms: dict[str, Arm], corpus: str, measure: Measure,
+    leaky: Collection[tuple[str, str]],
+) -> list[Judged]:  # fmt: skip
     rows = list(_rows(chosen, arms))
-    samples = [_sample(study, comparison, corpus, arm, other, measure) for comparison, arm, other in rows]
+    samples = [_sample(arms[arm].seeds, comparison, corpus, arm, other, measure) for comparison, arm, other in rows]
     differences = dict(zip(map(_name, rows), differences_of([sample for sample, _ in samples]), strict=True))
     missing = dict(zip(map(_name, rows), (absent for _, absent in samples), strict=True))
     judged = []
@@ -73,7 +82,8 @@ def _judge_family(
                 indifference=study.indifference if comparison.indifference is None else comparison.indifference,
                 claimed=comparison.claimed,
                 placebos=[differences[each] for each in names],
-                complete=not any(missing[each] for each in (name, *names)),
+                complete=not any(missing[each] for each in (name, *names))
+                and not any((corpus, each) in leaky for each in (arm, other)),
             )
         judged.append(Judged(comparison, corpus, arm, other, differences[name], missing[name], said))
     return judged
@@ -102,11 +112,11 @@ def _name(row: Row) -> tuple[object, ...]:
 
 
 def _sample(
-    study: StudySettings, comparison: ComparisonSettings, corpus: str, arm: str, other: str, measure: Measure
+    seeds: Sequence[int], comparison: ComparisonSettings, corpus: str, arm: str, other: str, measure: Measure
 ) -> tuple[list[float], int]:
-    """Differences over the study's seeds, and how many have none."""
+    """Differences over the seeds, and how many have none."""
     threshold = comparison.threshold if other == comparison.baseline else 0.0
-    values = [measure(comparison.metric, corpus, arm, other, seed) for seed in study.seeds]
+    values = [measure(comparison.metric, corpus, arm, other, seed) for seed in seeds]
     known = [value - threshold for value in values if value is not None and math.isfinite(value)]
     return known, len(values) - len(known)
 

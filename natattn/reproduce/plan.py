@@ -52,21 +52,26 @@ def plan(study: StudySettings, score: Score) -> Plan:
     tuned: dict[tuple[str, str], Tuned] = {}
     for corpus in study.corpora:
         for arm in arms.values():
-            if arm.tuned_as != arm.name or study.tuning is None:
+            if arm.tuned_as != arm.name or study.tuning is None or corpus not in arm.corpora:
                 continue
             tried, found = _tuned(study.tuning, corpus, arm, score)
             trials += tried
             tuned[corpus, arm.name] = found
     for corpus in study.corpora:
         for arm in arms.values():
+            if corpus not in arm.corpora:
+                continue
             best = tuned[corpus, arm.tuned_as].best if arm.tuned_as is not None else None
             if arm.tuned_as is None or best is not None:
-                trials += [Trial(corpus, arm.name, best, seed) for seed in study.seeds]
+                trials += [Trial(corpus, arm.name, best, seed) for seed in arm.seeds]
     return Plan(tuple(dict.fromkeys(trials)), tuned)
 
 
 def final_trial(plan: Plan, arm: Arm, corpus: str, seed: int) -> Trial | None:
-    """The trial of the table for an arm and a seed; None while tuning has not said at which value."""
+    """The trial of the table for an arm and a seed; None while tuning has not said at which value, or where it is in
+    none."""
+    if corpus not in arm.corpora or seed not in arm.seeds:
+        return None
     if arm.tuned_as is None:
         return Trial(corpus, arm.name, None, seed)
     found = plan.tuned.get((corpus, arm.tuned_as))

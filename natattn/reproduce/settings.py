@@ -75,6 +75,8 @@ class ArmSettings(Settings):
         placebos: {name: further overrides}; each is trained at the arm's own tuned value.
         of_run: name of the arm inside runs that have two; None for the candidate.
         product: dimensions to cross, each {name: overrides}; the arm becomes one for every combination.
+        on: the corpora that it is trained on; None for all.
+        seeds: of the table; None for the study's.
     """
 
     overrides: Overrides = ()
@@ -82,6 +84,8 @@ class ArmSettings(Settings):
     placebos: dict[Name, Overrides] = Field(default_factory=dict)
     of_run: str | None = None
     product: tuple[dict[Name, Overrides], ...] = ()
+    on: tuple[Name, ...] | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
 
 
 class ComparisonSettings(Settings):
@@ -111,27 +115,33 @@ class AnalysisSettings(Settings):
 
     Attributes:
         arms: whose runs; an arm with a product stands for all of its combinations.
-        together: all runs in one analysis (runs=), or each by itself (run=).
+        of: each run by itself (run=), or all runs of a corpus or of the study together (runs=).
         overrides: of `natattn analyze`.
         judges: what reads the result, see ``judges.JUDGES``.
         where: the family of models, in words.
     """
 
     arms: tuple[str, ...] = Field(min_length=1)
-    together: bool
+    of: Literal["run", "corpus", "study"]
     overrides: Overrides = ()
     judges: tuple[Name, ...]
     where: str
 
 
 class BudgetSettings(Settings):
-    """What a budget changes: more overrides, and other values of what it names."""
+    """What a budget changes: more overrides, and other values of what it names.
+
+    Attributes:
+        arms: names of those that are kept; comparisons and analyses without them fall away.
+        products: of arms, in place of their own.
+    """
 
     base: Overrides = ()
     seeds: tuple[int, ...] | None = None
     tuning: TuningSettings | None = None
     corpora: dict[Name, CorpusSettings] | None = None
-    arms: dict[Name, ArmSettings] | None = None
+    arms: tuple[Name, ...] | None = None
+    products: dict[Name, tuple[dict[Name, Overrides], ...]] = Field(default_factory=dict)
     analyze: Overrides = ()
 
 
@@ -164,25 +174,46 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "StudySettings":
+        named = {arm for analysis in self.analyses.values() for arm in analysis.arms}
+        named |= {name for budget in self.budgets.values() for name in (*(budget.arms or ()), *budget.products)}
+        if unknown := named - set(self.arms):
+            raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
+        self._check()
         for budget in self.budgets:
             self.at(budget)._check()
         return self
 
     def at(self, budget: BudgetName) -> "StudySettings":
-        """The study as that budget changes it."""
+        """The study as that budget changes it. Seeds of a budget replace those of single arms too."""
         changed = self.budgets[budget]
-        update = {key: value for key, value in changed if value is not None and key not in ("base", "analyze")}
+        update: dict[str, object] = {
+            key: value for key in ("seeds", "tuning", "corpora") if (value := getattr(changed, key)) is not None
+        }
         update |= {"base": (*self.base, *changed.base), "analyze": (*self.analyze, *changed.analyze)}
+        kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
+        update["arms"] = {name: self._arm_at(name, arm, changed) for name, arm in kept.items()}
+        update["comparisons"] = tuple(c for c in self.comparisons if {c.arm, c.baseline} <= set(kept))
+        update["analyses"] = {name: found for name, found in self.analyses.items() if set(found.arms) & set(kept)}
+        update["target"] = self.target if self.target in kept else None
         return self.model_copy(update=update)
+
+    def _arm_at(self, name: str, arm: ArmSettings, changed: BudgetSettings) -> ArmSettings:
+        corpora = self.corpora if changed.corpora is None else changed.corpora
+        update: dict[str, object] = {"product": changed.products.get(name, arm.product)}
+        if changed.seeds is not None:
+            update["seeds"] = None
+        if arm.on is not None:  # a budget that has not that corpus trains the arm on what it has
+            update["on"] = tuple(corpus for corpus in arm.on if corpus in corpora) or None
+        return arm.model_copy(update=update)
 
     def _check(self) -> None:
         """Names refer to what is there, and tuning has not seen the seeds of the table."""
         if self.tuning is None and any(arm.tuned for arm in self.arms.values()):
             raise ValueError("tuning: an arm is tuned, but no grid is given")
-        if self.tuning is not None and (seen := set(self.tuning.seeds) & set(self.seeds)):
+        of_table = {seed for arm in self.arms.values() for seed in (arm.seeds or self.seeds)}
+        if self.tuning is not None and (seen := set(self.tuning.seeds) & of_table):
             raise ValueError(f"tuning.seeds: {sorted(seen)} are also seeds of the final table")
         named = {arm for comparison in self.comparisons for arm in (comparison.arm, comparison.baseline)}
-        named |= {arm for analysis in self.analyses.values() for arm in analysis.arms}
         if self.target is not None:
             named.add(self.target)
         if unknown := named - set(self.arms):
@@ -190,10 +221,10 @@ class StudySettings(Settings):
 
 
 class ReproduceSettings(Settings):
-    """What `natattn reproduce` composes.
+    """What `natattn reproduce` composes, for one study.
 
     Attributes:
-        study: its file; None with ``all_studies``.
+        study: its file.
         runs: folders, sweeps or globs whose runs count as done, beside those that were trained here.
         kept: folder of published results: runs/ and analysis/ in it count as done; missing is none.
         wikitext: folder with WikiText-2's valid.txt and test.txt; None: only what is done can be shown.

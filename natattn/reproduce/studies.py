@@ -18,6 +18,7 @@ class Arm:
         family: the arm of the study's file that it comes from.
         tuned_as: the arm whose tuned value it trains with: itself, or of a placebo its arm; None where none is tuned.
         of_run: name inside runs that have two arms; None for the candidate.
+        corpora, seeds: that the table has of it.
         is_placebo: whether it stands in for another arm without what that arm claims to use.
     """
 
@@ -26,6 +27,8 @@ class Arm:
     overrides: Overrides
     tuned_as: str | None
     of_run: str | None
+    corpora: tuple[str, ...]
+    seeds: tuple[int, ...]
     is_placebo: bool = False
 
 
@@ -41,14 +44,16 @@ class Trial:
 
 def arms_of(study: StudySettings) -> dict[str, Arm]:
     """Every arm by name, in the order of the file, each followed by its placebos."""
-    return {arm.name: arm for family, settings in study.arms.items() for arm in _expanded(family, settings)}
+    return {arm.name: arm for family, settings in study.arms.items() for arm in _expanded(study, family, settings)}
 
 
-def _expanded(family: str, settings: ArmSettings) -> Iterator[Arm]:
+def _expanded(study: StudySettings, family: str, settings: ArmSettings) -> Iterator[Arm]:
     for chosen in product(*(dimension.items() for dimension in settings.product)):
         name = SEPARATOR.join([family, *(part for part, _ in chosen)])
         overrides = (*settings.overrides, *(text for _, added in chosen for text in added))
-        arm = Arm(name, family, overrides, name if settings.tuned else None, settings.of_run)
+        corpora = tuple(corpus for corpus in study.corpora if settings.on is None or corpus in settings.on)
+        tuned_as = name if settings.tuned else None
+        arm = Arm(name, family, overrides, tuned_as, settings.of_run, corpora, settings.seeds or study.seeds)
         yield arm
         for placebo, added in settings.placebos.items():
             yield replace(

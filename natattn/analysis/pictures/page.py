@@ -1,9 +1,10 @@
-"""One self-contained page of an analysis: opens offline, in light and dark, with numbers on hover."""
+"""Self-contained pages, and that of an analysis: open offline, in light and dark, with numbers on hover."""
 
 import base64
+import hashlib
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from natattn.analysis.sections.section import shown
@@ -24,29 +25,44 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; ba
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.15rem 0.6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { cursor: pointer; color: var(--faint); font-weight: 600; white-space: nowrap; }
+th { color: var(--faint); font-weight: 600; white-space: nowrap; } .sortable th { cursor: pointer; }
+th[aria-sort="ascending"]::after { content: " ▴"; } th[aria-sort="descending"]::after { content: " ▾"; }
 td.short { white-space: nowrap; }
 td pre { margin: 0; font-size: 0.75rem; max-width: 24rem; overflow-x: auto; }
 .map td { padding: 0; width: 2.4rem; height: 1.5rem; border: 1px solid var(--back); text-align: center;
-  font-size: 0.7rem; } .map th { border: 0; cursor: default; }
+  font-size: 0.7rem; } .map th { border: 0; }
 .maps { display: flex; flex-wrap: wrap; gap: 0 2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; }
 figcaption { color: var(--faint); font-size: 0.85rem; max-width: 46rem; }
 """
 
-# Sorts a table by the heading that is clicked: numbers as numbers, the sign being a true minus.
+# Sorts a table by the heading that is clicked, or chosen with the keyboard: numbers as numbers, the sign being a true
+# minus and commas between thousands; what is not known stays at the end.
 SCRIPT = """
-document.querySelectorAll("table.sortable th").forEach((heading) => heading.addEventListener("click", () => {
-  const table = heading.closest("table"), column = [...heading.parentNode.children].indexOf(heading);
-  const down = heading.dataset.down = heading.dataset.down === "1" ? "0" : "1";
-  const key = (row) => { const text = row.children[column].dataset.value ?? row.children[column].textContent;
-    const number = parseFloat(text.replace(/−/g, "-").replace(/^\\[/, ""));
-    return Number.isNaN(number) ? text : number; };
-  const rows = [...table.tBodies[0].rows].sort((a, b) => { const x = key(a), y = key(b);
-    const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? -1 : 1;
-    return down === "1" ? order : -order; });
-  table.tBodies[0].append(...rows);
-}));
+document.querySelectorAll("table.sortable thead th").forEach((heading) => {
+  const sort = () => {
+    const table = heading.closest("table"), headings = [...heading.parentNode.children];
+    const column = headings.indexOf(heading), down = heading.getAttribute("aria-sort") === "ascending";
+    headings.forEach((other) => other.removeAttribute("aria-sort"));
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = (row) => {
+      const text = (row.children[column].dataset.value ?? row.children[column].textContent).trim();
+      const number = parseFloat(text.replace(/−/g, "-").replace(/∞/g, "Infinity").replace(/^\\[/, "")
+        .replace(/,(?=\\d{3})/g, ""));
+      return text === "" || text === "—" ? null : Number.isNaN(number) ? text : number; };
+    const order = (x, y) => typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? -1 : 1;
+    const rows = [...table.tBodies[0].rows].map((row) => [key(row), row]).sort(([x], [y]) =>
+      x === null || y === null ? (x === null) - (y === null) : down ? -order(x, y) : order(x, y));
+    table.tBodies[0].append(...rows.map(([, row]) => row));
+  };
+  heading.tabIndex = 0;
+  heading.addEventListener("click", sort);
+  heading.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    sort();
+  });
+});
 """
 SHORT = 28  # characters of a cell that stays on one line
 # cividis, by its ends and middle: from dark blue over grey to yellow.
@@ -63,44 +79,88 @@ def render(
         sections: as ``Section.to_json`` gives them.
         pictures: PNG by name.
     """
-    card = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-    links = "".join(f'<a href="#{_text(s["name"])}">{_text(s["title"])}</a>' for s in sections)
+    links = "".join(f'<a href="#{escaped(s["name"])}">{escaped(s["title"])}</a>' for s in sections)
     body = "".join(_section(section, pictures) for section in sections)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-        f"<body><h1>{_text(title)}</h1><dl>{card}</dl><nav>{links}</nav>{body}<script>{SCRIPT}</script></body></html>\n"
+    return document(title, f"{fact_list(facts)}<nav>{links}</nav>{body}")
+
+
+def document(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A whole page: heading, body, and beside what all pages share its own style and script.
+
+    The browser is told to load nothing from anywhere, and to run no script but this one.
+
+    Args:
+        body: HTML; ``title`` is plain text.
+        style, script: are the program's own, never data.
+    """
+    scripts = SCRIPT + script
+    allowed = base64.b64encode(hashlib.sha256(scripts.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{allowed}'"
     )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}{style}</style></head>"
+        f"<body><h1>{escaped(title)}</h1>{body}<script>{scripts}</script></body></html>\n"
+    )
+
+
+def fact_list(facts: Mapping[str, str]) -> str:
+    """Names and what they are, in two columns; nothing where there are none."""
+    rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def picture(name: str, caption: str, png: bytes) -> str:
+    """A figure that carries its PNG."""
+    source = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escaped(name)}" src="data:image/png;base64,{source}">'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>"
+    )
+
+
+def sortable(headings: Sequence[str], rows: Iterable[str]) -> str:
+    """A table that is sorted by clicking its headings, as wide as it needs to be.
+
+    Args:
+        rows: the cells of each as HTML; the ``data-value`` of a cell is what it is sorted by.
+    """
+    head = "".join(f"<th>{escaped(name)}</th>" for name in headings)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def escaped(value: Any) -> str:
+    """Any value as text in HTML, also inside quotes."""
+    return html.escape(str(value))
 
 
 def _section(section: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    findings = "".join(f"<li>{_text(finding)}</li>" for finding in section["findings"])
-    shown_pictures = "".join(
-        f'<figure><img alt="{_text(p["name"])}" src="data:image/png;base64,'
-        f'{base64.b64encode(pictures[p["name"]]).decode()}"><figcaption>{_text(p["caption"])}</figcaption></figure>'
-        for p in section["pictures"]
-    )
+    findings = "".join(f"<li>{escaped(finding)}</li>" for finding in section["findings"])
+    shown_pictures = "".join(picture(p["name"], p["caption"], pictures[p["name"]]) for p in section["pictures"])
     maps = "".join(_map(found) for found in section["maps"])
-    tables = "".join(f'<div class="wide">{_table(found)}</div>' for found in section["tables"])
+    tables = "".join(
+        sortable(t["headings"], ("".join(map(_cell, row)) for row in t["rows"])) for t in section["tables"]
+    )
     return (
-        f'<h2 id="{_text(section["name"])}">{_text(section["title"])}</h2><ul>{findings}</ul>{shown_pictures}'
+        f'<h2 id="{escaped(section["name"])}">{escaped(section["title"])}</h2><ul>{findings}</ul>{shown_pictures}'
         f'<div class="maps">{maps}</div>{tables}'
     )
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in found["headings"])
-    rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in found["rows"])
-    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-
-
 def _cell(value: Any) -> str:
     if isinstance(value, str) and "torch." in value:
-        return f"<td><pre>{_text(value)}</pre></td>"
+        return f"<td><pre>{escaped(value)}</pre></td>"
     number = f' data-value="{value!r}" title="{value!r}"' if isinstance(value, float) else ""
     text = shown(value)
     short = ' class="short"' if len(text) <= SHORT else ""
-    return f"<td{short}{number}>{_text(text)}</td>"
+    return f"<td{short}{number}>{escaped(text)}</td>"
 
 
 def _map(found: Mapping[str, Any]) -> str:
@@ -117,14 +177,14 @@ def _map(found: Mapping[str, Any]) -> str:
             )
             hover = f"layer {layer}, head {head}: {value!r} {found['unit']}".strip()
             cells += (
-                f'<td style="background:{back};color:{front}" title="{_text(hover)}">'
-                f"{_text(shown(value, 2)) if known else '—'}</td>"
+                f'<td style="background:{back};color:{front}" title="{escaped(hover)}">'
+                f"{escaped(shown(value, 2)) if known else '—'}</td>"
             )
         rows += f"<tr><th>{layer}</th>{cells}</tr>"
     unit = f", {found['unit']}" if found["unit"] else ""
     name = found["name"].replace("_", " ")
     return (
-        f'<div><h3>{_text(name + unit)}</h3><table class="map"><thead><tr><th></th>{columns}</tr></thead>'
+        f'<div><h3>{escaped(name + unit)}</h3><table class="map"><thead><tr><th></th>{columns}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -135,7 +195,3 @@ def _colours(share: float) -> tuple[str, str]:
     index = min(int(place), len(_STOPS) - 2)
     mixed = [round(a + (b - a) * (place - index)) for a, b in zip(_STOPS[index], _STOPS[index + 1], strict=True)]
     return f"rgb({mixed[0]},{mixed[1]},{mixed[2]})", "#000" if share > 0.55 else "#fff"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

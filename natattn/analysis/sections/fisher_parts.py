@@ -13,6 +13,7 @@ from natattn.analysis.fisher_errors import Agreement
 from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns
 from natattn.analysis.sections.section import HeadMap, Table, interval_text, shown, table
 from natattn.analysis.subject import Subject
+from natattn.statistics import t_interval
 
 Floats = NDArray[np.float64]
 Curves = list[tuple[str, Floats]]  # names and numbers
@@ -24,6 +25,7 @@ DAMPINGS = (0.01, 0.1, 1.0)  # of F3, in units of the mean eigenvalue
 CLAIMED_DAMPING = 0.1
 GOOD, POOR = 0.1, 0.5  # errors at the best scale
 MEASURES = ("cosine", "least", "greatest", "error as it is", "error at best scale")
+HEAD_INTERVAL = ("heads", "low", "high")  # 95 % t interval over heads of the column before
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +66,13 @@ class ScoreSpace:
         spaces = [fisher.ScoreFisher(pattern.double()) for pattern in patterns.values()]
         inverse = {damping: [space.inverse_agreements(damping) for space in spaces] for damping in DAMPINGS}
         values = [space.eigen[0].flip(-1) for space in spaces]
+        found = _stacked([space.agreements(_top(length)) for space in spaces])
+        identity = torch.stack([_cosine_of_identity(value) for value in values])
+        found[fisher.IDENTITY] = Agreement(identity, torch.full_like(identity, torch.nan))
         return cls(
             list(patterns),
             length,
-            _stacked([space.agreements(_top(length)) for space in spaces]),
+            found,
             {damping: _stacked([found for found, _ in each]) for damping, each in inverse.items()},
             {damping: torch.stack([c.median(0).values for _, c in each]) for damping, each in inverse.items()},
             torch.stack([(value / value.mean(-1, keepdim=True)).nanmean((0, 1)) for value in values]),
@@ -80,19 +85,43 @@ class ScoreSpace:
 
     def part(self) -> Part:
         """F1 in score space, and F3."""
-        rows = [(*cells(name, found), average(found.overlap)) for name, found in self.found.items()]
+        marginal = self.found[fisher.MARGINAL]
+        rows = [
+            (
+                *cells(name, found), average(found.overlap), *over_heads(found.best_scale_error),
+                _mean_gap(found, marginal), *over_heads(found.best_scale_error - marginal.best_scale_error)[1:],
+            )
+            for name, found in self.found.items()
+        ]  # fmt: skip
         inverse_rows = [
-            (damping, *cells(name, found), average(self.coefficient[damping]) if name == fisher.FITTED else None)
+            (
+                damping, *cells(name, found), average(self.coefficient[damping]) if name == fisher.FITTED else None,
+                _mean_gap(found, by_name[fisher.IDENTITY]),
+                *over_heads(found.best_scale_error - by_name[fisher.IDENTITY].best_scale_error),
+            )
             for damping, by_name in self.inverse.items()
             for name, found in by_name.items()
-        ]
+        ]  # fmt: skip
         maps = [("cosine of A Aᵀ over the keys", fisher.KEY_GRAM), ("cosine of diag(mean a)", fisher.MARGINAL)]
         chosen = sorted({0, len(self.layers) // 2, len(self.layers) - 1})
         return Part(
             (*self._about_the_fisher(), self._about_its_inverse()),
             (
-                table(("in score space", *MEASURES, f"overlap of top {_top(self.length)}"), rows),
-                table(("λ", "of the inverse", *MEASURES, "mean c"), inverse_rows),
+                table(
+                    (
+                        "in score space",
+                        *MEASURES,
+                        f"overlap of top {_top(self.length)}",
+                        *HEAD_INTERVAL,
+                        "gap to diag(mean a)",
+                        "low of the gap",
+                        "high of the gap",
+                    ),
+                    rows,
+                ),
+                table(
+                    ("λ", "of the inverse", *MEASURES, "mean c", "gap to the identity", *HEAD_INTERVAL), inverse_rows
+                ),
             ),
             tuple(head_map(title, self.layers, self.found[name].cosine) for title, name in maps),
             (
@@ -148,6 +177,24 @@ def _stacked(layers: list[Found]) -> Found:
         )
         found[name] = Agreement(cosine, error, mean(layer[name].overlap for layer in layers))
     return found
+
+
+def _cosine_of_identity(values: Tensor) -> Tensor:
+    """⟨I, F⟩ / (‖I‖ ‖F‖) = Σλ / √(L Σλ²) of eigenvalues [sequences, heads, L], mean over sequences."""
+    norm = (values.shape[-1] * values.square().sum(-1)).sqrt()
+    return (values.sum(-1) / norm).nanmean(0)
+
+
+def _mean_gap(found: Agreement, other: Agreement) -> float:
+    """Mean over heads of what one's error at the best scale is above the other's."""
+    return average(found.best_scale_error - other.best_scale_error)
+
+
+def over_heads(values: Tensor) -> tuple[int, float, float]:
+    """Under ``HEAD_INTERVAL``: of this one model; values that are no numbers are left out."""
+    finite = values[values.isfinite()].flatten().double().tolist()
+    centre, half = t_interval(finite)
+    return len(finite), centre - half, centre + half
 
 
 def _top(length: int) -> int:

@@ -13,6 +13,7 @@ from natattn.analysis.fisher_conditioning import DAMPING, PRECONDITIONERS, Condi
 from natattn.analysis.fisher_errors import Agreement, QueryRows
 from natattn.analysis.patterns import LONGEST_PATTERN
 from natattn.analysis.sections.fisher_parts import (
+    HEAD_INTERVAL,
     MEASURES,
     Found,
     Part,
@@ -21,6 +22,7 @@ from natattn.analysis.sections.fisher_parts import (
     cells,
     errors_of,
     head_map,
+    over_heads,
     spread,
     verdict,
 )
@@ -170,10 +172,17 @@ def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QueryS
         f"diagonal {spread(largest[fisher.DIAGONAL])}. "
         f"Preconditioners are from other sequences, their damping is {DAMPING:g}."
     )
+    # Of logarithms, as these are ratios over orders of magnitude: below 0 is better conditioned.
+    ratios = {name: (largest[name] / largest[fisher.IDENTITY]).log() for name in PRECONDITIONERS}
     lines = [
-        (name, average(largest[name]), *bounds(largest[name]), average(evenness[name])) for name in PRECONDITIONERS
-    ]
-    headings = ("preconditioner", "λ_max / mean", "least", "greatest", "evenness: mean² / mean square")
+        (
+            name, average(largest[name]), *bounds(largest[name]), average(evenness[name]), average(ratios[name]),
+            *over_heads(ratios[name]),
+        )
+        for name in PRECONDITIONERS
+    ]  # fmt: skip
+    headings = ("preconditioner", "λ_max / mean", "least", "greatest", "evenness: mean² / mean square",
+                "log ratio to the identity", *HEAD_INTERVAL)  # fmt: skip
     curves = [
         ("none" if name == fisher.IDENTITY else name, np.exp(np.mean([np.log(each.largest) for each in kept], axis=0)))
         for name, kept in found.items()

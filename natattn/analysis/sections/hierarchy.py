@@ -20,7 +20,8 @@ from natattn.statistics import t_interval
 FEWEST_SOURCES = 5
 _HEADINGS = (
     "tree", "level", "sources", "within", "excess", "95 % interval", "modularity excess", "strongest head",
-    "its excess", "interval, head chosen on the same sources",
+    "its excess", "interval, head chosen on the same sources", "excess of distance alone", "excess above it", "low",
+    "high",
 )  # fmt: skip
 DECAYS = (8.0, 32.0)  # tokens, of patterns that know distance alone
 _CAPTION = (
@@ -39,6 +40,14 @@ class _Level:
     name: str
     layers: list[int]
     affinities: list[BlockAffinity]
+    floors: list[Tensor]  # of each source the excess of every one of ``DECAYS``
+
+    @property
+    def above_floor(self) -> list[float]:
+        """By source, mean over heads: excess above that of the pattern of distance alone that has the most of it."""
+        floors = torch.stack(self.floors)
+        floor = floors[:, floors.mean(0).argmax()]
+        return [float(value) for value in self.excess.mean((1, 2)) - floor]
 
     @property
     def full_name(self) -> str:
@@ -76,7 +85,7 @@ class _Found:
     def levels(self) -> list[_Level]:
         """Those with sources enough to tell anything."""
         return [
-            _Level(tree, name, self.layers, affinities)
+            _Level(tree, name, self.layers, affinities, self.floors[tree, name])
             for (tree, name), affinities in self.affinities.items()
             if len(affinities) >= FEWEST_SOURCES
         ]
@@ -177,11 +186,13 @@ def _level_row(level: _Level) -> tuple[Cell, ...]:
     centre, half = t_interval(level.excess.mean((1, 2)).tolist())
     place, of_strongest = level.strongest()
     strongest, strongest_half = t_interval(of_strongest)
+    above, above_half = t_interval(level.above_floor)
     within = float(torch.stack([a.within for a in level.affinities]).mean())
     modularity = float(torch.stack([a.modularity_excess for a in level.affinities]).mean())
     return (
         level.tree, level.name, len(level.affinities), within, centre, interval_text(centre - half, centre + half),
         modularity, place, strongest, interval_text(strongest - strongest_half, strongest + strongest_half),
+        float(torch.stack(level.floors).mean(0).max()), above, above - above_half, above + above_half,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from natattn.analysis.avalanches import threshold_scan
 from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns, pattern_statistics, row_entropies
 from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
+from natattn.analysis.sections.cutoffs import CUTOFF_HEADINGS, cutoff_cells
 from natattn.analysis.sections.fisher import fisher_section
 from natattn.analysis.sections.gradients import gradients_section
 from natattn.analysis.sections.hierarchy import hierarchy_section
@@ -90,18 +91,20 @@ def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
         advance(len(batch))
     rows, samples, laws, accepted = [], [], [], []
     for threshold, (found, branching) in threshold_scan(signals, settings.thresholds).items():
-        law = _law(found.sizes[found.sizes > 0].astype(float), settings)
+        sizes = found.sizes[found.sizes > 0].astype(float)
+        law = _law(sizes, settings)
         fit = None if law is None else law.fit
         rows.append((
             threshold, len(found.sizes), float(found.sizes.mean()) if len(found.sizes) else None,
             None if branching is None else branching.naive, None if branching is None else branching.robust,
-            *_law_cells(law),
+            *_law_cells(law), *cutoff_cells(sizes, law, replicas=settings.law_replicas, seed=settings.seed),
         ))  # fmt: skip
         samples.append((f"threshold {threshold:g}", found.sizes.astype(float)))
         laws.append(None if fit is None else (fit.exponent, fit.minimum, fit.tail / len(found.sizes)))
         if law is not None and law.p_value is not None and law.p_value >= 0.1:
             accepted.append(threshold)
-    headings = ("threshold", "cascades", "mean size", "branching, naive", "branching, robust", *_LAW_HEADINGS)
+    own = ("threshold", "cascades", "mean size", "branching, naive", "branching, robust")
+    headings = (*own, *_LAW_HEADINGS, *CUTOFF_HEADINGS)
     findings = (
         f"A power law of the sizes is not refuted (p ≥ 0.1) at thresholds {', '.join(map(shown, accepted)) or 'none'}.",
         "An exponent of 3/2 is what critical branching would give (claim K2); it has to hold over thresholds.",

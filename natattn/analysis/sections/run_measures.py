@@ -16,10 +16,11 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class RunMeasure:
-    """How a section is made, and whether it has something to say about a set of runs."""
+    """How a section is made, whether it has something to say about a set of runs, and whether it reads weights."""
 
     section: Callable[[RunSet, AnalyzeSettings, Advance], Section]
     applies: Callable[[RunSet], bool]
+    reads_models: bool = False
 
 
 def _always(runs: RunSet) -> bool:
@@ -34,6 +35,6 @@ RUN_MEASURES: Mapping[RunsSection, RunMeasure] = {
     "curves": RunMeasure(curves_section, _always),
     "comparison": RunMeasure(comparison_section, _have_baselines),
     "training": RunMeasure(training_section, were_observed),
-    "widths": RunMeasure(widths_section, have_widths),
+    "widths": RunMeasure(widths_section, have_widths, reads_models=True),
     "scaling": RunMeasure(scaling_section, is_head_grid),
 }

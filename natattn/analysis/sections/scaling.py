@@ -189,8 +189,13 @@ def _law_table(fitted: Sequence[Law]) -> Table:
             shown(exponent) + ("" if interval is None else f" {interval_text(*interval)}")
             for exponent, interval in zip(law.exponents, law.intervals, strict=True)
         ]
-        rows.append([law.name, *powers, law.scale, law.residual, law.aicc, law.p_value])
-    return table(("law", "power of L", "power of H", "C", "residual of log N·d", "AICc", "p against free powers"), rows)
+        exact: list[Cell] = []
+        for exponent, interval in zip(law.exponents, law.intervals, strict=True):
+            exact += [exponent, *((None, None) if interval is None else interval)]
+        rows.append([law.name, *powers, law.scale, law.residual, law.aicc, law.p_value, *exact])
+    headings = ("law", "power of L", "power of H", "C", "residual of log N·d", "AICc", "p against free powers",
+                "exact power of L", "low of L", "high of L", "exact power of H", "low of H", "high of H")  # fmt: skip
+    return table(headings, rows)
 
 
 def _optimum_table(found: Sequence[Optimum]) -> Table:

@@ -61,7 +61,9 @@ def scan_section(
         figures.curves(panels, grid, [f"layer {layer}" for layer in scan.layers], x_label="T", marked=marked),
     )  # fmt: skip
     maps = tuple(_peak_map(of, scan, found[of]) for of in PEAKS)
-    return Section(kind, TITLES[kind], tuple(findings), (_peak_table(found),), maps, (picture,))
+    return Section(
+        kind, TITLES[kind], tuple(findings), (_peak_table(found), _curve_table(scan, panels)), maps, (picture,)
+    )
 
 
 def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
@@ -120,6 +122,15 @@ def _panels(scan: TemperatureScan) -> list[tuple[str, Floats]]:
     if scan.loss is not None:
         panels.append(("loss, nats/token", scan.loss.mean(1, keepdim=True).numpy()))
     return panels
+
+
+def _curve_table(scan: TemperatureScan, panels: Sequence[tuple[str, Floats]]) -> Table:
+    """Means over layers at every temperature: what the picture has by layer."""
+    headings = ("temperature", *(label for label, _ in panels))
+    return table(headings, [
+        (float(temperature), *(float(values[place].mean()) for _, values in panels))
+        for place, temperature in enumerate(scan.temperatures)
+    ])  # fmt: skip
 
 
 def _best_temperature(scan: TemperatureScan) -> tuple[float, str]:

@@ -1,7 +1,7 @@
 """Sections on what happened in training: losses over the steps, and attention, with bands over seeds."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -75,16 +75,18 @@ def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) 
     if not panels:
         raise UserError("sections=[training]: the runs have no attention in their metrics")
     rows: list[list[Cell]] = []
+    of_runs: list[list[Cell]] = []
     findings = []
     for treatment in observed:
         leads = _leads(treatment)
         for where, of_seeds in leads.items():
             rows.append(_lead_row(treatment, where, of_seeds))
+            of_runs += _run_rows(treatment, where, of_seeds)
         if "mean of layers" in leads:
             findings.append(_of_lead(treatment, leads["mean of layers"]))
         advance(1)
     headings = ("runs", "layer", "seeds", "with a peak inside", "peak at step", "fastest fall at step",
-                "lead, log steps", "95 % interval")  # fmt: skip
+                "lead, log steps", "95 % interval", "low", "high")  # fmt: skip
     picture = Picture(
         "training",
         "Means over layers, heads and the rows of a fixed probe batch; bands over seeds. Pattern divergence is from "
@@ -95,7 +97,8 @@ def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) 
         "Lead: log(step of the fastest fall of the loss per log step) − log(step of the heat capacity's peak), our "
         "definition; above zero the peak comes first. Steps are known to the spacing of evaluations only."
     )
-    return Section("training", "Attention in training", tuple(findings), (table(headings, rows),), (), (picture,))
+    tables = (table(headings, rows), table(_RUN_HEADINGS, of_runs))
+    return Section("training", "Attention in training", tuple(findings), tables, (), (picture,))
 
 
 def _convergence_row(treatment: Treatment) -> list[Cell]:
@@ -178,8 +181,23 @@ def _lead_row(treatment: Treatment, where: str, leads: Sequence[Lead | None]) ->
     return [
         treatment.label, where, len(leads), len(inside), mean([lead.peak_step for lead in inside]),
         mean([lead.fall_step for lead in leads if lead is not None]), centre,
-        interval_text(centre - half, centre + half),
+        interval_text(centre - half, centre + half), centre - half, centre + half,
     ]  # fmt: skip
+
+
+_RUN_HEADINGS = ("runs", "layer", "seed", "a peak inside", "own peak at step", "own fastest fall at step",
+                 "own lead, log steps", "evaluations apart, log steps")  # fmt: skip
+
+
+def _run_rows(treatment: Treatment, where: str, leads: Sequence[Lead | None]) -> Iterator[list[Cell]]:
+    """Under ``_RUN_HEADINGS``: what the means are over; a run without a peak inside it has no lead."""
+    for (run, _), lead in zip(treatment.runs, leads, strict=True):
+        start: list[Cell] = [treatment.label, where, run.seed]
+        if lead is None:
+            yield [*start, "no", None, None, None, None]
+        else:
+            own = lead.lead if lead.is_inside else None
+            yield [*start, "yes" if lead.is_inside else "no", lead.peak_step, lead.fall_step, own, lead.spacing]
 
 
 def _of_lead(treatment: Treatment, leads: Sequence[Lead | None]) -> str:

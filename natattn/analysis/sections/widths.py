@@ -137,11 +137,11 @@ def _of_best(best: Sequence[tuple[int, int, float, float]]) -> str:
 
 def _exponent_table(found: Sequence[Exponent]) -> Table:
     headings = ("scan", "T_c by", "k", "α", "95 % interval", f"T_0 at {PAPER_WIDTH}", "models", "heads without a peak",
-                "lack of fit, p")  # fmt: skip
+                "lack of fit, p", "low", "high")  # fmt: skip
     rows: list[list[Cell]] = [
         [
             SCANS[e.kind], e.of.replace("_", " "), e.where, e.alpha, interval_text(*e.interval), e.temperature,
-            e.models, e.without_peak, e.lack_of_fit,
+            e.models, e.without_peak, e.lack_of_fit, *e.interval,
         ]
         for e in found
     ]  # fmt: skip
@@ -153,8 +153,11 @@ def _size_table(sizes: Mapping[tuple[ScanKind, PeakOf], FiniteSize | None]) -> T
     for (kind, of), found in sizes.items():
         if found is not None:
             powers = [f"{shown(p.slope)} {interval_text(*p.interval)}" for p in (found.height, found.width)]
-            rows.append([SCANS[kind], of.replace("_", " "), *powers, found.verdict])
-    return table(("scan", "peak of", "height ∝ d^", "width in log T ∝ d^", "verdict"), rows)
+            exact = [number for p in (found.height, found.width) for number in (p.slope, *p.interval)]
+            rows.append([SCANS[kind], of.replace("_", " "), *powers, found.verdict, *exact])
+    headings = ("scan", "peak of", "height ∝ d^", "width in log T ∝ d^", "verdict", "power of the height", "its low",
+                "its high", "power of the width", "low", "high")  # fmt: skip
+    return table(headings, rows)
 
 
 def _best_table(best: Sequence[tuple[int, int, float, float]]) -> Table:

@@ -1,8 +1,9 @@
 """From numbers of single models to findings: repetition over seeds, and what one model alone may say.
 
 Models of one analysis that differ in their seed are repetitions: a number is taken of each model first, then the
-intervals go over seeds (protocol, 4). A model without a seed, as a pretrained one, is no repetition of anything. Its own
-interval, over its heads, layers or texts, can refute a general claim, for it is a counterexample, but not support one.
+intervals go over seeds (protocol, 4). A model without a seed, as a pretrained one, is no repetition of anything. Its
+own interval, over its heads, layers or texts, can refute a general claim, for it is a counterexample, but not support
+one.
 """
 
 import math
@@ -114,11 +115,6 @@ def estimate_of(group: Group, measured: Sequence[Measured]) -> Estimate:
         return Estimate(measured[0].value, measured[0].low, measured[0].high)
     centre, half = t_interval(by_seed(group, [each.value for each in measured]))
     return Estimate(centre, centre - half, centre + half)
-
-
-def values_of(group: Group, read: Callable[[Analysed], float]) -> Estimate:
-    """``estimate_of`` of numbers that have no interval of their own."""
-    return estimate_of(group, [Measured(read(member)) for member in group.members])
 
 
 def one_sided(claimed: Literal["below", "above"], indifference: float) -> Rule:

@@ -1,0 +1,145 @@
+"""A study's analyses: `natattn analyze` over its runs, made once and read by the judges."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from natattn import config
+from natattn.analysis.analyze import FIGURES, RESULTS, analyze
+from natattn.analysis.runs import ArmSummary, RunSummary
+from natattn.analysis.sections.run_measures import RUN_MEASURES
+from natattn.analysis.sections.section import Picture, table
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.errors import UserError
+from natattn.reproduce.jobs import KEY_LENGTH
+from natattn.reproduce.plan import Plan, final_trial
+from natattn.reproduce.results import Analysed
+from natattn.reproduce.settings import AnalysisSettings, StudySettings
+from natattn.reproduce.studies import Trial
+from natattn.reproduce.trials import Trials
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One call of `natattn analyze`: which analysis of the study, on which trials.
+
+    Attributes:
+        key: hash of what is asked and of the runs that it is asked of.
+    """
+
+    name: str
+    settings: AnalysisSettings
+    options: AnalyzeSettings
+    trials: tuple[Trial, ...]
+    key: str
+
+
+def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
+    """Every analysis that the study asks for: of all of its runs, of those of a corpus, or of each."""
+    study = trials.study
+    for name, settings in study.analyses.items():
+        options = _options(study, settings)
+        arms = [arm for arm in trials.arms.values() if arm.family in settings.arms]
+        of_corpora = [
+            [
+                trial
+                for arm in arms
+                for seed in arm.seeds
+                if (trial := final_trial(plan, arm, corpus, seed)) is not None
+            ]
+            for corpus in study.corpora
+        ]
+        every = [trial for found in of_corpora for trial in found]
+        groups = {"study": [every], "corpus": of_corpora, "run": [[trial] for trial in every]}[settings.of]
+        for group in groups:
+            yield Wanted(name, settings, options, tuple(group), _key(options, [trials.key(trial) for trial in group]))
+
+
+def reads_models(wanted: Wanted) -> bool:
+    """Whether the analysis needs the trained weights, beside what the runs' files say."""
+    if wanted.settings.of == "run":
+        return True
+    asked = wanted.options.sections or tuple(RUN_MEASURES)
+    return any(measure.reads_models for name, measure in RUN_MEASURES.items() if name in asked)
+
+
+def kept_analysis(wanted: Wanted, folders: Sequence[Path]) -> Path | None:
+    """The folder of a whole analysis of that key."""
+    for folder in folders:
+        found = folder / wanted.key
+        content = _read(found)
+        if content is not None and set(wanted.options.sections or ()) <= set(content["sections"]):
+            return found
+    return None
+
+
+def make_analysis(wanted: Wanted, trials: Trials, folder: Path) -> Path | str:
+    """Analyse the runs; the folder of the result, or why there is none."""
+    runs = [run for trial in wanted.trials if (run := trials.run(trial)) is not None]
+    label = f"analysis {wanted.name} of {trials.label(wanted.trials[0])}"
+    if len(runs) < len(wanted.trials):
+        return f"{label}: {len(wanted.trials) - len(runs)} of {len(wanted.trials)} runs are missing"
+    target = folder / wanted.key
+    where: dict[str, Any] = {"output": str(target)}
+    if wanted.settings.of != "run":
+        where["runs"] = tuple(dict.fromkeys(str(run.folder) for run in runs))
+    else:
+        where["run"] = str(runs[0].folder)
+        where["arm"] = trials.arms[wanted.trials[0].arm].of_run
+    try:
+        analyze(wanted.options.model_copy(update=where))
+    except UserError as error:
+        return f"{label}: {error}"
+    return target
+
+
+def analysed(wanted: Wanted, folder: Path, runs: Sequence[tuple[RunSummary, ArmSummary]]) -> Analysed:
+    """What the analysis in a folder said."""
+    content = _read(folder)
+    assert content is not None
+    corpus = wanted.trials[0].corpus
+    single = wanted.trials[0] if wanted.settings.of == "run" else None
+    return Analysed(
+        name=wanted.name,
+        where=wanted.settings.where if wanted.settings.of == "study" else f"{wanted.settings.where}, {corpus}",
+        seed=None if single is None else single.seed,
+        steps=None if single is None or not runs else runs[0][0].planned_steps,
+        sections=content["sections"],
+        runs=tuple(run.folder for run, _ in runs),
+    )
+
+
+def pictures_of(wanted: Wanted, folder: Path) -> Iterator[Picture]:
+    """The pictures of an analysis that lie beside it, with their numbers."""
+    content = _read(folder) or {"sections": {}}
+    for section in wanted.options.sections or ():
+        for picture in content["sections"].get(section, {}).get("pictures", ()):
+            image, numbers = (folder / FIGURES / f"{picture['name']}{suffix}" for suffix in (".png", ".csv"))
+            if image.is_file() and numbers.is_file():
+                headings, *rows = csv.reader(numbers.read_text(encoding="utf-8").splitlines())
+                name = f"{wanted.name}_{picture['name']}"
+                yield Picture(name, picture["caption"], table(headings, rows), image.read_bytes())
+
+
+def _options(study: StudySettings, settings: AnalysisSettings) -> AnalyzeSettings:
+    overrides = config.quote_paths([*settings.overrides, *study.analyze])
+    return config.validated(config.plain_values(config.compose(overrides, "analyze")), AnalyzeSettings)
+
+
+def _key(options: AnalyzeSettings, keys: Sequence[str]) -> str:
+    """What was asked, without where it goes and how it is computed."""
+    asked = options.model_dump(mode="json", exclude={"output", "processes", "device", "run", "runs"})
+    text = json.dumps([asked, sorted(keys)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("sections"), dict) else None

@@ -1,0 +1,30 @@
+"""Judges: from what `natattn analyze` said of models to findings with verdicts, and to the papers' tables.
+
+A judge reads the sections that it knows, by the headings of their tables, of every analysis that has them; of others
+it says nothing. It never fails on a section that exists: what is not in it becomes an inconclusive finding that says
+so. Verdicts are those of protocol 7, by ``natattn.statistics``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from natattn.reproduce.judges.cascades import judge_cascades
+from natattn.reproduce.judges.criticality import judge_correlation, judge_widths
+from natattn.reproduce.judges.fisher import judge_fisher
+from natattn.reproduce.judges.hierarchy import judge_hierarchy
+from natattn.reproduce.judges.lead import judge_lead
+from natattn.reproduce.judges.scaling import judge_scaling
+from natattn.reproduce.judges.theorems import judge_theorems
+from natattn.reproduce.results import Analysed, Finding, StudyTable
+
+Judge = Callable[[str, Sequence[Analysed]], tuple[list[Finding], list[StudyTable]]]  # of a study's name
+
+JUDGES: Mapping[str, Judge] = {
+    "widths": judge_widths,
+    "cascades": judge_cascades,
+    "lead": judge_lead,
+    "correlation": judge_correlation,
+    "scaling": judge_scaling,
+    "fisher": judge_fisher,
+    "hierarchy": judge_hierarchy,
+    "theorems": judge_theorems,
+}

@@ -1,0 +1,62 @@
+"""Findings sorted by the claims that they bear on, and which of a claim's says the most."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from natattn.reproduce.cells import half_width
+from natattn.reproduce.claims import Claim
+from natattn.reproduce.results import Finding, StudyResult, overall
+from natattn.statistics import Verdict
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> list[tuple[Claim, tuple[Finding, ...]]]:
+    """Every claim in its order with its findings, which may be none.
+
+    Raises: ValueError for a finding of a claim that is not there: it would be lost without a word.
+    """
+    found: dict[str, list[Finding]] = {claim: [] for claim in claims}
+    for result in results:
+        for finding in result.findings:
+            if finding.claim not in found:
+                raise ValueError(f"study {result.name}: a finding of {finding.claim!r}, which the ledger does not have")
+            found[finding.claim].append(finding)
+    return [(claim, tuple(found[name])) for name, claim in claims.items()]
+
+
+def standardised(finding: Finding) -> float:
+    """The effect over half the width of its interval: beyond ±1 the interval excludes zero. Nan without an interval."""
+    half = half_width(finding.estimate)
+    return finding.estimate.value / half if half > 0 else math.nan
+
+
+def strongest(findings: Sequence[Finding]) -> Finding:
+    """The finding that says the most for the verdict of all.
+
+    Of those that share that verdict (of all where none does, as they contradict each other): the one without an
+    interval to be unsure of where the verdict is ``refuted``, for that is a counterexample; else the largest
+    ``standardised``; of ``no effect`` the one with the most repetitions. The first of equals.
+
+    Raises: ValueError for no findings.
+    """
+    together = overall(findings)
+    kept = [finding for finding in findings if finding.verdict == together] or list(findings)
+
+    def weight(finding: Finding) -> float:
+        size = abs(standardised(finding))
+        if together == "no effect":
+            return float(finding.count)
+        if math.isnan(size):
+            return math.inf if together == "refuted" else -1.0
+        return size
+
+    return max(kept, key=weight)
+
+
+def tally(findings: Sequence[Finding]) -> str:
+    """How many say what: 2 supported, 1 refuted."""
+    counts = Counter(finding.verdict for finding in findings)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])

@@ -1,0 +1,223 @@
+"""`natattn reproduce`: train what is missing, analyse, compare, judge, and write tables, figures and a page.
+
+Everything is made of finished runs, so that it can be stopped and started at will: what is done is not done again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from natattn.errors import UserError
+from natattn.files import replacing
+from natattn.reproduce.analyses import (
+    Wanted,
+    analysed,
+    kept_analysis,
+    make_analysis,
+    pictures_of,
+    reads_models,
+    wanted_analyses,
+)
+from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.comparisons import judge
+from natattn.reproduce.done import DoneRuns
+from natattn.reproduce.execution import launch
+from natattn.reproduce.jobs import Job, JobMaker
+from natattn.reproduce.judges import JUDGES
+from natattn.reproduce.plan import Plan
+from natattn.reproduce.results import Analysed, Finding, StudyResult, StudyTable
+from natattn.reproduce.settings import ReproduceSettings
+from natattn.reproduce.study_tables import (
+    arms_table,
+    differences_picture,
+    differences_table,
+    findings,
+    tuning_table,
+)
+from natattn.reproduce.trials import Trials
+from natattn.statistics import LEAST_FOR_A_CLAIM
+
+RUNS, ANALYSES = "runs", "analyses"
+KEPT_RUNS, KEPT_ANALYSES = "runs", "analyses"
+
+
+@dataclass
+class Studies:
+    """Studies that are reproduced together: they share runs.
+
+    Attributes:
+        folder: for runs, analyses, texts and results.
+        trials: of each study.
+        failures: one line each, of jobs that failed in this process.
+    """
+
+    settings: Sequence[ReproduceSettings]
+    folder: Path
+    done: DoneRuns
+    trials: list[Trials]
+    failures: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, settings: Sequence[ReproduceSettings]) -> "Studies":
+        """Studies at their budgets, with the runs that are done. Raises: UserError for what cannot be composed."""
+        first = settings[0]
+        folder, kept = Path(first.output), Path(first.kept)
+        done = DoneRuns([folder / RUNS, *first.runs, kept / KEPT_RUNS])
+        maker = JobMaker(folder, first.wikitext)
+        trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
+        studies = cls(settings, folder, done, trials)
+        studies._want_models()
+        for each in trials:
+            for trial in each.plan().trials:
+                each.job(trial)
+        maker.save()
+        return studies
+
+    def train(self, launcher: Sequence[str]) -> None:
+        """Run what is missing, in rounds: what tuning finds decides what follows."""
+        tried: set[str] = set()
+        while todo := {label: job for label, job in self._missing().items() if job.key not in tried}:
+            tried |= {job.key for job in todo.values()}
+            self.failures += launch(todo, self.folder / RUNS, launcher)
+            for job in todo.values():
+                self.done.add(self.folder / RUNS / job.key)
+
+    def results(self, *, analyse: bool) -> list[StudyResult]:
+        """What each study found by what is done now.
+
+        Args:
+            analyse: make the analyses that are not there; else they are listed as missing.
+        """
+        return [
+            self._result(settings, trials, analyse)
+            for settings, trials in zip(self.settings, self.trials, strict=True)
+        ]  # fmt: skip
+
+    def _missing(self) -> dict[str, Job]:
+        """Jobs that can be run and are not done, each once, in words."""
+        jobs: dict[str, tuple[str, Job]] = {}
+        for trials in self.trials:
+            for trial in trials.plan().trials:
+                job = trials.job(trial)
+                if isinstance(job, Job) and trials.run(trial) is None:
+                    jobs.setdefault(job.key, (trials.label(trial), job))
+        return dict(jobs.values())
+
+    def _want_models(self) -> None:
+        """Ask for trained weights where an analysis needs them that has not been made."""
+        for trials in self.trials:
+            for wanted in wanted_analyses(trials, trials.plan()):
+                if reads_models(wanted) and kept_analysis(wanted, self._analysis_folders) is None:
+                    trials.with_model |= {trial.arm for trial in wanted.trials}
+
+    @property
+    def _analysis_folders(self) -> list[Path]:
+        return [self.folder / ANALYSES, Path(self.settings[0].kept) / KEPT_ANALYSES]
+
+    def _result(self, settings: ReproduceSettings, trials: Trials, analyse: bool) -> StudyResult:
+        plan, study = trials.plan(), trials.study
+        judged = judge(study, lambda *asked: trials.measure(plan, *asked), _leaky(trials, plan))
+        tables: list[StudyTable] = []
+        found: list[Finding] = findings(trials, plan, judged)
+        if judged:
+            tables = [arms_table(trials, plan), differences_table(trials, plan, judged)]
+        if (tuning := tuning_table(trials, plan)) is not None:
+            tables.append(tuning)
+        picture = differences_picture(trials, judged)
+        pictures = [picture] if picture is not None else []
+        missing = self._lines_of_missing(trials, plan)
+        read: dict[str, list[Analysed]] = {}
+        shown: set[str] = set()
+        for wanted in wanted_analyses(trials, plan):
+            folder = self._analysis(wanted, trials, analyse)
+            if isinstance(folder, str):
+                missing.append(folder)
+                continue
+            members = [
+                pair for t in wanted.trials if (run := trials.run(t)) and (pair := (run, trials.arm_of(t, run)))[1]
+            ]
+            for judge_name in wanted.settings.judges:
+                read.setdefault(judge_name, []).append(analysed(wanted, folder, members))  # type: ignore[arg-type]
+            if wanted.name not in shown:  # of repetitions over seeds one is enough to look at
+                shown.add(wanted.name)
+                pictures += pictures_of(wanted, folder)
+        for judge_name, inputs in read.items():
+            more, made = JUDGES[judge_name](study.name, inputs)
+            found += more
+            tables += made
+        return StudyResult(
+            study.name, settings.budget, study.title, _facts(trials, plan), tuple(found), tuple(tables),
+            tuple(pictures), tuple(missing),
+        )  # fmt: skip
+
+    def _analysis(self, wanted: Wanted, trials: Trials, analyse: bool) -> Path | str:
+        folder = kept_analysis(wanted, self._analysis_folders)
+        if folder is not None:
+            return folder
+        if not analyse:
+            return f"analysis {wanted.name} of {len(wanted.trials)} runs has not been made"
+        return make_analysis(wanted, trials, self.folder / ANALYSES)
+
+    def _lines_of_missing(self, trials: Trials, plan: Plan) -> list[str]:
+        """What is not there, by study and arm, and why."""
+        lines: dict[str, int] = {}
+        for trial in plan.trials:
+            if trials.run(trial) is None:
+                why = "" if isinstance(trials.job(trial), Job) else "; its text was not given (wikitext=FOLDER)"
+                line = f"{trials.study.name}: runs of {trial.arm} on {trial.corpus} are missing{why}"
+                lines[line] = lines.get(line, 0) + 1
+        return [f"{line}: {count}" for line, count in lines.items()] + [
+            failure for failure in self.failures if failure.startswith(f"{trials.study.name}:")
+        ]
+
+
+def _leaky(trials: Trials, plan: Plan) -> set[tuple[str, str]]:
+    """(corpus, arm) that see what they predict."""
+    return {
+        (corpus, name)
+        for corpus in trials.study.corpora
+        for name in trials.arms
+        if any(arm.leaky for _, arm in trials.finals(plan, corpus, name))
+    }
+
+
+def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
+    study = trials.study
+    runs = {run.folder: run for trial in plan.trials if (run := trials.run(trial)) is not None}
+    data = {f"{run.data.name} ({run.data.fingerprint[:12]})" for run in runs.values() if run.data}
+    facts = {
+        "runs": f"{len(runs)}, of {len({trials.key(trial) for trial in plan.trials})} that are wanted by now",
+        "arms": f"{len(trials.arms)}, placebos included",
+        "seeds": ", ".join(map(str, study.seeds)),
+        "data": "; ".join(sorted(data)),
+        "settings": " ".join(study.base),
+        "device": ", ".join(sorted({run.device for run in runs.values()})),
+    }
+    if max(len(arm.seeds) for arm in trials.arms.values()) < LEAST_FOR_A_CLAIM:
+        facts["no verdicts"] = f"a claim needs at least {LEAST_FOR_A_CLAIM} seeds: everything here is inconclusive"
+    return {name: value for name, value in facts.items() if value}
+
+
+def write_figures(folder: Path, results: Sequence[StudyResult]) -> None:
+    """Every picture as PNG, with its numbers as CSV. Raises: UserError where the folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for result in results:
+            for picture in result.pictures:
+                for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
+                    with replacing(folder / f"{picture.name}{suffix}") as temporary:
+                        temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from error
+
+
+def prefixed(result: StudyResult) -> StudyResult:
+    """With the study's name before those of its pictures that lack it, so that files of several studies stay apart."""
+    pictures = tuple(
+        picture if picture.name.startswith(result.name) else replace(picture, name=f"{result.name}_{picture.name}")
+        for picture in result.pictures
+    )
+    return replace(result, pictures=pictures)
+
+
+__all__ = ["CLAIMS", "Studies", "prefixed", "write_figures"]

@@ -1,0 +1,169 @@
+"""Times to a target where some runs never reach it: censored means, paired differences, performance profiles.
+
+A run that does not reach its target is censored at its budget: all that is known is that it would take longer. It is
+never left out, for that would reward an arm for its failures (protocol, 4). Lower is better for what is followed.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from natattn.statistics import mean, time_to_target
+
+Floats = NDArray[np.float64]
+Run = tuple[ArrayLike, ArrayLike, float, float]  # steps, values, target, budget
+Bound = Literal["exact", "at least", "at most"]
+LARGEST_RATIO = 4.0  # of a performance profile, as in AlgoPerf
+_ROUNDING = 1e-12  # times whose ratio is a profile's factor but for rounding are within it
+
+
+@dataclass(frozen=True)
+class TimesToTarget:
+    """One time for every run, in their order and in the unit of their steps.
+
+    Attributes:
+        times: of reaching the target; the budget where the run did not.
+        reached: whether it did.
+        budgets: what each run was given.
+    """
+
+    times: tuple[float, ...]
+    reached: tuple[bool, ...]
+    budgets: tuple[float, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the runs that reached their target; nan for no runs."""
+        return mean([float(reached) for reached in self.reached])
+
+    @property
+    def restricted_mean(self) -> float:
+        """Mean of min(time, budget), the restricted mean survival time; below the mean time if one was censored."""
+        return mean(self.times)
+
+    @property
+    def median(self) -> tuple[float, Bound]:
+        """The median, and ``at least`` where a censored time is in it; nan and ``exact`` for no runs.
+
+        A censored time sorts behind all that were reached, for it is known only to be longer than its own budget.
+        """
+        order = sorted(zip(self.times, self.reached, strict=True), key=lambda pair: (not pair[1], pair[0]))
+        middle = order[(len(order) - 1) // 2 : len(order) // 2 + 1] if order else []
+        return mean([time for time, _ in middle]), "exact" if all(reached for _, reached in middle) else "at least"
+
+    @property
+    def for_profile(self) -> tuple[float, ...]:
+        """The times with ∞ for those that were censored, as ``performance_profile`` takes them."""
+        return tuple(time if reached else math.inf for time, reached in zip(self.times, self.reached, strict=True))
+
+
+def times_to_target(runs: Iterable[Run]) -> TimesToTarget:
+    """First steps at or below the target, censored at the budget.
+
+    A run that diverged or stopped before its budget counts there too: more steps would not have been earlier. What is
+    reached behind the budget is not reached.
+
+    Args:
+        runs: steps, values, target and budget of each. A missing run is one without steps.
+
+    Raises: ValueError for a budget that is not a positive number.
+    """
+    times, has_reached, budgets = [], [], []
+    for steps, values, target, budget in runs:
+        if not 0 < budget < math.inf:
+            raise ValueError(f"a budget of {budget}: must be a positive number")
+        found = time_to_target(steps, values, target)
+        reached = found is not None and found <= budget
+        times.append(float(found) if found is not None and reached else float(budget))
+        has_reached.append(reached)
+        budgets.append(float(budget))
+    return TimesToTarget(tuple(times), tuple(has_reached), tuple(budgets))
+
+
+@dataclass(frozen=True)
+class TimeDifferences:
+    """Candidate − baseline of paired times, in their order; below zero the candidate was earlier.
+
+    Attributes:
+        values: a censored time counts as its budget, so that two of them are a tie, 0.
+        bounds: what the true difference is: the value; ``at least`` it where the candidate was censored; ``at most``
+            it where the baseline was. A tie of two censored times is ``exact`` as a tie, by definition.
+        ties: pairs of two censored times.
+    """
+
+    values: tuple[float, ...]
+    bounds: tuple[Bound, ...]
+    ties: int
+
+
+def paired_time_differences(candidate: TimesToTarget, baseline: TimesToTarget) -> TimeDifferences:
+    """Differences within pairs. Of one-sided pairs the size is a lower bound, so that no effect is exaggerated.
+
+    Raises: ValueError for another number of runs, or other budgets, in one than in the other.
+    """
+    if candidate.budgets != baseline.budgets:
+        raise ValueError("times are paired only where both runs of a pair had the same budget")
+    pairs = list(zip(candidate.reached, baseline.reached, strict=True))
+    bound: dict[tuple[bool, bool], Bound] = {(False, True): "at least", (True, False): "at most"}
+    return TimeDifferences(
+        tuple(ours - theirs for ours, theirs in zip(candidate.times, baseline.times, strict=True)),
+        tuple(bound.get(pair, "exact") for pair in pairs),
+        pairs.count((False, False)),
+    )
+
+
+def performance_profile(times: Mapping[str, Sequence[float]], ratios: ArrayLike) -> dict[str, Floats]:
+    """ρ_arm(r): share of workloads whose time is at most r times the best arm's there (Dolan and Moré 2002).
+
+    Args:
+        times: of every arm on every workload, in one order; ∞ or nan where the target was not reached, which counts
+            for no ratio, also where no arm reached it.
+        ratios: r.
+
+    Raises: ValueError for arms with different numbers of workloads, no workloads, or times below zero.
+    """
+    grid = np.asarray(ratios, dtype=np.float64)
+    limits = (1 + _ROUNDING) * grid[:, None]
+    shares = {}
+    for arm, of_arm in _ratios_to_best(times).items():
+        shares[arm] = ((of_arm <= limits) & np.isfinite(of_arm)).mean(1)
+    return shares
+
+
+def profile_area(times: Mapping[str, Sequence[float]], largest: float = LARGEST_RATIO) -> dict[str, float]:
+    """Mean of ρ_arm(r) over 1 ≤ r ≤ largest, in [0, 1]: AlgoPerf's score (Dahl et al. 2023). Exact, without a grid.
+
+    A workload at ratio x adds (largest − x)/(largest − 1) where x is within the range. Like the profile it depends on
+    which arms are compared.
+
+    Raises: as ``performance_profile``, and ValueError for ``largest`` ≤ 1.
+    """
+    if largest <= 1:
+        raise ValueError(f"largest={largest}: must be above 1")
+    return {
+        arm: float(np.clip((largest - of_arm) / (largest - 1), 0, 1).mean())
+        for arm, of_arm in _ratios_to_best(times).items()
+    }
+
+
+def _ratios_to_best(times: Mapping[str, Sequence[float]]) -> dict[str, Floats]:
+    """By arm, its times over the best of all arms on the same workload; ∞ where it did not arrive."""
+    if len({len(of_arm) for of_arm in times.values()}) > 1:
+        raise ValueError("every arm needs a time for every workload; ∞ where it did not reach the target")
+    table = np.array([list(of_arm) for of_arm in times.values()], dtype=np.float64)
+    if not table.size:
+        raise ValueError("no workloads")
+    if (table < 0).any():
+        raise ValueError("times are not below zero")
+    table[np.isnan(table)] = np.inf
+    best = table.min(0)
+    ratios = np.full_like(table, np.inf)
+    arrived = np.isfinite(table)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Who needs no time is the best; 0/0 is his own ratio.
+        ratios[arrived] = np.where(table == best, 1.0, table / best)[arrived]
+    return dict(zip(times, ratios, strict=True))
