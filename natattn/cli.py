@@ -9,10 +9,11 @@ natattn: transformer training experiments in which attention informs the optimiz
 usage: natattn COMMAND [key=value ...]
 
 commands:
-  train    train a standard and a natural-attention model side by side on the same batches
-  report   print the result table of one or more run folders
-  analyze  study a model's attention: a page with its energies, temperatures, cascades and spectra
-  sample   let a trained arm of a run write text
+  train      train a standard and a natural-attention model side by side on the same batches
+  report     print the result table of one or more run folders, and make a page of it
+  analyze    study a model's attention: a page with its energies, temperatures, cascades and spectra
+  reproduce  rebuild the papers' tables and figures, with seeds, intervals and a verdict for every claim
+  sample     let a trained arm of a run write text
 
 examples:
   natattn train model=natural optim=aif            the default: GPT-2 nano on Python's standard library
@@ -22,12 +23,13 @@ examples:
   natattn report outputs/RUN                       its table again
   natattn sample run=outputs/RUN prompt="def "
   natattn analyze run=outputs/RUN                  attention as a statistical-mechanical system
+  natattn reproduce study=all budget=smoke         every study in little, in minutes
 
 natattn COMMAND --help tells more; natattn --version prints the version.
 shell completion: eval "$(natattn -sc install=bash)" (or zsh: same line; fish: natattn -sc install=fish | source)
 """
 
-COMMANDS = ("train", "report", "sample", "analyze")
+COMMANDS = ("train", "report", "sample", "analyze", "reproduce")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from natattn import config
 from natattn.errors import UserError
 from natattn.explain import first_line, unknown_key
 from natattn.files import CONFIG_NAME, conf_folder
-from natattn.usage import ANALYZE_HELP, REPORT_HELP, SAMPLE_HELP, TRAIN_HELP
+from natattn.usage import ANALYZE_HELP, REPORT_HELP, REPRODUCE_HELP, SAMPLE_HELP, TRAIN_HELP
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -84,7 +84,7 @@ def train_help() -> str:
     """Every group with its options and one line on each, read from the files themselves."""
     defaults = _defaults()
     lines = [TRAIN_HELP]
-    for group, options in config.groups().items():
+    for group, options in config.train_groups().items():
         lines.append(f"  {group}\n")
         for option in options:
             star = "*" if defaults.get(group) == option else " "
@@ -148,6 +148,36 @@ def analyze(arguments: list[str]) -> int:
     print_summary(sections, stream=sys.stdout)
     print(f"analysis: {page}")
     return 0
+
+
+def reproduce(arguments: list[str]) -> int:
+    """`natattn reproduce`: the papers' tables and figures, from studies that anyone can repeat."""
+    studies = config.groups()["study"]
+    if "--help" in arguments or "-h" in arguments:
+        listed = "".join(f"  {name:<12} {config.description('study', name)}\n" for name in studies)
+        text = (conf_folder() / "reproduce.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
+        print(REPRODUCE_HELP.format(studies=listed, keys="".join(f"  {line}\n" for line in text.splitlines())), end="")
+        return 0
+    from natattn.reproduce.reproduce import reproduce as reproduce_studies
+    from natattn.reproduce.settings import ReproduceSettings
+    from natattn.reproduce.show import print_results
+
+    launcher = [argument for argument in arguments if argument.startswith(("hydra/", "hydra."))]
+    others = [argument for argument in arguments if argument not in launcher]
+    chosen = [argument.partition("=")[2] for argument in others if argument.startswith("study=")]
+    if not chosen:
+        raise UserError(f"study: needs a value; valid: all, {', '.join(studies)}")
+    others = config.quote_paths(argument for argument in others if not argument.startswith("study="))
+    names = list(studies) if chosen[-1] == "all" else chosen[-1].strip("[]").split(",")
+    settings = [
+        config.validated(config.plain_values(config.compose([f"study={name}", *others], "reproduce")), ReproduceSettings)
+        for name in names
+    ]
+    title = "all" if chosen[-1] == "all" else "_".join(names)
+    page, results = reproduce_studies(settings, launcher, f"{title}_{settings[0].budget}")
+    print_results(results, stream=sys.stdout)
+    print(f"report: {page}")
+    return 1 if any(result.failures for result in results) else 0
 
 
 def _refuse_flag(message: str) -> NoReturn:

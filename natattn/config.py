@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from natattn.training.settings import RunSettings
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
+NOT_OF_TRAIN = frozenset({"study"})
 _QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
 
 
@@ -32,6 +33,11 @@ def groups() -> dict[str, tuple[str, ...]]:
         for folder in sorted(conf_folder().iterdir())
         if folder.is_dir() and any(folder.glob("*.yaml"))
     }
+
+
+def train_groups() -> dict[str, tuple[str, ...]]:
+    """The groups that `natattn train` composes: those of other commands are left out."""
+    return {group: options for group, options in groups().items() if group not in NOT_OF_TRAIN}
 
 
 def description(group: str, option: str) -> str:

@@ -69,3 +69,20 @@ sections of several runs (those that apply):
 keys with their defaults (natattn train --help lists data, tokenizer and init):
 
 """
+
+REPRODUCE_HELP = """\
+usage: natattn reproduce study=NAME|NAME,NAME|all [budget=smoke|cpu|gpu] [key=value ...] [hydra/launcher=...]
+
+Rebuilds tables and figures from runs: what is done counts, what is missing is trained, what broke off is resumed. Every
+claim gets a verdict. Stop it at will and start it again.
+
+studies:
+{studies}
+keys with their defaults:
+
+{keys}
+launchers (pip install natattn[joblib], natattn[ray] or natattn[slurm]):
+  hydra/launcher=joblib hydra.launcher.n_jobs=4     processes on this machine; without one: one run after another
+  hydra/launcher=ray                                a Ray cluster
+  hydra/launcher=submitit_slurm                     Slurm; submitit_local tries it without
+"""

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
-from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.training.run_folder import flatten
+
+if TYPE_CHECKING:
+    from natattn.analysis.settings import AnalyzeSettings  # imports models, which tables of runs do without
 
 MOST_NAMED = 4
 
@@ -59,7 +62,7 @@ class RunSet:
     baselines: tuple[Treatment | None, ...]
 
 
-def load_runs(settings: AnalyzeSettings) -> RunSet:
+def load_runs(settings: "AnalyzeSettings") -> RunSet:
     """The runs in the folders or globs of ``settings.runs``; of each only the arm that is named, if one is.
 
     Baseline of a treatment is the one whose label ``settings.baseline`` is part of; by default the reference of the

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from natattn.reproduce.cells import half_width
-from natattn.reproduce.claims import Claim
+from natattn.reproduce.claims import CLAIMED_VALUES, Claim
 from natattn.reproduce.results import Finding, StudyResult, overall
 from natattn.statistics import Verdict
 
@@ -28,9 +28,12 @@ def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> lis
 
 
 def standardised(finding: Finding) -> float:
-    """The effect over half the width of its interval: beyond ±1 the interval excludes zero. Nan without an interval."""
+    """The effect, less what the claim says that it is, in half-widths of its interval; nan without an interval.
+
+    Beyond ±1 a symmetric interval excludes what is claimed (``CLAIMED_VALUES``; zero where nothing else is).
+    """
     half = half_width(finding.estimate)
-    return finding.estimate.value / half if half > 0 else math.nan
+    return (finding.estimate.value - CLAIMED_VALUES.get(finding.claim, 0.0)) / half if half > 0 else math.nan
 
 
 def strongest(findings: Sequence[Finding]) -> Finding:

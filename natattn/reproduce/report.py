@@ -20,7 +20,8 @@ STYLE = """
 .caption { color: var(--faint); font-size: 0.85rem; max-width: 46rem; margin: 0.2rem 0 0.5rem; white-space: pre-line; }
 .warning { border-left: 4px solid #d55e00; background: var(--panel); padding: 0.5rem 1rem; margin: 1rem 0; }
 .warning ul { margin: 0.2rem 0; padding-left: 1.2rem; overflow-wrap: anywhere; } .warning summary { font-weight: 600; }
-.wide { overflow-x: auto; margin: 0.4rem 0 1rem; } th { vertical-align: bottom; }
+.wide { overflow-x: auto; margin: 0.4rem 0 1rem; } body { max-width: 80rem; }
+.wide th { vertical-align: bottom; white-space: normal; } .wide td:not([class]) { min-width: 14rem; }
 """
 MOST_LINES = 12  # of what is missing, before the rest waits behind a click
 

@@ -3,10 +3,11 @@
 Everything is made of finished runs, so that it can be stopped and started at will: what is done is not done again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from natattn.analysis.sections.section import Picture
 from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.reproduce.analyses import (
@@ -22,9 +23,11 @@ from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.comparisons import judge
 from natattn.reproduce.done import DoneRuns
 from natattn.reproduce.execution import launch
+from natattn.reproduce.figures import ledger_figure
 from natattn.reproduce.jobs import Job, JobMaker
 from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.plan import Plan
+from natattn.reproduce.report import write_report
 from natattn.reproduce.results import Analysed, Finding, StudyResult, StudyTable
 from natattn.reproduce.settings import ReproduceSettings
 from natattn.reproduce.study_tables import (
@@ -34,6 +37,7 @@ from natattn.reproduce.study_tables import (
     findings,
     tuning_table,
 )
+from natattn.reproduce.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.trials import Trials
 from natattn.statistics import LEAST_FOR_A_CLAIM
 
@@ -148,6 +152,7 @@ class Studies:
         return StudyResult(
             study.name, settings.budget, study.title, _facts(trials, plan), tuple(found), tuple(tables),
             tuple(pictures), tuple(missing),
+            tuple(failure for failure in self.failures if failure.startswith(f"{study.name}:")),
         )  # fmt: skip
 
     def _analysis(self, wanted: Wanted, trials: Trials, analyse: bool) -> Path | str:
@@ -166,9 +171,7 @@ class Studies:
                 why = "" if isinstance(trials.job(trial), Job) else "; its text was not given (wikitext=FOLDER)"
                 line = f"{trials.study.name}: runs of {trial.arm} on {trial.corpus} are missing{why}"
                 lines[line] = lines.get(line, 0) + 1
-        return [f"{line}: {count}" for line, count in lines.items()] + [
-            failure for failure in self.failures if failure.startswith(f"{trials.study.name}:")
-        ]
+        return [f"{line}: {count}" for line, count in lines.items()]
 
 
 def _leaky(trials: Trials, plan: Plan) -> set[tuple[str, str]]:
@@ -198,12 +201,12 @@ def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def write_figures(folder: Path, results: Sequence[StudyResult]) -> None:
+def write_figures(folder: Path, pictures: Iterable[Sequence[Picture]]) -> None:
     """Every picture as PNG, with its numbers as CSV. Raises: UserError where the folder cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for result in results:
-            for picture in result.pictures:
+        for group in pictures:
+            for picture in group:
                 for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
                     with replacing(folder / f"{picture.name}{suffix}") as temporary:
                         temporary.write_bytes(content)
@@ -220,4 +223,25 @@ def prefixed(result: StudyResult) -> StudyResult:
     return replace(result, pictures=pictures)
 
 
-__all__ = ["CLAIMS", "Studies", "prefixed", "write_figures"]
+def reproduce(
+    settings: Sequence[ReproduceSettings], launcher: Sequence[str], name: str
+) -> tuple[Path, list[StudyResult]]:
+    """Do what is missing of the studies and write their results to a folder of that name; the page, and the results.
+
+    Args:
+        settings: one for each study; all but ``study`` is the same in them.
+        launcher: Hydra's overrides of its launcher.
+    Raises: UserError for what the user can mend.
+    """
+    studies = Studies.of(settings)
+    if settings[0].train:
+        studies.train(launcher)
+    results = [prefixed(result) for result in studies.results(analyse=settings[0].train)]
+    folder = studies.folder / name
+    picture = ledger_figure(results, CLAIMS)
+    tables = [ledger_table(results, CLAIMS), summary_table(results, CLAIMS)]
+    write_tables(folder / "tables", [*tables, *(table for result in results for table in result.tables)])
+    write_figures(folder / "figures", [*(result.pictures for result in results), (picture,)])
+    page = folder / "report.html"
+    write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, CLAIMS)
+    return page, results

@@ -93,7 +93,8 @@ class StudyResult:
         findings: every measurement that bears on a claim.
         tables: in the order in which they are shown.
         pictures: with their numbers.
-        missing: one line for each thing that is not there: failed jobs, data that was not given.
+        missing: one line for each thing that is not there, such as runs whose data was not given.
+        failures: one line for each job that failed.
     """
 
     name: str
@@ -104,6 +105,7 @@ class StudyResult:
     tables: tuple[StudyTable, ...] = ()
     pictures: tuple[Picture, ...] = ()
     missing: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:

@@ -3,7 +3,6 @@
 import glob
 import math
 import os
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,8 +31,8 @@ from natattn.statistics import mean, t_interval
 
 FILE_NAME = "report.html"
 LEAST_FOR_AN_INTERVAL = 3  # with two runs it is 13 standard errors wide, and says nothing
-MOST_DRAWN = 8  # curves in one picture
-LEGEND_LETTERS = 44  # of a line
+MOST_DRAWN = 6  # curves in one picture
+LEGEND_LETTERS = 46  # of a curve's name: more would cover the curves
 MOST_NAMED = 8  # values of a fact
 _GIBIBYTES = "peak memory"  # its title: a quantity that is in bytes
 _CAPTION = (
@@ -83,7 +82,8 @@ def write_run_report(path: Path, folders: Sequence[str], runs: Sequence[RunSumma
 
     Raises: UserError where it cannot be written.
     """
-    names = ", ".join(Path(folder).name or Path(folder).resolve().name for folder in folders)
+    # Where the page may go, a path of this machine says nothing.
+    names = ", ".join(Path(each).name if Path(each).is_absolute() else each for each in folders)
     title = f"Run {names}" if len(runs) == 1 else f"Runs of {names}"
     write_report(path, title, [run_result(runs)], {}, known=runs)
 
@@ -206,10 +206,11 @@ def _every_run(runs: Sequence[RunSummary]) -> StudyTable:
 def _curves(groups: Sequence[Group], number: int) -> Picture | None:
     """Validation losses with bands over seeds; of many arms those that ended lowest."""
     treatments = sorted(treatments_of(groups), key=_final)
-    drawn = [found for each in treatments[:MOST_DRAWN] if (found := band(each, "validation/loss")) is not None]
-    if not drawn:
+    found = [(each, curve) for each in treatments[:MOST_DRAWN] if (curve := band(each, "validation/loss")) is not None]
+    if not found:
         return None
-    lines = [run_figures.Line(_legend(each), each.steps, each.mean, each.low, each.high) for each in drawn]
+    drawn = [curve for _, curve in found]
+    lines = [run_figures.Line(_legend(each), own.steps, own.mean, own.low, own.high) for each, own in found]
     levels = {} if (data := groups[0].data) is None else {"bigram model": data.held_out_bigram_entropy}
     few = f"; the {len(drawn)} of {len(treatments)} with the least final loss" if len(drawn) < len(treatments) else ""
     name = groups[0].data.name if groups[0].data else "unknown data"
@@ -218,9 +219,13 @@ def _curves(groups: Sequence[Group], number: int) -> Picture | None:
     return Picture(f"curves_{number}", caption, _numbers(drawn), png)
 
 
-def _legend(found: Band) -> str:
-    """Its label, which may name several keys, folded to the width of a picture."""
-    return "\n".join(textwrap.wrap(f"{found.label} ({found.seeds})", LEGEND_LETTERS))
+def _legend(treatment: Treatment) -> str:
+    """Short enough for a picture: of every key only its last part."""
+    parts = (part.split("=", 1) for part in treatment.label.split(" · "))
+    name = " · ".join("=".join([key.rpartition(".")[2] if value else key, *value]) for key, *value in parts)
+    name = name if len(name) <= LEGEND_LETTERS else f"{name[:LEGEND_LETTERS]}…"
+    leaky = " LEAKY" if any(arm.leaky for _, arm in treatment.runs) else ""
+    return f"{name}{leaky} ({len(treatment.runs)})"
 
 
 def _numbers(bands: Sequence[Band]) -> Table:

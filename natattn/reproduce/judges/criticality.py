@@ -87,14 +87,13 @@ def _note(found: _Exponent) -> str:
     if is_rounded(found.row):
         parts.append("from the digits that the page shows")
     if not math.isnan(found.lack_of_fit):
-        said = "not refuted" if found.is_a_power else "refuted, which bars support"
-        parts.append(f"a power of the width is {said} against the spread over seeds (p = {found.lack_of_fit:.2g})")
+        said, then = ("not refuted", "") if found.is_a_power else ("refuted", ", which bars support")
+        against = f"against the spread over seeds (p = {found.lack_of_fit:.2g})"
+        parts.append(f"a power of the width is {said} {against}{then}")
     without = number(found.row, "heads without a peak")
     if without > 0:
         parts.append(f"{without:.0%} of heads have no peak and are left out")
-    size = row_of(
-        found.analysed, "widths", "scan", found.row["scan"], **{"peak of": found.row["T_c by"]}
-    )  # fmt: skip
+    size = row_of(found.analysed, "widths", "scan", found.row["scan"], **{"peak of": found.row["T_c by"]})
     if size:
         parts.append(f"peaks over widths: {size.get('verdict', 'undecided')}")
     return "; ".join(parts)

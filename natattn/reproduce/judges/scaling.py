@@ -2,7 +2,7 @@
 
 log N·d = c + a log L + b log H is fitted to the best N·d of every curve that has its valley inside the grid; the claim
 is a = b = ½. By our definition a power is ½ if it differs by at most ``TOLERANCE``. The joint F test of (½, ½) against
-the free powers is printed beside, and bars ``supported`` where it rejects.
+the free powers is printed beside; it bars ``supported`` where it rejects, and so do fewer than five seeds.
 """
 
 import math
@@ -13,6 +13,7 @@ from natattn.reproduce.judges.fits import Fit, adjusted
 from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import near
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.statistics import LEAST_FOR_A_CLAIM
 
 CLAIMED = 0.5
 TOLERANCE = 0.1
@@ -27,14 +28,20 @@ class _Power:
     symbol: str
     fit: Fit
     joint: float
+    seeds: int
     rounded: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing bars support: the joint test does not reject, and curves of few seeds share their luck."""
+        return self.seeds >= LEAST_FOR_A_CLAIM and (math.isnan(self.joint) or self.joint >= JOINT_LEVEL)
 
     @property
     def note(self) -> str:
         if math.isnan(self.fit.value):
             return "not measured: too few curves have their best N·d inside the grid for free powers"
         parts = [
-            f"interval of the fit over {self.fit.count} curves, which share models' seeds and corpora",
+            f"interval of the fit over {self.fit.count} curves of {self.seeds} seed{'s' * (self.seeds != 1)}",
             "the joint F test of ½ and ½ was not made"
             if math.isnan(self.joint)
             else f"joint F test of ½ and ½: p = {self.joint:.2g}",
@@ -53,7 +60,7 @@ def judge_scaling(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findin
     rule = near(TOLERANCE)
     findings = []
     for power, found in zip(powers, adjusted([p.fit for p in powers], CLAIMED), strict=True):
-        said = rule(found, math.isnan(power.joint) or power.joint >= JOINT_LEVEL)
+        said = rule(found, power.is_complete)
         interval = (bound + CLAIMED for bound in found.interval)
         findings.append(
             Finding(
@@ -73,7 +80,7 @@ def _powers(analysed: Analysed) -> Iterator[_Power]:
         shown, low, high = f"power of {symbol}", f"low of {symbol}", f"high of {symbol}"
         value = value_of(free, f"exact power of {symbol}", text=shown)
         fit = Fit(value, *bounds(free, low, high, text=shown), len(inside) - _FITTED, len(inside))
-        yield _Power(analysed, symbol, fit, joint, is_rounded(free, low))
+        yield _Power(analysed, symbol, fit, joint, len({row.get("seed") for row in inside}), is_rounded(free, low))
 
 
 def _law_table(analyses: Sequence[Analysed], findings: Sequence[Finding]) -> StudyTable:
