@@ -170,7 +170,9 @@ def reproduce(arguments: list[str]) -> int:
     others = config.quote_paths(argument for argument in others if not argument.startswith("study="))
     names = list(studies) if chosen[-1] == "all" else chosen[-1].strip("[]").split(",")
     settings = [
-        config.validated(config.plain_values(config.compose([f"study={name}", *others], "reproduce")), ReproduceSettings)
+        config.validated(
+            config.plain_values(config.compose([f"study={name}", *others], "reproduce")), ReproduceSettings
+        )
         for name in names
     ]
     title = "all" if chosen[-1] == "all" else "_".join(names)

@@ -155,6 +155,12 @@ def differences_of(samples: Sequence[Sequence[float]], *, confidence: float = 0.
     return found
 
 
+def excludes_zero(difference: Difference, side: Literal["below", "above"]) -> bool:
+    """Whether the whole interval lies on that side of zero; one of nan does not."""
+    low, high = difference.interval
+    return high < 0 if side == "below" else low > 0
+
+
 def verdict(
     difference: Difference,
     *,
@@ -175,17 +181,11 @@ def verdict(
         placebos: candidate minus each placebo.
         complete: no run is missing, diverged or stopped.
     """
-    sign = 1 if claimed == "below" else -1
-
-    def beyond(found: Difference, side: int) -> bool:
-        low, high = (side * bound for bound in found.interval)
-        return max(low, high) < 0
-
     if difference.count < LEAST_FOR_A_CLAIM:
         return "inconclusive"
-    if beyond(difference, -sign):
+    if excludes_zero(difference, "above" if claimed == "below" else "below"):
         return "refuted"
-    if beyond(difference, sign) and complete and all(beyond(placebo, sign) for placebo in placebos):
+    if complete and all(excludes_zero(found, claimed) for found in (difference, *placebos)):
         return "supported"
     if all(abs(bound) <= indifference for bound in difference.interval):
         return "no effect"

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from run_folders import make_run  # noqa: F401  (a fixture of several folders of tests)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import: no test waits for a network, and none depends on one
 

@@ -45,12 +45,7 @@ def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
         options = _options(study, settings)
         arms = [arm for arm in trials.arms.values() if arm.family in settings.arms]
         of_corpora = [
-            [
-                trial
-                for arm in arms
-                for seed in arm.seeds
-                if (trial := final_trial(plan, arm, corpus, seed)) is not None
-            ]
+            [trial for arm in arms for seed in arm.seeds if (trial := final_trial(plan, arm, corpus, seed)) is not None]
             for corpus in study.corpora
         ]
         every = [trial for found in of_corpora for trial in found]

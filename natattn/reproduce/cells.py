@@ -31,10 +31,15 @@ def number_text(value: float, digits: int = DIGITS) -> str:
         return fixed(value, 0)
     exponent = exponent_of(value, digits)
     if _PLAIN[0] / 10 <= abs(value) < _PLAIN[1]:
-        # Digits in front of the point are never rounded away, zeros at the end say nothing.
-        text = fixed(value, max(0, digits - 1 - exponent))
-        return text.rstrip("0").rstrip(".") if "." in text else text
-    return f"{fixed(value / 10.0**exponent, digits - 1)} × 10{str(exponent).translate(_RAISED)}"
+        # Digits in front of the point are never rounded away.
+        return _without_zeros(fixed(value, max(0, digits - 1 - exponent)))
+    mantissa = fixed(float(f"{value:.{digits - 1}e}".split("e")[0]), digits - 1)
+    return f"{_without_zeros(mantissa)} × 10{str(exponent).translate(_RAISED)}"
+
+
+def _without_zeros(text: str) -> str:
+    """Of a number without an interval zeros at the end say nothing."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def estimate_text(estimate: Estimate) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.reproduce.settings import ComparisonSettings, Metric, StudySettings
 from natattn.reproduce.studies import Arm, arms_of, placebos_of
-from natattn.statistics import Difference, Verdict, differences_of, verdict
+from natattn.statistics import Difference, Verdict, differences_of, excludes_zero, verdict
 
 # (metric, corpus, arm, other, seed) → the difference arm − other; None where a run is missing or diverged.
 Measure = Callable[[Metric, str, str, str, int], float | None]
@@ -21,6 +21,7 @@ class Judged:
         comparison: that it answers; of a placebo's row that of its arm.
         arm, other: what is subtracted from what.
         missing: seeds without a difference.
+        unbeaten: placebos of the arm against which the interval does not exclude zero in the claimed direction.
         verdict: None for a row that is only a part of another's: the difference to a placebo.
     """
 
@@ -30,6 +31,7 @@ class Judged:
     other: str
     difference: Difference
     missing: int
+    unbeaten: tuple[str, ...]
     verdict: Verdict | None
 
     @property
@@ -73,10 +75,16 @@ def _judge_family(
     judged = []
     for comparison, arm, other in rows:
         name = _name((comparison, arm, other))
-        said = None
+        said: Verdict | None = None
+        unbeaten: tuple[str, ...] = ()
         if arm == comparison.arm and other == comparison.baseline:
             compared = placebos_of(arms, arm) if comparison.placebos else []
             names = [_name((comparison, arm, placebo)) for placebo in compared]
+            unbeaten = tuple(
+                placebo
+                for placebo, each in zip(compared, names, strict=True)
+                if not excludes_zero(differences[each], comparison.claimed)
+            )
             said = verdict(
                 differences[name],
                 indifference=study.indifference if comparison.indifference is None else comparison.indifference,
@@ -85,7 +93,7 @@ def _judge_family(
                 complete=not any(missing[each] for each in (name, *names))
                 and not any((corpus, each) in leaky for each in (arm, other)),
             )
-        judged.append(Judged(comparison, corpus, arm, other, differences[name], missing[name], said))
+        judged.append(Judged(comparison, corpus, arm, other, differences[name], missing[name], unbeaten, said))
     return judged
 
 
@@ -119,4 +127,3 @@ def _sample(
     values = [measure(comparison.metric, corpus, arm, other, seed) for seed in seeds]
     known = [value - threshold for value in values if value is not None and math.isfinite(value)]
     return known, len(values) - len(known)
-

@@ -77,7 +77,6 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
     Raises: UserError for a launcher that is not there, or overrides that it does not know.
     """
     from hydra.core.plugins import Plugins
-    from hydra.core.utils import JobStatus
     from hydra.errors import HydraException
     from hydra.types import HydraContext, RunMode
     from omegaconf.errors import OmegaConfBaseException
@@ -94,13 +93,18 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
         batch = [[*config.quote_paths(job.overrides), f"hydra.sweep.subdir={job.key}"] for job in jobs.values()]
-        returned = plugin.launch(batch, initial_job_idx=0)
+        try:
+            returned = plugin.launch(batch, initial_job_idx=0)
+        except OSError as error:
+            raise UserError(f"{error.filename or folder}: cannot be written to: {error.strerror or error}") from error
     failures = []
     for name, result in zip(jobs, returned, strict=True):
-        if result.status != JobStatus.COMPLETED:
-            failures.append(f"{name}: {first_line(result._return_value)}")
-        elif result.return_value is not None:
-            failures.append(str(result.return_value))
+        try:
+            failure = result.return_value
+        except Exception as error:  # raised by the launcher around the job, on whatever machine
+            failure = f"{name}: {first_line(error)}"
+            print(f"natattn: failed: {failure}", file=sys.stderr, flush=True)
+        failures += [failure] if failure is not None else []
     return failures
 
 
@@ -143,8 +147,8 @@ def _hydra() -> Iterator[Any]:
 def _progress(folder: Path, keys: Sequence[str]) -> Iterator[None]:
     """A bar that counts the runs that have ended, whoever makes them; a line for each tenth where nobody watches."""
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    stopped = threading.Event()
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    stopped, console = threading.Event(), Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("runs", total=len(keys))
         watcher = threading.Thread(target=_watch, args=(progress, task, folder, keys, stopped), daemon=True)
         watcher.start()

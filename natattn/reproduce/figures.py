@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natattn.analysis.pictures.figures import COLOURS, drawn
-from natattn.analysis.sections.section import Cell, Picture, table
-from natattn.reproduce.cells import estimate_text
+from natattn.analysis.sections.section import Cell, Picture, Table, table
+from natattn.reproduce.cells import estimate_text, half_width
 from natattn.reproduce.claims import CLAIMED_VALUES, Claim
-from natattn.reproduce.ledger import by_claim, standardised, strongest
+from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
 from natattn.reproduce.results import Finding, StudyResult, overall
 from natattn.reproduce.tables import NOT_MEASURED
 from natattn.statistics import Verdict
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 FARTHEST = 6.0  # half-widths of an interval from what is claimed; beyond, an arrow
 _ROW_INCHES = 0.33
-_STATEMENT = 58  # characters of a line
-_MOST_SPREAD = 0.62  # of a row's height that its findings are spread over
-_FAINT = "#6b6b6b"
+_TALLEST = 2.5  # rows that a claim with many findings takes
+_FINDING = 0.2  # of a row's height
+_STATEMENT = 64  # characters of a line
+_FAINT = "#595959"
+# Left edges of what is written beside the panel, in points from its left and its right.
+_LEFT = {"id": -300, "statement": -270}
+_RIGHT = {"mark": 18, "verdict": 28, "effect": 92}
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,40 @@ def ledger_figure(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
     Raises: ValueError for a finding of a claim that is not among ``claims``.
     """
     rows = by_claim(results, claims)
+    heights = [min(_TALLEST, max(1.0, _FINDING * len(findings))) for _, findings in rows]
+    places = np.cumsum(heights) - np.asarray(heights) / 2
 
     def draw(figure: Any) -> None:
         panel = figure.subplots()
-        for place, (claim, findings) in enumerate(rows):
-            _draw_claim(panel, place, claim, findings)
-        _set_axes(panel, len(rows))
+        for (claim, findings), place, height in zip(rows, places, heights, strict=True):
+            _write_claim(panel, place, claim, bool(findings))
+            offsets = (np.arange(len(findings)) + 0.5) / max(1, len(findings)) - 0.5
+            for finding, offset in zip(findings, offsets, strict=True):
+                _draw_finding(panel, place + 0.85 * height * float(offset), finding, small=len(findings) > 3)
+            _write_verdict(panel, place, findings)
+        for place, height in list(zip(places, heights, strict=True))[1::2]:
+            # Across the page, so that the eye finds its way from the claim to its verdict.
+            stripe = panel.axhspan(place - height / 2, place + height / 2, xmin=-3, xmax=4, color="#f3f3f0",
+                                   linewidth=0, zorder=0, clip_on=False)  # fmt: skip
+            stripe.set_in_layout(False)
+        _set_axes(panel, sum(heights))
         _add_legend(figure)
 
+    others = ", ".join(f"{claim}: {value:g}" for claim, value in CLAIMED_VALUES.items() if claim in claims)
+    caption = (
+        "Each mark is a measurement: its effect in half-widths of the interval that its verdict belongs to, so that "
+        "effects of every unit stand side by side and a bar that does not reach the line excludes it; an arrow is "
+        f"beyond {FARTHEST:g}. The line is zero"
+        + (f", or the value that is claimed ({others})" if others else "")
+        + ". On which side an effect has to be depends on the claim. Right: the verdict of all measurements and the "
+        "strongest of them."
+    )
+    size = 10.4, 1.3 + _ROW_INCHES * sum(heights)
+    return Picture("ledger", caption, _numbers(rows), drawn(draw, size))
+
+
+def _numbers(rows: Sequence[tuple[Claim, Sequence[Finding]]]) -> Table:
+    """What the picture of the ledger shows."""
     headings = ("claim", "statement", "what", "where", "effect", "low", "high", "unit", "n", "half-widths", "verdict")
     numbers: list[list[Cell]] = []
     for claim, findings in rows:
@@ -70,46 +100,36 @@ def ledger_figure(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
             ])  # fmt: skip
         if not findings:
             numbers.append([claim.id, claim.statement, *(None,) * (len(headings) - 3), NOT_MEASURED])
-    others = ", ".join(f"{claim}: {value:g}" for claim, value in CLAIMED_VALUES.items() if claim in claims)
-    caption = (
-        "Each mark is a measurement: its effect in half-widths of the interval that its verdict belongs to, so that "
-        "effects of every unit stand side by side and a bar that does not reach the line excludes it. The line is zero"
-        + (f", or the value that is claimed ({others})" if others else "")
-        + ". On which side an effect has to be depends on the claim. Right: the verdict of all measurements and the "
-        "strongest of them."
-    )
-    return Picture("ledger", caption, table(headings, numbers), drawn(draw, (10.4, 1.2 + _ROW_INCHES * len(rows))))
+    return table(headings, numbers)
 
 
-def _draw_claim(panel: "Axes", place: int, claim: Claim, findings: Sequence[Finding]) -> None:
-    if place % 2:
-        panel.axhspan(place - 0.5, place + 0.5, color="#f4f4f2", linewidth=0, zorder=0)
-    ink = "#000000" if findings else _FAINT
-    panel.annotate(claim.id, (0, place), (-318, 0), ("axes fraction", "data"), textcoords="offset points", va="center",
-                   fontsize=8, fontweight="bold", color=ink, annotation_clip=False)  # fmt: skip
+def _write_claim(panel: "Axes", place: float, claim: Claim, is_measured: bool) -> None:
+    ink = "#000000" if is_measured else _FAINT
     lines = textwrap.wrap(claim.statement, _STATEMENT, max_lines=2, placeholder=" …")
-    panel.annotate("\n".join(lines), (0, place), (-288, 0), ("axes fraction", "data"), textcoords="offset points",
-                   va="center", fontsize=7.5, color=ink, linespacing=0.95, annotation_clip=False)  # fmt: skip
-    spread = np.linspace(-_MOST_SPREAD / 2, _MOST_SPREAD / 2, len(findings)) if len(findings) > 1 else [0.0]
-    for finding, offset in zip(findings, spread, strict=False):
-        _draw_finding(panel, place + float(offset), finding, small=len(findings) > 3)
-    _write_verdict(panel, place, findings)
+    _beside(panel, _LEFT["id"], place, claim.id, color=ink, fontsize=8, fontweight="bold")
+    _beside(panel, _LEFT["statement"], place, "\n".join(lines), color=ink)
+
+
+def _beside(panel: "Axes", points: float, place: float, text: str, **options: Any) -> None:
+    """Text that starts so far from the panel's left (below zero) or right."""
+    style: dict[str, Any] = {"fontsize": 7.5, "va": "center", "annotation_clip": False}
+    panel.annotate(text, (float(points > 0), place), (points, 0), ("axes fraction", "data"),
+                   textcoords="offset points", **(style | options))  # fmt: skip
 
 
 def _draw_finding(panel: "Axes", height: float, finding: Finding, *, small: bool) -> None:
     """The mark with its interval, cut at the edges of the axis; an arrow there for what is beyond."""
-    look, centre = _LOOKS[finding.verdict], standardised(finding)
+    look, centre, estimate = _LOOKS[finding.verdict], standardised(finding), finding.estimate
     if math.isnan(centre):
         return
-    scale = finding.estimate.value - CLAIMED_VALUES.get(finding.claim, 0.0)
-    unit = scale / centre if centre else 1.0
-    low, high = (
-        centre + (bound - finding.estimate.value) / unit for bound in (finding.estimate.low, finding.estimate.high)
-    )
+    unit = half_width(estimate)
+    low, high = (centre + (bound - estimate.value) / unit for bound in (estimate.low, estimate.high))
     shown = float(np.clip(centre, -FARTHEST, FARTHEST))
     if shown == centre:
-        ends = [-FARTHEST if math.isnan(low) else max(low, -FARTHEST), FARTHEST if math.isnan(high) else high]
-        panel.plot(np.clip(ends, -FARTHEST, FARTHEST), [height, height], color=look.colour, linewidth=1.0, zorder=2)
+        # An interval that is open on one side goes to the edge there.
+        ends = np.clip([-FARTHEST if math.isnan(low) else low, FARTHEST if math.isnan(high) else high],
+                       -FARTHEST, FARTHEST)  # fmt: skip
+        panel.plot(ends, [height, height], color=look.colour, linewidth=1.0, zorder=2)
     else:
         tip = math.copysign(FARTHEST + 0.55, centre)
         panel.annotate("", (tip, height), (shown, height), annotation_clip=False,
@@ -123,34 +143,40 @@ def _marker(look: _Look) -> dict[str, Any]:
             "markerfacecolor": look.colour if look.is_filled else "#ffffff"}  # fmt: skip
 
 
-def _write_verdict(panel: "Axes", place: int, findings: Sequence[Finding]) -> None:
-    right: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "fontsize": 7.5,
-        "annotation_clip": False,
-    }  # fmt: skip
+def _write_verdict(panel: "Axes", place: float, findings: Sequence[Finding]) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     if not findings:
-        panel.annotate(NOT_MEASURED, (1, place), (28, 0), color=_FAINT, **right)
+        _beside(panel, _RIGHT["verdict"], place, NOT_MEASURED, color=_FAINT)
         return
     verdict = overall(findings)
     look, first = _LOOKS[verdict], strongest(findings)
-    panel.plot(1.045, place, linestyle="none", markersize=6, clip_on=False, transform=panel.get_yaxis_transform(),
+    shift = ScaledTranslation(_RIGHT["mark"] / 72, 0, panel.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
+    panel.plot(1, place, linestyle="none", markersize=6, clip_on=False, transform=panel.get_yaxis_transform() + shift,
                **_marker(look))  # fmt: skip
     weight = "bold" if look.is_bold else "normal"
-    panel.annotate(verdict, (1, place), (28, 0), color=look.colour, fontweight=weight, **right)
-    unknown = math.isnan(first.estimate.value)
-    effect = "no value" if unknown else f"{estimate_text(first.estimate)} {first.unit}".rstrip()
-    more = f"  (1 of {len(findings)})" if len(findings) > 1 else ""
-    panel.annotate(effect + more, (1, place), (92, 0), color="#000000", **right)
+    _beside(panel, _RIGHT["verdict"], place, verdict, color=look.colour, fontweight=weight)
+    if len({finding.verdict for finding in findings}) > 1:
+        effect = tally(findings)
+    elif math.isnan(first.estimate.value):
+        effect = "no value"
+    else:
+        of_all = f"  (of {len(findings)})" if len(findings) > 1 else ""
+        effect = f"{estimate_text(first.estimate)} {first.unit}".rstrip() + of_all
+    _beside(panel, _RIGHT["effect"], place, effect)
 
 
-def _set_axes(panel: "Axes", count: int) -> None:
+def _set_axes(panel: "Axes", height: float) -> None:
     panel.axvline(0, color="#555555", linewidth=0.9, zorder=1)
-    panel.set(xlim=(-FARTHEST - 0.6, FARTHEST + 0.6), ylim=(count - 0.5, -0.5), yticks=[])
+    panel.set(xlim=(-FARTHEST - 0.6, FARTHEST + 0.6), ylim=(height, -0.9), yticks=[])
     panel.set_xticks(range(-int(FARTHEST), int(FARTHEST) + 1, 2))
-    panel.set_xlabel("effect in half-widths of its interval (an arrow: farther)", fontsize=8)
+    panel.set_xlabel("effect less what is claimed (or zero),\nin half-widths of its interval", fontsize=8)
     panel.tick_params(axis="x", labelsize=7.5)
     panel.spines["left"].set_visible(False)
     panel.grid(False, axis="y")
+    for points, text in ((_LEFT["id"], "claim"), (_RIGHT["verdict"], "verdict of all"),
+                         (_RIGHT["effect"], "the strongest effect, and its interval")):  # fmt: skip
+        _beside(panel, points, -0.45, text, color=_FAINT, fontsize=8)
 
 
 def _add_legend(figure: Any) -> None:
@@ -184,7 +210,7 @@ def profile_figure(
             # Arms that agree would hide each other: each is drawn a little above the one before.
             lift = 0.004 * (place - (len(order) - 1) / 2)
             panel.plot(
-                ratios, shares[arm] + lift, drawstyle="steps-post", label=f"{arm}  ({areas[arm]:.2f})", linewidth=1.5,
+                ratios, shares[arm] + lift, drawstyle="steps-post", label=f"{arm}  ({areas[arm]:.2f})", linewidth=1.8,
                 color=COLOURS[place % len(COLOURS)], linestyle=("-", "--", "-.", ":")[place % 4],
             )  # fmt: skip
         panel.set(xlim=(1, largest), ylim=(-0.03, 1.03), xlabel="time over the best arm's, r",

@@ -39,14 +39,15 @@ def standardised(finding: Finding) -> float:
 def strongest(findings: Sequence[Finding]) -> Finding:
     """The finding that says the most for the verdict of all.
 
-    Of those that share that verdict (of all where none does, as they contradict each other): the one without an
-    interval to be unsure of where the verdict is ``refuted``, for that is a counterexample; else the largest
-    ``standardised``; of ``no effect`` the one with the most repetitions. The first of equals.
+    Of those that have a value, and of these of those that share that verdict, if any do: the largest ``standardised``;
+    of ``refuted`` one without an interval before all, for that is a counterexample; of ``no effect`` the one with the
+    most repetitions. The first of equals.
 
     Raises: ValueError for no findings.
     """
     together = overall(findings)
-    kept = [finding for finding in findings if finding.verdict == together] or list(findings)
+    known = [finding for finding in findings if not math.isnan(finding.estimate.value)] or list(findings)
+    kept = [finding for finding in known if finding.verdict == together] or known
 
     def weight(finding: Finding) -> float:
         size = abs(standardised(finding))

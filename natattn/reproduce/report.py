@@ -21,7 +21,7 @@ STYLE = """
 .warning { border-left: 4px solid #d55e00; background: var(--panel); padding: 0.5rem 1rem; margin: 1rem 0; }
 .warning ul { margin: 0.2rem 0; padding-left: 1.2rem; overflow-wrap: anywhere; } .warning summary { font-weight: 600; }
 .wide { overflow-x: auto; margin: 0.4rem 0 1rem; } body { max-width: 80rem; }
-.wide th { vertical-align: bottom; white-space: normal; } .wide td:not([class]) { min-width: 14rem; }
+.wide th { vertical-align: bottom; white-space: normal; } .sortable td:not([class]) { min-width: 11rem; }
 """
 MOST_LINES = 12  # of what is missing, before the rest waits behind a click
 
@@ -126,7 +126,7 @@ def _study(result: StudyResult, base: Path) -> str:
     pictures = "".join(picture(each.name, each.caption, each.png) for each in result.pictures)
     return (
         f'<h2 id="{study_anchor(result)}">{escaped(result.title)}</h2>{fact_list(budget | result.facts)}'
-        f"{_missing(result.missing)}{tables}{pictures}"
+        f"{_missing(result.missing)}{pictures}{tables}"
     )
 
 

@@ -14,7 +14,7 @@ from natattn.reproduce.results import Badge, Cell, Estimate, StudyTable
 from natattn.statistics import Verdict
 
 MOST_LINKS = 6
-MOST_LETTERS = 14  # of a run's folder in a link
+MOST_LETTERS = 10  # of a run's folder in a link
 _SIGNS: dict[Verdict, str] = {"supported": "✓", "refuted": "✗", "no effect": "=", "inconclusive": "?"}
 
 # Blue and vermilion differ for every kind of colour vision; a sign and the word say it without colour. The contrast of
@@ -50,7 +50,7 @@ def cell(value: Cell) -> str:
     """A cell of a table, that is sorted by its value and shows every digit to those who point at it."""
     text = escaped(cell_text(value))
     if isinstance(value, Badge):
-        return f'<td data-value="{text}">{badge(value.verdict)}</td>'
+        return f'<td class="short" data-value="{text}">{badge(value.verdict)}</td>'
     if isinstance(value, str) or value is None:
         return f"<td{_class(text)}>{text}</td>"
     number = value.value if isinstance(value, Estimate) else value

@@ -11,10 +11,11 @@ from natattn.reproduce.report_cells import badge, cell, precise, run_links
 from natattn.reproduce.results import Badge, Cell, Finding, StudyResult, overall
 
 STYLE = """
-.claim { margin: 1.6rem 0; } .claim h3 .badge { margin-left: 0.5rem; vertical-align: 0.05rem; }
+section.claim { margin: 1.6rem 0; } .claim h3 .badge { margin-left: 0.5rem; vertical-align: 0.05rem; }
 .claim p { margin: 0.3rem 0; max-width: 46rem; }
 details { margin: 0.3rem 0; } summary { cursor: pointer; } .claim summary { color: var(--faint); font-size: 0.85rem; }
-.chosen dd { white-space: pre-wrap; overflow-wrap: anywhere; } .formula { font-family: ui-monospace, monospace; }
+.chosen dd { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.9rem; }
+.chosen dd:first-of-type { font-family: ui-monospace, monospace; }
 """
 HEADINGS = ("what", "where", "effect", "unit", "n", "p", "verdict", "note", "study", "runs")
 UNKNOWN = "This claim is not in the ledger."
@@ -63,10 +64,10 @@ def _claim(name: str, claim: Claim | None, findings: Sequence[Finding], base: Pa
 
 
 def _chosen(claim: Claim) -> str:
-    """What is tested, and what had to be chosen for it."""
-    facts = {"definition": claim.definition, "source": claim.source, "tested by": claim.study}
-    formula = f'<div class="formula">{fact_list({"formula": claim.formula})}</div>'
-    return f'<div class="chosen">{formula}{fact_list({name: fact for name, fact in facts.items() if fact})}</div>'
+    """What is tested, and what had to be chosen for it; the formula comes first."""
+    others = {"definition": claim.definition, "source": claim.source, "tested by": claim.study}
+    facts = {"formula": claim.formula} | {name: fact for name, fact in others.items() if fact}
+    return f'<div class="chosen">{fact_list(facts)}</div>'
 
 
 def _finding(finding: Finding, base: Path) -> str:

@@ -193,7 +193,7 @@ def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
         "arms": f"{len(trials.arms)}, placebos included",
         "seeds": ", ".join(map(str, study.seeds)),
         "data": "; ".join(sorted(data)),
-        "settings": " ".join(study.base),
+        "settings": " ".join((*study.base, *study.of_budget)),
         "device": ", ".join(sorted({run.device for run in runs.values()})),
     }
     if max(len(arm.seeds) for arm in trials.arms.values()) < LEAST_FOR_A_CLAIM:

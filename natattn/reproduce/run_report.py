@@ -83,7 +83,7 @@ def write_run_report(path: Path, folders: Sequence[str], runs: Sequence[RunSumma
     Raises: UserError where it cannot be written.
     """
     # Where the page may go, a path of this machine says nothing.
-    names = ", ".join(Path(each).name if Path(each).is_absolute() else each for each in folders)
+    names = _listed(Path(each).name if Path(each).is_absolute() else each for each in folders)
     title = f"Run {names}" if len(runs) == 1 else f"Runs of {names}"
     write_report(path, title, [run_result(runs)], {}, known=runs)
 
@@ -195,7 +195,7 @@ def _every_run(runs: Sequence[RunSummary]) -> StudyTable:
                 run.seed,
                 steps,
                 candidate.final_loss if candidate else None,
-                run.status.replace("_", " "),
+                run.status.replace("_", " ") + "".join(f", {arm.name} LEAKY" for arm in run.arms if arm.leaky),
             )
         )
     headings = ("run", "what", "data", "seed", "steps", "candidate's last validation loss, nats/token", "status")
@@ -210,22 +210,31 @@ def _curves(groups: Sequence[Group], number: int) -> Picture | None:
     if not found:
         return None
     drawn = [curve for _, curve in found]
-    lines = [run_figures.Line(_legend(each), own.steps, own.mean, own.low, own.high) for each, own in found]
+    names = [_name(each) for each, _ in found]
+    in_full = ""
+    if any(len(name) > LEGEND_LETTERS for name in names):
+        # What is cut may be all that tells two of them apart.
+        in_full = " " + "; ".join(f"{place}: {name}" for place, name in enumerate(names, 1)) + "."
+        names = [f"{place}: {name[:LEGEND_LETTERS]}" for place, name in enumerate(names, 1)]
+    lines = [
+        run_figures.Line(name, own.steps, own.mean, own.low, own.high) for name, own in zip(names, drawn, strict=True)
+    ]
     levels = {} if (data := groups[0].data) is None else {"bigram model": data.held_out_bigram_entropy}
     few = f"; the {len(drawn)} of {len(treatments)} with the least final loss" if len(drawn) < len(treatments) else ""
     name = groups[0].data.name if groups[0].data else "unknown data"
-    caption = f"{name}: means over seeds (their number in brackets) with 95 % t bands from three seeds on{few}."
+    caption = (
+        f"{name}: means over seeds (their number in brackets) with 95 % t bands from three seeds on{few}.{in_full}"
+    )
     png = run_figures.bands([("validation loss, nats/token", lines, levels)], x_label="steps", logarithmic=True)
     return Picture(f"curves_{number}", caption, _numbers(drawn), png)
 
 
-def _legend(treatment: Treatment) -> str:
-    """Short enough for a picture: of every key only its last part."""
+def _name(treatment: Treatment) -> str:
+    """Of a curve: what tells it from the others, of every key only the last part, and how many seeds it has."""
     parts = (part.split("=", 1) for part in treatment.label.split(" · "))
     name = " · ".join("=".join([key.rpartition(".")[2] if value else key, *value]) for key, *value in parts)
-    name = name if len(name) <= LEGEND_LETTERS else f"{name[:LEGEND_LETTERS]}…"
-    leaky = " LEAKY" if any(arm.leaky for _, arm in treatment.runs) else ""
-    return f"{name}{leaky} ({len(treatment.runs)})"
+    leaky = "LEAKY " if any(arm.leaky for _, arm in treatment.runs) else ""
+    return f"{leaky}{name} ({len(treatment.runs)})"
 
 
 def _numbers(bands: Sequence[Band]) -> Table:

@@ -75,7 +75,7 @@ class ArmSettings(Settings):
         placebos: {name: further overrides}; each is trained at the arm's own tuned value.
         of_run: name of the arm inside runs that have two; None for the candidate.
         product: dimensions to cross, each {name: overrides}; the arm becomes one for every combination.
-        on: the corpora that it is trained on; None for all.
+        corpora: the corpora that it is trained on; None for all.
         seeds: of the table; None for the study's.
     """
 
@@ -84,7 +84,7 @@ class ArmSettings(Settings):
     placebos: dict[Name, Overrides] = Field(default_factory=dict)
     of_run: str | None = None
     product: tuple[dict[Name, Overrides], ...] = ()
-    on: tuple[Name, ...] | None = None
+    corpora: tuple[Name, ...] | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
 
 
@@ -150,6 +150,7 @@ class StudySettings(Settings):
 
     Attributes:
         base: overrides that all of its runs share.
+        of_budget: those of the budget, which win over all others; empty in a file.
         seeds: of the final table.
         metrics: patterns of metrics that a run must have to count, beside the losses.
         target: the arm whose tuned final loss is the target of times, for the performance profile; None for none.
@@ -160,6 +161,7 @@ class StudySettings(Settings):
     name: Name
     title: str
     base: Overrides = ()
+    of_budget: Overrides = ()
     seeds: tuple[int, ...] = Field(min_length=1)
     corpora: dict[Name, CorpusSettings] = Field(min_length=1)
     tuning: TuningSettings | None = None
@@ -189,7 +191,7 @@ class StudySettings(Settings):
         update: dict[str, object] = {
             key: value for key in ("seeds", "tuning", "corpora") if (value := getattr(changed, key)) is not None
         }
-        update |= {"base": (*self.base, *changed.base), "analyze": (*self.analyze, *changed.analyze)}
+        update |= {"of_budget": changed.base, "analyze": (*self.analyze, *changed.analyze)}
         kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
         update["arms"] = {name: self._arm_at(name, arm, changed) for name, arm in kept.items()}
         update["comparisons"] = tuple(c for c in self.comparisons if {c.arm, c.baseline} <= set(kept))
@@ -202,8 +204,8 @@ class StudySettings(Settings):
         update: dict[str, object] = {"product": changed.products.get(name, arm.product)}
         if changed.seeds is not None:
             update["seeds"] = None
-        if arm.on is not None:  # a budget that has not that corpus trains the arm on what it has
-            update["on"] = tuple(corpus for corpus in arm.on if corpus in corpora) or None
+        if arm.corpora is not None:  # a budget that has not that corpus trains the arm on what it has
+            update["corpora"] = tuple(corpus for corpus in arm.corpora if corpus in corpora) or None
         return arm.model_copy(update=update)
 
     def _check(self) -> None:

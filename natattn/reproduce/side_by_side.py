@@ -47,7 +47,7 @@ SCRIPT = """
     const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough * 0.999);
     const found = [];
-    for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(at * step);
+    for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(at * step + 0);
     return [found, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))]; };
 
   const limits = (arms) => {
@@ -114,10 +114,12 @@ SCRIPT = """
 
   const showDifference = ([first, second]) => {
     const [mine, theirs] = [second, first].map((run) => run.arms.at(-1)?.final ?? null);
+    const leaky = [first, second].some((run) => run.arms.at(-1)?.leaky)
+      ? " LEAKY: an arm sees the tokens that it predicts, which is no evidence." : "";
     place("difference").textContent = first.data !== second.data
       ? "The data are not the same: these losses do not compare."
       : mine === null || theirs === null ? "Without a final loss of both there is no difference."
-      : `Final validation loss, B − A (the last arm of each): ${number(mine - theirs, 5)} nats/token.`; };
+      : `Final validation loss, B − A (the last arm of each): ${number(mine - theirs, 5)} nats/token.${leaky}`; };
 
   const showSettings = (pair) => {
     const configs = pair.map((run) => run.config);
@@ -135,7 +137,8 @@ SCRIPT = """
     [showFinals, showDifference, showCurves, showSettings].forEach((part) => part(pair)); };
   chosen.forEach((select, index) => {
     select.append(...runs.map((run) => new Option(run.label)));
-    select.selectedIndex = Math.min(index, runs.length - 1);
+    const other = runs.findIndex((run, at) => at > 0 && run.data === runs[0].data);
+    select.selectedIndex = index === 0 ? 0 : other > 0 ? other : runs.length - 1;
     select.addEventListener("change", show); });
   show();
 })();

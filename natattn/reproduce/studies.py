@@ -51,7 +51,7 @@ def _expanded(study: StudySettings, family: str, settings: ArmSettings) -> Itera
     for chosen in product(*(dimension.items() for dimension in settings.product)):
         name = SEPARATOR.join([family, *(part for part, _ in chosen)])
         overrides = (*settings.overrides, *(text for _, added in chosen for text in added))
-        corpora = tuple(corpus for corpus in study.corpora if settings.on is None or corpus in settings.on)
+        corpora = tuple(corpus for corpus in study.corpora if settings.corpora is None or corpus in settings.corpora)
         tuned_as = name if settings.tuned else None
         arm = Arm(name, family, overrides, tuned_as, settings.of_run, corpora, settings.seeds or study.seeds)
         yield arm
@@ -70,5 +70,6 @@ def overrides_of(study: StudySettings, arm: Arm, trial: Trial) -> list[str]:
     """All overrides of a trial but those of its files."""
     rate = [f"{study.tuning.key}={trial.rate:g}"] if study.tuning is not None and trial.rate is not None else []
     return [
-        *study.base, *study.corpora[trial.corpus].overrides, *arm.overrides, *rate, f"seed={trial.seed}"
+        *study.base, *study.corpora[trial.corpus].overrides, *arm.overrides, *rate, *study.of_budget,
+        f"seed={trial.seed}",
     ]  # fmt: skip

@@ -220,6 +220,8 @@ def _note(trials: Trials, plan: Plan, row: Judged) -> str:
     for name, found in zip((row.arm, row.other), members, strict=True):
         if any(arm.leaky for _, arm in found):
             notes.append(f"{name} is LEAKY: it sees the tokens that it predicts, its losses are no evidence")
+    if row.unbeaten and row.difference.count > 1:
+        notes.append(f"zero is not excluded against {', '.join(row.unbeaten)}")
     if row.difference.count and row.difference.mean == 0 and row.difference.interval == (0.0, 0.0):
         notes.append("identical: both were updated alike")
     return "; ".join(notes)

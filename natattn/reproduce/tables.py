@@ -32,7 +32,7 @@ _VERDICT_STYLES: Mapping[Verdict, str] = {
     "inconclusive": "dim",
 }
 _LONGEST_UNBROKEN = 28  # characters of a LaTeX cell that stays on one line
-_CHARACTER = 0.012  # of the line's width, about, in small print
+_CHARACTER = 0.013  # of the line's width, about, in small print
 _ROWS_ON_A_PAGE = 20
 
 
@@ -197,12 +197,12 @@ def ledger_table(results: Sequence[StudyResult], claims: Mapping[str, Claim]) ->
     for claim, findings in by_claim(results, claims):
         head = (claim.id, claim.statement)
         if not findings:
-            rows.append((*head, None, None, None, None, None, None, NOT_MEASURED, None))
+            rows.append((*head, "", "", None, "", None, None, NOT_MEASURED, ""))
             runs.append(())
         for finding in findings:
             rows.append(
-                (*head, finding.what, finding.where, finding.estimate, finding.unit or None, finding.count,
-                 finding.p_value, Badge(finding.verdict), finding.note or None)
+                (*head, finding.what, finding.where, finding.estimate, finding.unit, finding.count,
+                 finding.p_value, Badge(finding.verdict), finding.note)
             )  # fmt: skip
             runs.append(finding.runs)
     headings = ("claim", "statement", "what", "where", "effect", "unit", "n", "p", "verdict", "note")
@@ -222,19 +222,19 @@ def summary_table(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
     runs: list[tuple[Path, ...]] = []
     for claim, findings in by_claim(results, claims):
         if not findings:
-            rows.append((claim.id, claim.statement, NOT_MEASURED, None, None, None, None, None))
+            rows.append((claim.id, claim.statement, NOT_MEASURED, "", "", None, "", None))
             runs.append(())
             continue
         first: Finding = strongest(findings)
         rows.append(
             (claim.id, claim.statement, Badge(overall(findings)), tally(findings), f"{first.what} ({first.where})",
-             first.estimate, first.unit or None, first.count)
+             first.estimate, first.unit, first.count)
         )  # fmt: skip
         runs.append(first.runs)
     headings = ("claim", "statement", "verdict", "findings", "the strongest", "its effect", "unit", "n")
     caption = (
         "The verdict is that of all measurements of a claim where they agree; refuted where one refutes it and none "
-        "supports it; else inconclusive. The strongest has that verdict and the effect that is the most half-widths "
-        "of its interval (for no effect: the most repetitions)."
+        "supports it; else inconclusive. The strongest is the one of that verdict whose effect is the most half-widths "
+        "of its interval from what is claimed; a counterexample comes before, and for no effect repetitions count."
     )
     return StudyTable("claims", "The claims", caption, headings, tuple(rows), tuple(runs))

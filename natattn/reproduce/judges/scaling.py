@@ -69,7 +69,8 @@ def judge_scaling(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findin
                 None if math.isnan(found.p_value) else found.p_value, power.note, power.analysed.runs,
             )
         )  # fmt: skip
-    return findings, [_law_table(with_section, findings), _optimum_table(with_section)]
+    tables = [_law_table(with_section, findings), _optimum_table(with_section)]
+    return findings, [table for table in tables if table.rows]
 
 
 def _powers(analysed: Analysed) -> Iterator[_Power]:

@@ -1,0 +1,102 @@
+"""Jobs named by what they compute, and runs found again by it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from natattn.errors import UserError
+from natattn.reproduce.done import DoneRuns, key_of
+from natattn.reproduce.jobs import Job, JobMaker, job_key
+from natattn.reproduce.settings import CorpusSettings, Repeats
+from natattn.reproduce.texts import repeated_lines
+from natattn.training.run_folder import RUN, read_config
+
+TINY = (
+    "model=natural", "reference=none", "size=pico", "size.n_embd=16", "size.n_head=2", "size.n_layer=1",
+    "size.context=16", "tokenizer=byte", "optim=adamw", "train.steps=4", "train.evaluate_every=2", "train.batch_size=2",
+)  # fmt: skip
+LINES = CorpusSettings.model_validate(
+    {
+        "overrides": ["data=text"],
+        "files": {
+            "train": {"lines": 200, "length": 8, "seed": 1},
+            "validation": {"lines": 20, "length": 8, "seed": 2},
+        },
+    }
+)
+
+
+def test_repeated_lines_say_everything_twice_and_the_same_for_a_seed():
+    made = repeated_lines(Repeats(lines=50, length=8, seed=3))
+    lines = made.splitlines()
+    assert len(lines) == 50
+    assert all(line[:8] == line[8:] and len(line) == 16 for line in lines)
+    assert made == repeated_lines(Repeats(lines=50, length=8, seed=3))
+    assert made != repeated_lines(Repeats(lines=50, length=8, seed=4))
+
+
+def test_a_key_says_what_is_computed_and_not_where(tmp_path: Path):
+    here, there = JobMaker(tmp_path / "here", None), JobMaker(tmp_path / "there", None)
+    base = here.job(LINES, [*TINY, *LINES.overrides, "seed=1"])
+    assert isinstance(base, Job)
+    same = there.job(LINES, [*TINY, *LINES.overrides, "seed=1", "train.keep_checkpoints=5"])
+    assert isinstance(same, Job)
+    assert same.key == base.key
+    for changed in ("seed=2", "train.steps=5", "optim.learning_rate=0.5", "size.n_layer=2"):
+        other = here.job(LINES, [*TINY, *LINES.overrides, "seed=1", changed])
+        assert isinstance(other, Job)
+        assert other.key != base.key, changed
+    text = LINES.model_copy(update={"files": {**LINES.files, "validation": Repeats(lines=20, length=8, seed=9)}})
+    other_text = here.job(text, [*TINY, *LINES.overrides, "seed=1"])
+    assert isinstance(other_text, Job)
+    assert other_text.key != base.key
+
+
+def test_a_text_that_is_not_the_studys_is_refused_and_one_that_is_not_given_leaves_the_key(tmp_path: Path):
+    maker = JobMaker(tmp_path, None)
+    other = LINES.model_copy(update={"fingerprint": "0" * 64})
+    with pytest.raises(UserError, match="it is another text"):
+        maker.job(other, [*TINY, *LINES.overrides])
+    corpus = CorpusSettings.model_validate(
+        {"overrides": ["data=text"], "files": {"train": {"of": "valid.txt"}}, "fingerprint": "0" * 64}
+    )
+    assert isinstance(maker.job(corpus, [*TINY, "data=text"]), str)
+    with pytest.raises(UserError, match=r"valid\.txt cannot be read"):
+        JobMaker(tmp_path, str(tmp_path / "nowhere")).job(corpus, [*TINY, "data=text"])
+
+
+def test_what_was_composed_is_remembered_and_a_damaged_memory_is_made_anew(tmp_path: Path):
+    maker = JobMaker(tmp_path, None)
+    first = maker.job(LINES, [*TINY, *LINES.overrides])
+    maker.save()
+    assert len(json.loads((tmp_path / "composed.json").read_text())["composed"]) == 1
+    assert JobMaker(tmp_path, None).job(LINES, [*TINY, *LINES.overrides]) == first
+    (tmp_path / "composed.json").write_text("{")
+    assert JobMaker(tmp_path, None).job(LINES, [*TINY, *LINES.overrides]) == first
+
+
+def test_published_runs_are_found_by_their_key_and_only_with_what_is_wanted_of_them():
+    kept = Path(__file__).parents[2] / "docs" / "results" / "runs"
+    folder = next(path for path in sorted(kept.iterdir()) if (path / RUN).exists())
+    key = key_of(folder)
+    facts = json.loads((folder / RUN).read_text())
+    assert key == job_key(read_config(folder), facts["data"]["fingerprint"])
+    done = DoneRuns([folder, kept / "nowhere"])
+    found = done.find(key, ["validation/loss"])
+    assert found is not None
+    assert found.folder == folder
+    assert done.find(key, ["no/such/metric"]) is None
+    assert done.find(key, with_model=True) is None  # weights are not kept
+    assert done.find("0" * 16) is None
+
+
+def test_runs_that_have_not_ended_or_are_broken_count_for_nothing(tmp_path: Path):
+    (tmp_path / RUN).write_text('{"status": "running"}')
+    assert key_of(tmp_path) is None
+    (tmp_path / RUN).write_text('{"status": "finished", "data": {"fingerprint": "0"}}')
+    assert key_of(tmp_path) is None  # no config.yaml
+    (tmp_path / "config.yaml").write_text("- a list")
+    assert key_of(tmp_path) is None
+    (tmp_path / RUN).write_text("{")
+    assert DoneRuns([tmp_path]).find("0") is None

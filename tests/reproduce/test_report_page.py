@@ -1,0 +1,315 @@
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from report_results import HOSTILE, claims, result
+
+from natattn.cli import main
+from natattn.errors import UserError
+from natattn.reproduce import run_views
+from natattn.reproduce.report import runs_of, write_report
+from natattn.reproduce.report_cells import cell
+from natattn.reproduce.results import Estimate, StudyResult, StudyTable
+from natattn.reproduce.run_views import MOST_POINTS, embedded, read_views
+from natattn.tracking import Record
+from natattn.tracking.metrics_file import MetricsFile
+
+MakeRun = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: elements with their attributes, and the text that is shown."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.shown = ""
+        self.inside: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.shown += data
+
+    def links(self) -> list[str]:
+        return [str(found["href"]) for tag, found in self.elements if tag == "a"]
+
+
+def written(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def data_of(path: Path) -> list[dict]:
+    return json.loads(re.search(r'id="run-data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1])
+
+
+@pytest.fixture
+def page(make_run: MakeRun, tmp_path: Path) -> Path:
+    """A page beside run folders with odd names."""
+    runs = [make_run(f"runs/{name}", seed=seed) for seed, name in enumerate(("0 #a?b", "1_ü%20:x", "2'\"<b>"))]
+    (tmp_path / "pages").mkdir()
+    write_report(tmp_path / "pages" / "page.html", f"Title {HOSTILE}", [result(runs)], claims())
+    return tmp_path / "pages" / "page.html"
+
+
+def test_nothing_from_data_becomes_markup(page: Path) -> None:
+    elements = written(page).elements
+    assert len([tag for tag, _ in elements if tag == "script"]) == 2  # the data, and the page's own
+    assert all(found["src"].startswith("data:image/png") for tag, found in elements if tag == "img")
+    assert not [name for _, found in elements for name in found if name.startswith("on")]
+    assert not [tag for tag, _ in elements if tag == "b"]
+    assert HOSTILE in written(page).shown
+
+
+def test_embedded_data_survive_and_end_no_script(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(label=HOSTILE, config={"optim": {"name": HOSTILE, "rate": math.nan}})
+    other = make_run("other", config={"optim": {"name": "x", "rate": 0.1}})
+    text = embedded(read_views([run, other], tmp_path))
+    assert not set("<>&\u2028\u2029") & set(text)
+    first, second = json.loads(text)
+    assert first["config"]["optim.name"] == HOSTILE
+    assert (first["config"]["optim.rate"], second["config"]["optim.rate"]) == ("NaN", "0.1")
+    assert "train.steps" not in first["config"], "keys that all runs share are left out"
+
+
+def test_links_are_relative_and_lead_to_the_runs(page: Path) -> None:
+    links = [link for link in written(page).links() if not link.startswith("#")]
+    assert len(links) == 4 * 3 + 2 + 3 * 3
+    for link in links:
+        assert link.startswith("../runs/")
+        assert (page.parent / unquote(link) / "run.json").is_file()
+    assert {run["address"] for run in data_of(page)} == set(links)
+    assert str(page.parent.parent) not in page.read_text("utf-8"), "no path of this machine"
+
+
+def test_anchors_lead_somewhere(page: Path) -> None:
+    found = written(page)
+    names = {attributes.get("id") for _, attributes in found.elements}
+    anchors = [unquote(link[1:]) for link in found.links() if link.startswith("#")]
+    assert {"claims", "compare", "claim-R1"} <= set(anchors)
+    assert set(anchors) <= names
+
+
+def test_the_page_loads_nothing(page: Path) -> None:
+    text = re.sub(r'src="data:[^"]*"', "", page.read_text("utf-8"))
+    assert "http:" not in text
+    assert "https:" not in text
+    elements = written(page).elements
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in elements}
+    loaded = [found[name] for _, found in elements for name in ("src", "srcset", "data", "poster") if name in found]
+    assert all(str(address).startswith("data:image/png;base64,") for address in loaded)
+
+
+def test_claims_with_verdicts_and_those_without(page: Path) -> None:
+    text = page.read_text("utf-8")
+    at = [text.index(f'id="claim-{name}"') for name in ("R1", "R2", "Z9", "K&#x27;3")]
+    assert at == sorted(at)
+    parts = [text[start:end] for start, end in zip(at, [*at[1:], text.index('id="study-study-small"')], strict=True)]
+    assert "? inconclusive</span></h3>" in parts[0]
+    assert "✓ supported</span></td>" in parts[0]
+    assert "✗ refuted</span></h3>" in parts[1]
+    assert "This claim is not in the ledger." in parts[2]
+    assert parts[2].index("Not measured here") > 0
+    assert 'class="badge' not in parts[3]
+    assert "a &lt; b" in parts[3]
+    assert "2 refuted" not in text
+
+
+def test_cells_show_what_their_interval_supports_and_keep_every_digit() -> None:
+    assert cell(Estimate(-0.0661, -0.0721, -0.0601)) == (
+        '<td class="number" data-value="-0.0661" title="-0.0661 [-0.0721, -0.0601]">−0.0661 [−0.0721, −0.0601]</td>'
+    )
+    assert 'data-value="0.5" title="0.5">' in cell(np.float64(0.5))
+    assert 'data-value="—"' in cell(math.nan)
+    assert 'data-value="-Infinity"' in cell(-math.inf)
+    assert cell(None) == '<td class="short">—</td>'
+
+
+def test_many_runs_of_a_row_wait_behind_a_click(page: Path) -> None:
+    assert "<details><summary>9 runs</summary>" in page.read_text("utf-8")
+
+
+def test_missing_runs_are_named_and_do_not_end_the_page(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = (make_run("there"), tmp_path / "gone")
+    table = StudyTable("t", "t", "", ("a",), ((1,),), (runs,))
+    write_report(tmp_path / "page.html", "t", [StudyResult("s", "b", "t", {}, tables=(table,))], {})
+    gone, there = data_of(tmp_path / "page.html")
+    assert gone["label"] == "gone · broken"
+    assert "run.json: No such file" in gone["status"]
+    assert str(tmp_path) not in gone["status"]
+    assert there["label"] == "there · standard (adamw) vs natural (aif) · seed 0"
+
+
+def test_curves_are_thinned_with_both_ends_and_without_what_is_no_number(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(steps=600, evaluations=600)
+    with MetricsFile(run / "metrics.jsonl") as file:
+        file.log([Record(600, "natural", "validation/loss", 3.25, 1.0)])
+        file.log([Record(601, "natural", "validation/loss", math.nan, 1.0)])
+    (view,) = read_views([run], tmp_path)
+    standard, natural = view.arms
+    assert len(natural.steps) == len(natural.losses) == MOST_POINTS
+    assert (natural.steps[0], natural.steps[-1], natural.losses[-1]) == (0, 600, 3.25)
+    assert natural.steps == sorted(set(natural.steps))
+    assert (standard.reference, natural.reference) == (True, False)
+    json.loads(embedded([view]))
+
+
+def test_keys_that_are_younger_than_a_run_do_not_differ(make_run: MakeRun, tmp_path: Path) -> None:
+    old = make_run("old")
+    new = make_run("new", config={"stabilisers": {"qk_norm": False}, "optim": {"placebo": None}})
+    assert [run["config"] for run in json.loads(embedded(read_views([old, new], tmp_path)))] == [{}, {}]
+
+
+def test_a_page_carries_so_many_runs_and_says_so(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natattn.reproduce.report.MOST_RUNS", 2)
+    runs = [make_run(f"runs/{number}", steps=10, evaluations=2) for number in range(3)]
+    write_report(tmp_path / "page.html", "t", [result(runs)], {})
+    assert len(data_of(tmp_path / "page.html")) == 2
+    assert "Here are 2 of the 3 runs that this page links to" in written(tmp_path / "page.html").shown
+    assert run_views.MOST_RUNS == 400
+
+
+def test_runs_are_counted_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    monkeypatch.chdir(run.parent)
+    assert runs_of([result([run, Path(run.name)])]) == [run]
+
+
+def test_long_values_are_cut_and_still_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(name, config={"data": {"train": ["x" * 5000, name]}}) for name in ("a", "b")]
+    first, second = (view.config["data.train"] for view in read_views(runs, tmp_path))
+    assert len(first) < 300
+    assert first != second
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^[^\n]*page.html: cannot be written: [^\n]*$"):
+        write_report(tmp_path / "nowhere" / "page.html", "t", [], {})
+
+
+@pytest.fixture
+def sweep(make_run: MakeRun, tmp_path: Path) -> Path:
+    """Three seeds of two optimizers on one data set, a leaky run on another, and one that was interrupted."""
+    for seed in range(3):
+        for optim in ("adamw", "aif"):
+            make_run(
+                f"sweep/{seed}_{optim}", seed=seed, label=f"natural · {optim} · nano", steps=100, evaluations=10,
+                config={"seed": seed, "optim": {"name": optim}}, advantage=0.05 + 0.01 * seed,
+                diverged_at=50 if (optim, seed) == ("aif", 2) else None,
+            )  # fmt: skip
+    facts = json.loads((tmp_path / "sweep" / "0_aif" / "run.json").read_text())
+    make_run(
+        "sweep/other", steps=100, leaky=["natural"], data=facts["data"] | {"fingerprint": "another", "name": "pages"}
+    )
+    make_run("sweep/stopped", stopped_at=50, seed=9)
+    return tmp_path / "sweep"
+
+
+def test_report_prints_the_table_and_writes_the_page(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(sweep)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"report: {sweep}/report.html"
+    assert any("2 of 3" in line for line in lines)
+    text = (sweep / "report.html").read_text("utf-8")
+    tables = re.findall(r"<h3>(.*?)</h3>.*?(<table.*?</table>)", text, re.DOTALL)
+    assert [title for title, _ in tables] == ["stdlib", "pages", "Every run"]
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", tables[0][1])][1:]
+    assert [row[:3] for row in rows] == [
+        ["natural · adamw · nano", "standard", "3"],
+        ["natural · adamw · nano", "natural", "3"],
+        ["natural · aif · nano", "standard", "3"],
+        ["natural · aif · nano", "natural", "3"],
+    ]
+    # The mean of −0.05, −0.06 and −0.07, and its t interval: 4.303 · 0.01 / √3.
+    assert rows[1][4] == "−0.060 [−0.085, −0.035]"
+    assert rows[3][3].endswith("(2 of 3)")
+    assert "2 finished, 1 diverged" in rows[3]
+    assert "natural LEAKY" in tables[1][1]
+    assert "stopped" in tables[2][1]
+    assert "finished, natural LEAKY" in tables[2][1]
+    assert "interrupted at step 50 of 600: not counted" in text
+    assert text.count("data:image/png") == 2
+    assert len(data_of(sweep / "report.html")) == 8
+
+
+def test_report_of_a_broken_run_writes_no_page(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    (run / "run.json").unlink()
+    assert main(["report", str(run)]) == 2
+    assert not (run / "report.html").exists()
+    assert "all broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_report_of_several_folders_goes_to_the_outputs(
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outputs: bool,
+) -> None:
+    runs = [make_run("a=1", steps=10, evaluations=2), make_run("b", steps=10, evaluations=2, seed=1)]
+    monkeypatch.chdir(tmp_path)
+    if outputs:
+        (tmp_path / "outputs").mkdir()
+    place = Path("outputs/report.html" if outputs else "report.html")
+    for arguments in (["a=1", "b"], ["*"]):
+        assert main(["report", *arguments]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"report: {place}"
+        links = [link for link in written(place).links() if not link.startswith("#")]
+        assert {(place.parent / unquote(link)).resolve() for link in links} == set(runs)
+        place.unlink()
+    assert main(["report", "b", "output=mine.html"]) == 0
+    assert (tmp_path / "mine.html").is_file()
+    assert not (tmp_path / "b" / "report.html").exists()
+
+
+def test_report_goes_to_outputs_by_default(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("outputs/run", steps=10, evaluations=2)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "report: outputs/report.html"
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("outptu=x.html", "did you mean output?"),
+        ("output=", "output=: valid"),
+        ("output=no/x.html", "no/x.html: cannot"),
+    ],
+)
+def test_a_wrong_key_of_report_is_one_line(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str, said: str
+) -> None:
+    run = make_run(steps=10, evaluations=2)
+    monkeypatch.chdir(run.parent)
+    assert main(["report", str(run), argument]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert ("final validation loss" in captured.out) == ("no/" in argument), (
+        "a page that cannot be written takes no table"
+    )
+
+
+def test_help_of_report_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--help"]) == 0
+    assert "output=FILE" in capsys.readouterr().out

@@ -1,0 +1,171 @@
+"""`natattn reproduce` as it is run: every study in little, again, killed in the middle, and with wrong input."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from natattn import config
+from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.settings import ReproduceSettings
+
+# Columns of time: what differs between two runs of the same.
+TIMES = ("seconds/step", "step time ratio")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "natattn", "reproduce", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def tables(folder: Path) -> dict[str, list[list[str]]]:
+    """Every CSV table, without its columns of time."""
+    found = {}
+    for path in sorted((folder / "tables").glob("*.csv")):
+        headings, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        kept = [place for place, heading in enumerate(headings) if not heading.startswith(TIMES)]
+        found[path.name] = [[row[place] for place in kept] for row in (headings, *rows)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all studies have been reproduced at the smoke budget."""
+    folder = tmp_path_factory.mktemp("everything")
+    done = run(folder, "study=all", "budget=smoke")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
+def test_all_studies_in_little_make_every_kind_of_result(everything: Path):
+    made = everything / "outputs" / "reproduce" / "all_smoke"
+    names = {path.name for path in made.rglob("*") if path.is_file()}
+    ledger = {f"ledger.{suffix}" for suffix in ("csv", "md", "tex", "png")}
+    assert ledger | {"report.html", "optimizers_differences.csv", "claims_arms.tex", "published_arms.md"} <= names
+    rows = tables(made)["ledger.csv"]
+    claims = {row[0] for row in rows[1:]}
+    assert claims == set(CLAIMS)
+    verdicts = {row[rows[0].index("verdict")] for row in rows[1:]} - {""}
+    assert "supported" not in verdicts  # two seeds support nothing
+    page = (made / "report.html").read_text(encoding="utf-8")
+    assert all(f">{name}" in page or f"{name}:" in page for name in ("R3p", "O1", "K1"))
+
+
+def test_the_second_time_nothing_is_run_and_the_result_is_the_same(everything: Path):
+    made = everything / "outputs" / "reproduce"
+    before = {path: path.stat().st_mtime_ns for path in made.glob("runs/*/*")}
+    first = tables(made / "all_smoke")
+    again = run(everything, "study=all", "budget=smoke")
+    assert again.returncode == 0, again.stderr
+    assert "runs," not in again.stderr  # no progress of any run
+    assert before == {path: path.stat().st_mtime_ns for path in made.glob("runs/*/*")}
+    assert first == tables(made / "all_smoke")
+
+
+def test_killed_in_the_middle_and_started_again_the_result_is_the_same(everything: Path, tmp_path: Path):
+    runs = tmp_path / "outputs" / "reproduce" / "runs"
+    command = [sys.executable, "-m", "natattn", "reproduce", "study=optimizers", "budget=smoke"]
+    for wanted in (2, 7):
+        with (tmp_path / "log.txt").open("w") as log:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline and len(list(runs.glob("*/arms"))) < wanted:
+                time.sleep(0.05)
+            assert process.poll() is None, (tmp_path / "log.txt").read_text()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    done = run(tmp_path, "study=optimizers", "budget=smoke")
+    assert done.returncode == 0, done.stderr
+    mine = tables(tmp_path / "outputs" / "reproduce" / "optimizers_smoke")
+    theirs = tables(everything / "outputs" / "reproduce" / "all_smoke")
+    for name in ("optimizers_differences.csv", "optimizers_tuning.csv", "optimizers_arms.csv"):
+        strip = [row[:-1] for row in theirs[name]]  # the last column names folders
+        assert [row[:-1] for row in mine[name]] == strip
+
+
+def test_ctrl_c_ends_it_with_130_and_no_traceback(tmp_path: Path):
+    command = [sys.executable, "-m", "natattn", "reproduce", "study=published", "budget=smoke"]
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("outputs/reproduce/runs/*/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    said = (tmp_path / "log.txt").read_text()
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+
+def test_a_job_that_fails_is_said_and_stops_no_other(everything: Path):
+    """In place of one of the finished runs there is a folder that is none, so that only that job is run, and fails."""
+    runs = everything / "outputs" / "reproduce" / "runs"
+    kept = everything / "kept_aside"
+    victim = next(path.parent for path in sorted(runs.glob("*/config.yaml")) if "natural_muon" in path.read_text())
+    victim.rename(kept)
+    victim.mkdir()
+    (victim / "config.yaml").write_text("- in the way")
+    try:
+        done = run(everything, "study=optimizers", "budget=smoke")
+    finally:
+        shutil.rmtree(victim)
+        kept.rename(victim)
+    assert done.returncode == 1
+    assert "failed: optimizers: natural_muon" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "report.html" in done.stdout
+
+
+def test_joblib_runs_the_same_study_file(tmp_path: Path, everything: Path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = run(tmp_path, "study=published", "budget=smoke", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    mine = tables(tmp_path / "outputs" / "reproduce" / "published_smoke")["published_differences.csv"]
+    theirs = tables(everything / "outputs" / "reproduce" / "all_smoke")["published_differences.csv"]
+    assert [row[:-1] for row in mine] == [row[:-1] for row in theirs]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "study: needs a value; valid: all, claims, criticality"),
+        (("study=optimizer",), "study=optimizer: no such option; did you mean optimizers"),
+        (("study=published", "budget=tiny"), "budget=tiny: valid: 'smoke', 'cpu' or 'gpu'"),
+        (("study=published", "bugdet=smoke"), "bugdet: unknown key; did you mean budget?"),
+        (("study=published", "wikitext=nowhere"), "wikitext=nowhere: valid.txt cannot be read"),
+        (("study=published", "budget=smoke", "hydra/launcher=nobody"), "hydra/launcher=nobody"),
+        (("study=published", "budget=smoke", "hydra.launcher.n_jobs=2"), "hydra.launcher.n_jobs"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_without_its_text_a_study_shows_what_is_published_and_names_what_is_missing(tmp_path: Path):
+    kept = Path(__file__).parents[2] / "docs" / "results"
+    done = run(tmp_path, "study=optimizers", "train=false", f"kept={kept}")
+    assert done.returncode == 0, done.stderr
+    rows = tables(tmp_path / "outputs" / "reproduce" / "optimizers_cpu")["optimizers_differences.csv"]
+    (found,) = [r for r in rows if r[:2] == ["wikitext2", "natural_muon − muon: final loss"]]
+    assert float(found[rows[0].index("mean")]) == pytest.approx(-0.0658, abs=2e-4)  # docs/results/screening.md
+    assert not (tmp_path / "outputs" / "reproduce" / "runs").exists()
+
+
+@pytest.mark.parametrize("study", config.groups()["study"])
+@pytest.mark.parametrize("budget", ["smoke", "cpu", "gpu"])
+def test_every_study_file_composes_at_every_budget(study: str, budget: str):
+    composed = config.compose([f"study={study}", f"budget={budget}"], "reproduce")
+    settings = config.validated(config.plain_values(composed), ReproduceSettings)
+    at = settings.study.at(settings.budget)
+    assert at.name == study
+    assert {c.claim for c in at.comparisons} - {None} <= set(CLAIMS)
+    assert all(CLAIMS[c.claim].study == study for c in at.comparisons if c.claim is not None)

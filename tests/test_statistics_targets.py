@@ -1,0 +1,232 @@
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy.integrate import trapezoid
+from scipy.stats import CensoredData, bootstrap, ecdf, norm
+
+from natattn.statistics import bootstrap_interval
+from natattn.targets import (
+    TimesToTarget,
+    paired_time_differences,
+    performance_profile,
+    profile_area,
+    times_to_target,
+)
+
+INF, NAN = math.inf, math.nan
+
+
+# Intervals by resampling.
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.median, np.std], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("count", [8, 30])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_bootstrap_is_scipys_bca(statistic, count: int, confidence: float) -> None:
+    values = np.random.default_rng(count).exponential(1.0, count)
+    expected = bootstrap(
+        (values,), statistic, confidence_level=confidence, n_resamples=2000, method="BCa", rng=np.random.default_rng(3)
+    ).confidence_interval
+    found = bootstrap_interval(list(values), statistic, confidence, seed=3, resamples=2000)
+    assert found == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_bootstrap_of_a_normal_mean_is_the_z_interval() -> None:
+    values = norm.ppf((np.arange(400) + 0.5) / 400)
+    half = 1.959964 * float(np.std(values)) / 20
+    assert bootstrap_interval(list(values)) == pytest.approx((-half, half), abs=0.006)
+
+
+def test_bootstrap_falls_back_to_percentiles_where_bca_is_undefined() -> None:
+    # The mean of what does not vary, and a statistic that no single value changes: BCa divides zero by zero.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bootstrap_interval([2.5] * 6) == (2.5, 2.5)
+        low, high = bootstrap_interval([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], lambda sample: float(sample.mean() >= 0.5))
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_bootstrap_of_fewer_than_two_is_unknown_and_a_seed_repeats_it() -> None:
+    assert all(map(math.isnan, bootstrap_interval([])))
+    assert all(map(math.isnan, bootstrap_interval([1.0])))
+    values = [0.3, 1.9, 2.2, 0.7, 5.0]
+    assert bootstrap_interval(values, seed=1, resamples=500) == bootstrap_interval(values, seed=1, resamples=500)
+    assert bootstrap_interval(values, seed=1, resamples=500) != bootstrap_interval(values, seed=2, resamples=500)
+
+
+# Times, some of them censored.
+
+
+def run(losses: list[float], target: float = 1.0, budget: float = 100.0):
+    return list(range(0, 20 * len(losses), 20)), losses, target, budget
+
+
+@pytest.mark.parametrize(
+    ("given", "time", "reached"),
+    [
+        (run([3.0, 2.0, 1.0, 0.5]), 40.0, True),
+        (run([3.0, 2.0, 1.5]), 100.0, False),
+        (run([3.0, NAN, NAN]), 100.0, False),
+        (run([]), 100.0, False),
+        (run([3.0, 2.0, 2.0, 2.0, 2.0, 1.0]), 100.0, True),  # at the budget it is reached
+        (run([3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.5]), 100.0, False),  # behind it, it is not
+        (run([0.5]), 0.0, True),
+    ],
+)
+def test_a_run_that_does_not_arrive_is_censored_at_its_budget(given, time: float, reached: bool) -> None:
+    assert times_to_target([given]) == TimesToTarget((time,), (reached,), (100.0,))
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, INF, NAN])
+def test_a_budget_is_a_positive_number(budget: float) -> None:
+    with pytest.raises(ValueError, match="budget"):
+        times_to_target([run([1.0], budget=budget)])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_restricted_mean_is_the_area_below_the_survival_curve(seed: int) -> None:
+    """Against scipy's Kaplan–Meier estimate, integrated up to the budget."""
+    budget = 100.0
+    random = np.random.default_rng(seed)
+    arrivals = np.ceil(random.exponential(80.0, 9))
+    found = times_to_target(
+        [([0.0, arrival], [2.0, 0.5], 1.0, budget) if arrival <= budget else ([0.0], [2.0], 1.0, budget)
+         for arrival in arrivals]
+    )  # fmt: skip
+    survival = ecdf(CensoredData(arrivals[arrivals <= budget], right=np.full((arrivals > budget).sum(), budget))).sf
+    edges = np.concatenate([[0.0], survival.quantiles[survival.quantiles < budget], [budget]])
+    area = sum((end - start) * survival.evaluate(start) for start, end in itertools.pairwise(edges))
+    assert found.restricted_mean == pytest.approx(area)
+    assert found.share == pytest.approx((arrivals <= budget).mean())
+
+
+@pytest.mark.parametrize(
+    ("times", "reached", "median", "bound"),
+    [
+        ((30.0, 10.0, 20.0), (True, True, True), 20.0, "exact"),
+        ((10.0, 20.0, 30.0, 40.0), (True,) * 4, 25.0, "exact"),
+        ((10.0, 20.0, 100.0), (True, True, False), 20.0, "exact"),
+        ((10.0, 100.0, 100.0), (True, False, False), 100.0, "at least"),
+        ((10.0, 20.0, 100.0, 100.0), (True, True, False, False), 60.0, "at least"),
+        # A run that was stopped at 50 is not known to be earlier than one that arrived at 80.
+        ((50.0, 80.0, 90.0), (False, True, True), 90.0, "exact"),
+    ],
+)
+def test_the_median_says_where_it_is_a_bound(times, reached, median: float, bound: str) -> None:
+    assert TimesToTarget(times, reached, (100.0,) * len(times)).median == (median, bound)
+
+
+def test_no_runs_have_no_time() -> None:
+    nothing = times_to_target([])
+    assert math.isnan(nothing.share)
+    assert math.isnan(nothing.restricted_mean)
+    assert math.isnan(nothing.median[0])
+
+
+def test_pairs_of_censored_times() -> None:
+    candidate = TimesToTarget((40.0, 100.0, 60.0, 100.0), (True, False, True, False), (100.0,) * 4)
+    baseline = TimesToTarget((70.0, 80.0, 100.0, 100.0), (True, True, False, False), (100.0,) * 4)
+    found = paired_time_differences(candidate, baseline)
+    assert found.values == (-30.0, 20.0, -40.0, 0.0)
+    assert found.bounds == ("exact", "at least", "at most", "exact")
+    assert found.ties == 1
+    assert paired_time_differences(baseline, candidate).values == (30.0, -20.0, 40.0, 0.0)
+    assert paired_time_differences(baseline, candidate).bounds == ("exact", "at most", "at least", "exact")
+
+
+def test_a_time_at_the_budget_that_was_reached_is_no_tie_with_one_that_was_not() -> None:
+    reached = TimesToTarget((100.0,), (True,), (100.0,))
+    censored = TimesToTarget((100.0,), (False,), (100.0,))
+    found = paired_time_differences(reached, censored)
+    assert (found.values, found.bounds, found.ties) == ((0.0,), ("at most",), 0)
+
+
+def test_a_one_sided_pair_is_never_larger_than_it_would_have_been() -> None:
+    random = np.random.default_rng(5)
+    truth = random.uniform(1, 150, (200, 2))
+    arms = [
+        TimesToTarget(tuple(np.minimum(column, 100.0)), tuple(column <= 100.0), (100.0,) * 200) for column in truth.T
+    ]
+    found = paired_time_differences(*arms)
+    for value, bound, (ours, theirs) in zip(found.values, found.bounds, truth, strict=True):
+        if min(ours, theirs) <= 100.0:
+            assert abs(value) <= abs(ours - theirs) + 1e-9
+            assert {"exact": value == pytest.approx(ours - theirs), "at least": ours - theirs > value,
+                    "at most": ours - theirs < value}[bound]  # fmt: skip
+    assert {"exact", "at least", "at most"} == set(found.bounds)
+
+
+def test_times_are_paired_only_under_one_budget() -> None:
+    with pytest.raises(ValueError, match="budget"):
+        paired_time_differences(TimesToTarget((1.0,), (True,), (10.0,)), TimesToTarget((1.0,), (True,), (20.0,)))
+
+
+# Performance profiles.
+
+TIMES = {"a": [10.0, 20.0, INF, INF], "b": [20.0, 10.0, 30.0, INF], "c": [10.0, 15.0, 90.0, NAN]}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "a", "b", "c"),
+    [
+        (0.5, 0.0, 0.0, 0.0),
+        (1.0, 0.25, 0.5, 0.25),
+        (1.49, 0.25, 0.5, 0.25),
+        (1.5, 0.25, 0.5, 0.5),
+        (2.0, 0.5, 0.75, 0.5),
+        (3.0, 0.5, 0.75, 0.75),
+        (INF, 0.5, 0.75, 0.75),
+    ],
+)
+def test_performance_profile_by_hand(ratio: float, a: float, b: float, c: float) -> None:
+    found = performance_profile(TIMES, [ratio])
+    assert {arm: float(shares[0]) for arm, shares in found.items()} == {"a": a, "b": b, "c": c}
+
+
+def test_a_ratio_that_is_the_factor_but_for_rounding_is_within_it() -> None:
+    assert 4.2 / 3.0 > 1.4
+    assert performance_profile({"a": [4.2], "b": [3.0]}, [1.4])["a"] == [1.0]
+    assert performance_profile({"a": [4.2001], "b": [3.0]}, [1.4])["a"] == [0.0]
+
+
+def test_who_needs_no_time_is_the_best() -> None:
+    found = performance_profile({"a": [0.0], "b": [5.0]}, [1.0, 1e9])
+    assert list(found["a"]) == [1.0, 1.0]
+    assert list(found["b"]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("largest", [1.5, 4.0, 10.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_area_is_the_mean_of_the_profile(seed: int, largest: float) -> None:
+    random = np.random.default_rng(seed)
+    times = {arm: list(np.where(random.random(12) < 0.2, INF, random.lognormal(0, 0.7, 12))) for arm in "abc"}
+    grid = np.linspace(1, largest, 200_001)
+    profile = performance_profile(times, grid)
+    for arm, area in profile_area(times, largest).items():
+        assert area == pytest.approx(trapezoid(profile[arm], grid) / (largest - 1), abs=1e-4)
+
+
+def test_area_of_the_best_everywhere_is_one_and_of_the_lost_zero() -> None:
+    assert profile_area({"best": [1.0, 2.0], "lost": [INF, INF], "late": [4.0, 8.0]}) == {
+        "best": 1.0, "lost": 0.0, "late": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [({"a": [1.0], "b": [1.0, 2.0]}, "every arm"), ({"a": []}, "no workloads"), ({}, "no workloads"),
+     ({"a": [-1.0]}, "below zero")],
+)  # fmt: skip
+def test_profiles_of_what_cannot_be_compared_are_refused(times, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        performance_profile(times, [1.0])
+    with pytest.raises(ValueError, match=message):
+        profile_area(times)
+
+
+def test_an_area_needs_a_range() -> None:
+    with pytest.raises(ValueError, match="above 1"):
+        profile_area(TIMES, 1.0)
