@@ -69,6 +69,11 @@ class Studies:
         done = DoneRuns([folder / RUNS, *first.runs, kept / KEPT_RUNS])
         maker = JobMaker(folder, first.wikitext)
         trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
+        names = {name for each in trials for name in (*each.study.arms, *each.study.corpora)}
+        if unknown := [name for name in first.only if name not in names]:
+            raise UserError(
+                f"only: {unknown[0]} is no arm or corpus of these studies; valid: {', '.join(sorted(names))}"
+            )
         studies = cls(settings, folder, done, trials)
         studies._want_models()
         for each in trials:
@@ -102,6 +107,8 @@ class Studies:
         jobs: dict[str, tuple[str, Job]] = {}
         for trials in self.trials:
             for trial in trials.plan().trials:
+                if not trials.is_among(trial, self.settings[0].only):
+                    continue
                 job = trials.job(trial)
                 if isinstance(job, Job) and trials.run(trial) is None:
                     jobs.setdefault(job.key, (trials.label(trial), job))

@@ -231,6 +231,7 @@ class ReproduceSettings(Settings):
         kept: folder of published results: runs/ and analysis/ in it count as done; missing is none.
         wikitext: folder with WikiText-2's valid.txt and test.txt; None: only what is done can be shown.
         train: false rebuilds from what is done and lists what is missing.
+        only: arms and corpora to train now, for a study that is spread over several sittings; empty for all.
         output: folder for the results.
     """
 
@@ -240,4 +241,5 @@ class ReproduceSettings(Settings):
     kept: str
     wikitext: str | None
     train: bool
+    only: tuple[str, ...]
     output: str

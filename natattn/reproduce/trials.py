@@ -1,6 +1,7 @@
 """A study's trials and the runs that they became."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from natattn.analysis.differences import PAIRED_QUANTITIES
@@ -87,6 +88,11 @@ class Trials:
         if run is not other_run and run.initial_weights_hash != other_run.initial_weights_hash:
             return None  # no pair: they did not begin alike
         return PAIRED_QUANTITIES[metric].difference(run, mine, other_run, theirs)
+
+    def is_among(self, trial: Trial, only: Collection[str]) -> bool:
+        """Whether the trial is of one of these arms and corpora; where no arm, or no corpus, is named, of any."""
+        arms, corpora = set(only) & set(self.study.arms), set(only) & set(self.study.corpora)
+        return (not arms or self.arms[trial.arm].family in arms) and (not corpora or trial.corpus in corpora)
 
     def label(self, trial: Trial) -> str:
         """The trial in words."""

@@ -1,6 +1,9 @@
-"""Results for tests of the report's page: every kind of cell, every verdict, and names that mean something to HTML."""
+"""For tests of the report's page: results with every kind of cell and verdict and names that mean something to HTML."""
 
+import json
+import re
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
 from natattn.analysis.pictures.figures import drawn
@@ -52,3 +55,36 @@ def result(runs: Sequence[Path]) -> StudyResult:
         pictures=(Picture(HOSTILE, HOSTILE, table(("x",), [(1,)]), png),),
         missing=(f"no data {HOSTILE}",),
     )  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: elements with their attributes, and the text that is shown."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.shown = ""
+        self.inside: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.shown += data
+
+    def links(self) -> list[str]:
+        return [str(found["href"]) for tag, found in self.elements if tag == "a"]
+
+
+def written(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def data_of(path: Path) -> list[dict]:
+    return json.loads(re.search(r'id="run-data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1])

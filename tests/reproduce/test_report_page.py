@@ -2,15 +2,13 @@ import json
 import math
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from report_results import HOSTILE, claims, result
+from report_results import HOSTILE, claims, data_of, result, written
 
-from natattn.cli import main
 from natattn.errors import UserError
 from natattn.reproduce import run_views
 from natattn.reproduce.report import runs_of, write_report
@@ -21,39 +19,6 @@ from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
 
 MakeRun = Callable[..., Path]
-
-
-class Page(HTMLParser):
-    """What a browser would make of it: elements with their attributes, and the text that is shown."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.shown = ""
-        self.inside: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-        self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self.inside not in ("script", "style"):
-            self.shown += data
-
-    def links(self) -> list[str]:
-        return [str(found["href"]) for tag, found in self.elements if tag == "a"]
-
-
-def written(path: Path) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
-
-
-def data_of(path: Path) -> list[dict]:
-    return json.loads(re.search(r'id="run-data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1])
 
 
 @pytest.fixture
@@ -200,116 +165,3 @@ def test_long_values_are_cut_and_still_told_apart(make_run: MakeRun, tmp_path: P
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*page.html: cannot be written: [^\n]*$"):
         write_report(tmp_path / "nowhere" / "page.html", "t", [], {})
-
-
-@pytest.fixture
-def sweep(make_run: MakeRun, tmp_path: Path) -> Path:
-    """Three seeds of two optimizers on one data set, a leaky run on another, and one that was interrupted."""
-    for seed in range(3):
-        for optim in ("adamw", "aif"):
-            make_run(
-                f"sweep/{seed}_{optim}", seed=seed, label=f"natural · {optim} · nano", steps=100, evaluations=10,
-                config={"seed": seed, "optim": {"name": optim}}, advantage=0.05 + 0.01 * seed,
-                diverged_at=50 if (optim, seed) == ("aif", 2) else None,
-            )  # fmt: skip
-    facts = json.loads((tmp_path / "sweep" / "0_aif" / "run.json").read_text())
-    make_run(
-        "sweep/other", steps=100, leaky=["natural"], data=facts["data"] | {"fingerprint": "another", "name": "pages"}
-    )
-    make_run("sweep/stopped", stopped_at=50, seed=9)
-    return tmp_path / "sweep"
-
-
-def test_report_prints_the_table_and_writes_the_page(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(sweep)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"report: {sweep}/report.html"
-    assert any("2 of 3" in line for line in lines)
-    text = (sweep / "report.html").read_text("utf-8")
-    tables = re.findall(r"<h3>(.*?)</h3>.*?(<table.*?</table>)", text, re.DOTALL)
-    assert [title for title, _ in tables] == ["stdlib", "pages", "Every run"]
-    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", tables[0][1])][1:]
-    assert [row[:3] for row in rows] == [
-        ["natural · adamw · nano", "standard", "3"],
-        ["natural · adamw · nano", "natural", "3"],
-        ["natural · aif · nano", "standard", "3"],
-        ["natural · aif · nano", "natural", "3"],
-    ]
-    # The mean of −0.05, −0.06 and −0.07, and its t interval: 4.303 · 0.01 / √3.
-    assert rows[1][4] == "−0.060 [−0.085, −0.035]"
-    assert rows[3][3].endswith("(2 of 3)")
-    assert "2 finished, 1 diverged" in rows[3]
-    assert "natural LEAKY" in tables[1][1]
-    assert "stopped" in tables[2][1]
-    assert "finished, natural LEAKY" in tables[2][1]
-    assert "interrupted at step 50 of 600: not counted" in text
-    assert text.count("data:image/png") == 2
-    assert len(data_of(sweep / "report.html")) == 8
-
-
-def test_report_of_a_broken_run_writes_no_page(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run()
-    (run / "run.json").unlink()
-    assert main(["report", str(run)]) == 2
-    assert not (run / "report.html").exists()
-    assert "all broken" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("outputs", [True, False])
-def test_report_of_several_folders_goes_to_the_outputs(
-    make_run: MakeRun,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    outputs: bool,
-) -> None:
-    runs = [make_run("a=1", steps=10, evaluations=2), make_run("b", steps=10, evaluations=2, seed=1)]
-    monkeypatch.chdir(tmp_path)
-    if outputs:
-        (tmp_path / "outputs").mkdir()
-    place = Path("outputs/report.html" if outputs else "report.html")
-    for arguments in (["a=1", "b"], ["*"]):
-        assert main(["report", *arguments]) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == f"report: {place}"
-        links = [link for link in written(place).links() if not link.startswith("#")]
-        assert {(place.parent / unquote(link)).resolve() for link in links} == set(runs)
-        place.unlink()
-    assert main(["report", "b", "output=mine.html"]) == 0
-    assert (tmp_path / "mine.html").is_file()
-    assert not (tmp_path / "b" / "report.html").exists()
-
-
-def test_report_goes_to_outputs_by_default(
-    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run("outputs/run", steps=10, evaluations=2)
-    monkeypatch.chdir(tmp_path)
-    assert main(["report"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "report: outputs/report.html"
-
-
-@pytest.mark.parametrize(
-    ("argument", "said"),
-    [
-        ("outptu=x.html", "did you mean output?"),
-        ("output=", "output=: valid"),
-        ("output=no/x.html", "no/x.html: cannot"),
-    ],
-)
-def test_a_wrong_key_of_report_is_one_line(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argument: str, said: str
-) -> None:
-    run = make_run(steps=10, evaluations=2)
-    monkeypatch.chdir(run.parent)
-    assert main(["report", str(run), argument]) == 2
-    captured = capsys.readouterr()
-    assert said in captured.err
-    assert captured.err.count("\n") == 1
-    assert ("final validation loss" in captured.out) == ("no/" in argument), (
-        "a page that cannot be written takes no table"
-    )
-
-
-def test_help_of_report_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "--help"]) == 0
-    assert "output=FILE" in capsys.readouterr().out
