@@ -158,25 +158,11 @@ def reproduce(arguments: list[str]) -> int:
         text = (conf_folder() / "reproduce.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
         print(REPRODUCE_HELP.format(studies=listed, keys="".join(f"  {line}\n" for line in text.splitlines())), end="")
         return 0
+    from natattn.reproduce.arguments import read_arguments
     from natattn.reproduce.reproduce import reproduce as reproduce_studies
-    from natattn.reproduce.settings import ReproduceSettings
     from natattn.reproduce.show import print_results
 
-    launcher = [argument for argument in arguments if argument.startswith(("hydra/", "hydra."))]
-    others = [argument for argument in arguments if argument not in launcher]
-    chosen = [argument.partition("=")[2] for argument in others if argument.startswith("study=")]
-    if not chosen:
-        raise UserError(f"study: needs a value; valid: all, {', '.join(studies)}")
-    others = config.quote_paths(argument for argument in others if not argument.startswith("study="))
-    names = list(studies) if chosen[-1] == "all" else chosen[-1].strip("[]").split(",")
-    settings = [
-        config.validated(
-            config.plain_values(config.compose([f"study={name}", *others], "reproduce")), ReproduceSettings
-        )
-        for name in names
-    ]
-    title = "all" if chosen[-1] == "all" else "_".join(names)
-    page, results = reproduce_studies(settings, launcher, f"{title}_{settings[0].budget}")
+    page, results = reproduce_studies(read_arguments(arguments))
     print_results(results, stream=sys.stdout)
     print(f"report: {page}")
     return 1 if any(result.failures for result in results) else 0

@@ -1,4 +1,4 @@
-"""Times to a target where some runs never reach it: censored means, paired differences, performance profiles.
+"""Times to a target where some runs never reach it: censored means, performance profiles.
 
 A run that does not reach its target is censored at its budget: all that is known is that it would take longer. It is
 never left out, for that would reward an arm for its failures (protocol, 4). Lower is better for what is followed.
@@ -84,38 +84,6 @@ def times_to_target(runs: Iterable[Run]) -> TimesToTarget:
     return TimesToTarget(tuple(times), tuple(has_reached), tuple(budgets))
 
 
-@dataclass(frozen=True)
-class TimeDifferences:
-    """Candidate − baseline of paired times, in their order; below zero the candidate was earlier.
-
-    Attributes:
-        values: a censored time counts as its budget, so that two of them are a tie, 0.
-        bounds: what the true difference is: the value; ``at least`` it where the candidate was censored; ``at most``
-            it where the baseline was. A tie of two censored times is ``exact`` as a tie, by definition.
-        ties: pairs of two censored times.
-    """
-
-    values: tuple[float, ...]
-    bounds: tuple[Bound, ...]
-    ties: int
-
-
-def paired_time_differences(candidate: TimesToTarget, baseline: TimesToTarget) -> TimeDifferences:
-    """Differences within pairs. Of one-sided pairs the size is a lower bound, so that no effect is exaggerated.
-
-    Raises: ValueError for another number of runs, or other budgets, in one than in the other.
-    """
-    if candidate.budgets != baseline.budgets:
-        raise ValueError("times are paired only where both runs of a pair had the same budget")
-    pairs = list(zip(candidate.reached, baseline.reached, strict=True))
-    bound: dict[tuple[bool, bool], Bound] = {(False, True): "at least", (True, False): "at most"}
-    return TimeDifferences(
-        tuple(ours - theirs for ours, theirs in zip(candidate.times, baseline.times, strict=True)),
-        tuple(bound.get(pair, "exact") for pair in pairs),
-        pairs.count((False, False)),
-    )
-
-
 def performance_profile(times: Mapping[str, Sequence[float]], ratios: ArrayLike) -> dict[str, Floats]:
     """ρ_arm(r): share of workloads whose time is at most r times the best arm's there (Dolan and Moré 2002).
 
@@ -134,20 +102,26 @@ def performance_profile(times: Mapping[str, Sequence[float]], ratios: ArrayLike)
     return shares
 
 
-def profile_area(times: Mapping[str, Sequence[float]], largest: float = LARGEST_RATIO) -> dict[str, float]:
-    """Mean of ρ_arm(r) over 1 ≤ r ≤ largest, in [0, 1]: AlgoPerf's score (Dahl et al. 2023). Exact, without a grid.
+def profile_scores(times: Mapping[str, Sequence[float]], largest: float = LARGEST_RATIO) -> dict[str, Floats]:
+    """What each workload adds to ``profile_area``: (largest − x)/(largest − 1) at ratio x, 0 beyond the range.
 
-    A workload at ratio x adds (largest − x)/(largest − 1) where x is within the range. Like the profile it depends on
-    which arms are compared.
-
-    Raises: as ``performance_profile``, and ValueError for ``largest`` ≤ 1.
+    Raises: as ``profile_area``.
     """
     if largest <= 1:
         raise ValueError(f"largest={largest}: must be above 1")
     return {
-        arm: float(np.clip((largest - of_arm) / (largest - 1), 0, 1).mean())
-        for arm, of_arm in _ratios_to_best(times).items()
-    }
+        arm: np.clip((largest - of_arm) / (largest - 1), 0, 1) for arm, of_arm in _ratios_to_best(times).items()
+    }  # fmt: skip
+
+
+def profile_area(times: Mapping[str, Sequence[float]], largest: float = LARGEST_RATIO) -> dict[str, float]:
+    """Mean of ρ_arm(r) over 1 ≤ r ≤ largest, in [0, 1]: AlgoPerf's score (Dahl et al. 2023). Exact, without a grid.
+
+    Like the profile it depends on which arms are compared.
+
+    Raises: as ``performance_profile``, and ValueError for ``largest`` ≤ 1.
+    """
+    return {arm: float(scores.mean()) for arm, scores in profile_scores(times, largest).items()}
 
 
 def _ratios_to_best(times: Mapping[str, Sequence[float]]) -> dict[str, Floats]:

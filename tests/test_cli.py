@@ -32,7 +32,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
 def test_train_help_lists_every_group_and_option_with_a_line(capsys):
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for group, options in config.groups().items():
+    for group, options in config.train_groups().items():
         assert re.search(rf"^  {group}$", text, re.MULTILINE)
         for option in options:
             assert re.search(rf"^   [ *] {option} +\S.{{8,}}$", text, re.MULTILINE), option

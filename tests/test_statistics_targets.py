@@ -10,9 +10,9 @@ from scipy.stats import CensoredData, bootstrap, ecdf, norm
 from natattn.statistics import bootstrap_interval
 from natattn.targets import (
     TimesToTarget,
-    paired_time_differences,
     performance_profile,
     profile_area,
+    profile_scores,
     times_to_target,
 )
 
@@ -126,44 +126,6 @@ def test_no_runs_have_no_time() -> None:
     assert math.isnan(nothing.median[0])
 
 
-def test_pairs_of_censored_times() -> None:
-    candidate = TimesToTarget((40.0, 100.0, 60.0, 100.0), (True, False, True, False), (100.0,) * 4)
-    baseline = TimesToTarget((70.0, 80.0, 100.0, 100.0), (True, True, False, False), (100.0,) * 4)
-    found = paired_time_differences(candidate, baseline)
-    assert found.values == (-30.0, 20.0, -40.0, 0.0)
-    assert found.bounds == ("exact", "at least", "at most", "exact")
-    assert found.ties == 1
-    assert paired_time_differences(baseline, candidate).values == (30.0, -20.0, 40.0, 0.0)
-    assert paired_time_differences(baseline, candidate).bounds == ("exact", "at most", "at least", "exact")
-
-
-def test_a_time_at_the_budget_that_was_reached_is_no_tie_with_one_that_was_not() -> None:
-    reached = TimesToTarget((100.0,), (True,), (100.0,))
-    censored = TimesToTarget((100.0,), (False,), (100.0,))
-    found = paired_time_differences(reached, censored)
-    assert (found.values, found.bounds, found.ties) == ((0.0,), ("at most",), 0)
-
-
-def test_a_one_sided_pair_is_never_larger_than_it_would_have_been() -> None:
-    random = np.random.default_rng(5)
-    truth = random.uniform(1, 150, (200, 2))
-    arms = [
-        TimesToTarget(tuple(np.minimum(column, 100.0)), tuple(column <= 100.0), (100.0,) * 200) for column in truth.T
-    ]
-    found = paired_time_differences(*arms)
-    for value, bound, (ours, theirs) in zip(found.values, found.bounds, truth, strict=True):
-        if min(ours, theirs) <= 100.0:
-            assert abs(value) <= abs(ours - theirs) + 1e-9
-            assert {"exact": value == pytest.approx(ours - theirs), "at least": ours - theirs > value,
-                    "at most": ours - theirs < value}[bound]  # fmt: skip
-    assert {"exact", "at least", "at most"} == set(found.bounds)
-
-
-def test_times_are_paired_only_under_one_budget() -> None:
-    with pytest.raises(ValueError, match="budget"):
-        paired_time_differences(TimesToTarget((1.0,), (True,), (10.0,)), TimesToTarget((1.0,), (True,), (20.0,)))
-
-
 # Performance profiles.
 
 TIMES = {"a": [10.0, 20.0, INF, INF], "b": [20.0, 10.0, 30.0, INF], "c": [10.0, 15.0, 90.0, NAN]}
@@ -213,6 +175,12 @@ def test_area_of_the_best_everywhere_is_one_and_of_the_lost_zero() -> None:
     assert profile_area({"best": [1.0, 2.0], "lost": [INF, INF], "late": [4.0, 8.0]}) == {
         "best": 1.0, "lost": 0.0, "late": 0.0,
     }  # fmt: skip
+
+
+def test_workloads_add_up_to_the_area() -> None:
+    scores = profile_scores({"best": [1.0, 2.0], "late": [2.5, 80.0]}, 4.0)
+    assert scores["best"].tolist() == [1.0, 1.0]
+    assert scores["late"].tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize(

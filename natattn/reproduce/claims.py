@@ -260,5 +260,3 @@ _LEDGER = (
 )
 
 CLAIMS: Mapping[str, Claim] = {claim.id: claim for claim in _LEDGER}
-# What a claim's numbers are compared with where that is not zero.
-CLAIMED_VALUES: Mapping[str, float] = {"K2": 1.5, "K3": 0.5}

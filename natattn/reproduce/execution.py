@@ -5,6 +5,7 @@ does not stop the others. An interruption ends the study, and the next start goe
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,6 +31,7 @@ from natattn.training.run_folder import CONFIG, read_config, read_run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_PARENT = os.getppid()  # of this process, when it began
 LOG = "log.txt"  # of a run folder: what the run would have shown
 ENDED = ("finished", "diverged")
 REFRESH_SECONDS = 0.5
@@ -41,14 +44,18 @@ class TrainJob:
 
     Attributes:
         labels: {name of the run folder: the job in words}.
+        started_by: process that launches.
     """
 
     labels: Mapping[str, str]
+    started_by: int
 
     def __call__(self, composed: "DictConfig") -> str | None:
         """Train or resume the run of one composed configuration; None, or why it failed."""
         from hydra.core.hydra_config import HydraConfig
 
+        if os.getpid() != self.started_by and os.getppid() != _PARENT:
+            os._exit(1)  # a worker whose study was killed: nobody waits for what it would do
         folder = Path(HydraConfig.get().runtime.output_dir)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
@@ -82,14 +89,14 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
     from omegaconf.errors import OmegaConfBaseException
 
     labels = {job.key: name for name, job in jobs.items()}
-    with _hydra() as hydra, _progress(folder, list(labels)):
+    with _hydra() as hydra, _ended_by_sigterm(), _progress(folder, list(labels)):
         from hydra._internal.callbacks import Callbacks
 
         overrides = [*launcher, f"hydra.sweep.dir='{folder.resolve()}'", *SILENT_LAUNCHER]
         try:
             composed = hydra.compose_config(CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(composed))
-            plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels), composed)
+            plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels, os.getpid()), composed)
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
         batch = [[*config.quote_paths(job.overrides), f"hydra.sweep.subdir={job.key}"] for job in jobs.values()]
@@ -141,6 +148,23 @@ def _hydra() -> Iterator[Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=CONFIG_NAME):
         yield GlobalHydra.instance().hydra
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the launcher as an exception does, so that it takes its workers with it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

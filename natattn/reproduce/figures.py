@@ -11,12 +11,12 @@ import numpy as np
 from natattn.analysis.pictures.figures import COLOURS, drawn
 from natattn.analysis.sections.section import Cell, Picture, Table, table
 from natattn.reproduce.cells import estimate_text, half_width
-from natattn.reproduce.claims import CLAIMED_VALUES, Claim
+from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
 from natattn.reproduce.results import Finding, StudyResult, overall
 from natattn.reproduce.tables import NOT_MEASURED
-from natattn.statistics import Verdict
-from natattn.targets import LARGEST_RATIO, performance_profile, profile_area
+from natattn.statistics import Verdict, bootstrap_interval
+from natattn.targets import LARGEST_RATIO, performance_profile, profile_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,9 @@ def ledger_figure(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
         _set_axes(panel, sum(heights))
         _add_legend(figure)
 
-    others = ", ".join(f"{claim}: {value:g}" for claim, value in CLAIMED_VALUES.items() if claim in claims)
+    others = ", ".join(
+        dict.fromkeys(f"{claim.id}: {f.against:g}" for claim, findings in rows for f in findings if f.against)
+    )
     caption = (
         "Each mark is a measurement: its effect in half-widths of the interval that its verdict belongs to, so that "
         "effects of every unit stand side by side and a bar that does not reach the line excludes it; an arrow is "
@@ -198,7 +200,9 @@ def profile_figure(
 
     Raises: ValueError as there.
     """
-    areas = profile_area(times, largest)
+    scores = profile_scores(times, largest)
+    areas = {arm: float(of_arm.mean()) for arm, of_arm in scores.items()}
+    intervals = {arm: bootstrap_interval(of_arm.tolist()) for arm, of_arm in scores.items()}
     ratios = np.geomspace(1, largest, 301)
     shares = performance_profile(times, ratios)
     order = sorted(times, key=lambda arm: -areas[arm])
@@ -210,7 +214,7 @@ def profile_figure(
             # Arms that agree would hide each other: each is drawn a little above the one before.
             lift = 0.004 * (place - (len(order) - 1) / 2)
             panel.plot(
-                ratios, shares[arm] + lift, drawstyle="steps-post", label=f"{arm}  ({areas[arm]:.2f})", linewidth=1.8,
+                ratios, shares[arm] + lift, drawstyle="steps-post", label=_score(arm, areas[arm], intervals[arm]), linewidth=1.8,
                 color=COLOURS[place % len(COLOURS)], linestyle=("-", "--", "-.", ":")[place % 4],
             )  # fmt: skip
         panel.set(xlim=(1, largest), ylim=(-0.03, 1.03), xlabel="time over the best arm's, r",
@@ -219,7 +223,13 @@ def profile_figure(
 
     caption = (
         f"Performance profiles (Dolan and Moré 2002) over {count} workloads. A target that was not reached counts for "
-        f"no r. Score: the mean of the curve over 1 ≤ r ≤ {largest:g}."
+        f"no r. Score: the mean of the curve over 1 ≤ r ≤ {largest:g}, "
+        "with its bootstrap interval over workloads, which is too narrow for fewer than about ten."
     )
     numbers = [[float(r), *(float(shares[arm][i]) for arm in order)] for i, r in enumerate(ratios)]
     return Picture(name, caption, table(("r", *order), numbers), drawn(draw, (6.4, 3.4)))
+
+
+def _score(arm: str, area: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{arm}  ({area:.2f})" if math.isnan(low) else f"{arm}  ({area:.2f} [{low:.2f}, {high:.2f}])"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from natattn.reproduce.cells import half_width
-from natattn.reproduce.claims import CLAIMED_VALUES, Claim
+from natattn.reproduce.claims import Claim
 from natattn.reproduce.results import Finding, StudyResult, overall
 from natattn.statistics import Verdict
 
@@ -27,13 +27,20 @@ def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> lis
     return [(claim, tuple(found[name])) for name, claim in claims.items()]
 
 
+def claims_of(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> dict[str, Claim]:
+    """The claims that these studies test or have found something of."""
+    names = {result.name for result in results}
+    found = {finding.claim for result in results for finding in result.findings}
+    return {name: claim for name, claim in claims.items() if claim.study in names or name in found}
+
+
 def standardised(finding: Finding) -> float:
     """The effect, less what the claim says that it is, in half-widths of its interval; nan without an interval.
 
-    Beyond ±1 a symmetric interval excludes what is claimed (``CLAIMED_VALUES``; zero where nothing else is).
+    Beyond ±1 a symmetric interval excludes what it is compared with (``Finding.against``).
     """
     half = half_width(finding.estimate)
-    return (finding.estimate.value - CLAIMED_VALUES.get(finding.claim, 0.0)) / half if half > 0 else math.nan
+    return (finding.estimate.value - finding.against) / half if half > 0 else math.nan
 
 
 def strongest(findings: Sequence[Finding]) -> Finding:

@@ -19,6 +19,7 @@ from natattn.reproduce.analyses import (
     reads_models,
     wanted_analyses,
 )
+from natattn.reproduce.arguments import Asked
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.comparisons import judge
 from natattn.reproduce.done import DoneRuns
@@ -26,13 +27,14 @@ from natattn.reproduce.execution import launch
 from natattn.reproduce.figures import ledger_figure
 from natattn.reproduce.jobs import Job, JobMaker
 from natattn.reproduce.judges import JUDGES
+from natattn.reproduce.ledger import claims_of
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.report import write_report
 from natattn.reproduce.results import Analysed, Finding, StudyResult, StudyTable
 from natattn.reproduce.settings import ReproduceSettings
+from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import (
     arms_table,
-    differences_picture,
     differences_table,
     findings,
     tuning_table,
@@ -134,8 +136,8 @@ class Studies:
             tables = [arms_table(trials, plan), differences_table(trials, plan, judged)]
         if (tuning := tuning_table(trials, plan)) is not None:
             tables.append(tuning)
-        picture = differences_picture(trials, judged)
-        pictures = [picture] if picture is not None else []
+        drawn = (differences_picture(trials, judged), profile_picture(trials, plan))
+        pictures = [picture for picture in drawn if picture is not None]
         missing = self._lines_of_missing(trials, plan)
         read: dict[str, list[Analysed]] = {}
         shown: set[str] = set()
@@ -230,25 +232,21 @@ def prefixed(result: StudyResult) -> StudyResult:
     return replace(result, pictures=pictures)
 
 
-def reproduce(
-    settings: Sequence[ReproduceSettings], launcher: Sequence[str], name: str
-) -> tuple[Path, list[StudyResult]]:
-    """Do what is missing of the studies and write their results to a folder of that name; the page, and the results.
+def reproduce(asked: Asked) -> tuple[Path, list[StudyResult]]:
+    """Do what is missing of the studies and write their results to a folder; the page, and the results.
 
-    Args:
-        settings: one for each study; all but ``study`` is the same in them.
-        launcher: Hydra's overrides of its launcher.
     Raises: UserError for what the user can mend.
     """
+    settings = asked.settings
     studies = Studies.of(settings)
     if settings[0].train:
-        studies.train(launcher)
+        studies.train(asked.launcher)
     results = [prefixed(result) for result in studies.results(analyse=settings[0].train)]
-    folder = studies.folder / name
-    picture = ledger_figure(results, CLAIMS)
-    tables = [ledger_table(results, CLAIMS), summary_table(results, CLAIMS)]
+    folder = studies.folder / asked.name
+    claims = claims_of(results, CLAIMS)
+    tables = [ledger_table(results, claims), summary_table(results, claims)]
     write_tables(folder / "tables", [*tables, *(table for result in results for table in result.tables)])
-    write_figures(folder / "figures", [*(result.pictures for result in results), (picture,)])
+    write_figures(folder / "figures", [*(result.pictures for result in results), (ledger_figure(results, claims),)])
     page = folder / "report.html"
-    write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, CLAIMS)
+    write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, claims)
     return page, results

@@ -66,6 +66,7 @@ class Finding:
         p_value: adjusted as its table's rule says; None where no test was made.
         note: what bars or explains the verdict.
         runs: folders of the runs behind it.
+        against: what the claim compares the effect with; the verdict is of the effect less this.
     """
 
     claim: str
@@ -79,6 +80,7 @@ class Finding:
     p_value: float | None = None
     note: str = ""
     runs: tuple[Path, ...] = ()
+    against: float = 0.0
 
 
 @dataclass(frozen=True)

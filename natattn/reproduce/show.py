@@ -6,6 +6,7 @@ from typing import TextIO
 from rich.console import Console
 
 from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.ledger import claims_of
 from natattn.reproduce.results import StudyResult
 from natattn.reproduce.tables import ledger_table, summary_table, to_terminal
 
@@ -17,7 +18,7 @@ def print_results(results: Sequence[StudyResult], *, stream: TextIO) -> None:
     """Tables of a single study with its part of the ledger; of several the summary; and what is missing or failed."""
     width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
     console = Console(file=stream, width=width, markup=False, highlight=False)
-    claims = {name: claim for name, claim in CLAIMS.items() if claim.study in {result.name for result in results}}
+    claims = claims_of(results, CLAIMS)
     if len(results) == 1:
         for table in results[0].tables:
             console.print(to_terminal(table))

@@ -1,21 +1,20 @@
-"""The tables and the picture of a study that compares arms: tuning, what each arm reached, and differences."""
+"""The tables of a study that compares arms: tuning, what each arm reached, and differences."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from natattn.analysis.bands import series
-from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
 from natattn.analysis.runs import ArmSummary, RunSummary
-from natattn.analysis.sections.section import Picture, table
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.trials import Trials
-from natattn.statistics import mean, t_interval
+from natattn.statistics import t_interval
+from natattn.targets import TimesToTarget, times_to_target
 
 Members = Sequence[tuple[RunSummary, ArmSummary]]
-MEBIBYTE = 2**20
 
 
 def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
@@ -44,26 +43,30 @@ def arms_table(trials: Trials, plan: Plan) -> StudyTable:
     """What each arm reached on the table's seeds: quality, convergence, stability and cost."""
     rows, runs = [], []
     for corpus in trials.study.corpora:
-        target = _target(trials, plan, corpus)
+        targets = targets_of(trials, plan, corpus)
         for arm in (arm for arm in trials.arms.values() if corpus in arm.corpora):
             members = trials.finals(plan, corpus, arm.name)
             rate = plan.tuned[corpus, arm.tuned_as].best if arm.tuned_as is not None else None
             cells = [_over_seeds(members, quantity) for _, quantity in QUANTITIES]
-            rows.append((corpus, arm.name, rate, len(members), *cells, _reached(members, target), _status(members)))
+            steps, seconds = steps_to_target(members, targets), seconds_to_target(members, targets)
+            reached = f"{sum(steps.reached)} of {len(steps.reached)}" if steps.reached else None
+            times = (_reached(steps), _reached(seconds), reached)
+            rows.append((corpus, arm.name, rate, len(members), *cells, *times, _status(members)))
             runs.append(trials.folders(plan, corpus, arm.name))
-    heads = ["data", "arm", "tuned", "seeds", *(title for title, _ in QUANTITIES)]
-    kept = [place for place, head in enumerate(heads) if head not in dict(QUANTITIES) or _is_known(rows, place)]
+    heads = ["data", "arm", "tuned", "seeds", *(title for title, _ in QUANTITIES), *TIMES, "status"]
+    always = ("data", "arm", "seeds", "status")
+    kept = [place for place, head in enumerate(heads) if head in always or _is_known(rows, place)]
     against = f"the final loss of {trials.study.target}" if trials.study.target else "no arm's loss"
     seeds = ", ".join(map(str, trials.study.seeds))
     return StudyTable(
         f"{trials.study.name}_arms",
         "What each arm reached",
-        f"Seeds {seeds}: means with 95 % t intervals. Steps to the target, {against} with the same seed: the mean, a "
-        "run that does not reach it counting with its last step, and how many did. Pattern divergence: mean "
-        "Jensen–Shannon divergence of a fixed batch's patterns between evaluations, second half, nats. Seconds and "
-        "memory are of machines that did other work too.",
-        (*(heads[place] for place in kept), "steps to target", "status"),
-        tuple((*(row[place] for place in kept), *row[-2:]) for row in rows),
+        f"Seeds {seeds}: means with 95 % t intervals. The target is {against} with the same seed; times to it are "
+        "restricted means, a run that does not reach it counting with its end. Pattern "
+        "divergence: mean Jensen–Shannon divergence of a fixed batch's patterns between evaluations, second half, "
+        "nats. Seconds are of machines that did other work too.",
+        tuple(heads[place] for place in kept),
+        tuple(tuple(row[place] for place in kept) for row in rows),
         tuple(runs),
     )
 
@@ -115,43 +118,7 @@ def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Findi
     return found
 
 
-def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | None:
-    """Final-loss differences with their intervals, a panel for each data set."""
-    rows = [row for row in judged if row.comparison.metric == "final_loss" and row.difference.count > 1]
-    corpora = list(dict.fromkeys(row.corpus for row in rows))
-    if not rows:
-        return None
-    names = list(dict.fromkeys(f"{row.arm} − {row.other}" for row in rows))
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(corpora), sharey=True, squeeze=False)[0]
-        for place, (panel, corpus) in enumerate(zip(panels, corpora, strict=True)):
-            panel.axvline(0, color="#555555", linewidth=0.9)
-            panel.axvspan(-trials.study.indifference, trials.study.indifference, color="#dddddd", linewidth=0)
-            for row in (row for row in rows if row.corpus == corpus):
-                height, (low, high) = names.index(f"{row.arm} − {row.other}"), row.difference.interval
-                panel.plot([low, high], [height, height], color=COLOURS[place % len(COLOURS)])
-                panel.plot(row.difference.mean, height, MARKERS[place % len(MARKERS)], color=COLOURS[place])
-            panel.set(title=corpus, xlabel="final loss difference, nats/token")
-        panels[0].set_yticks(range(len(names)), names, fontsize=8)
-        panels[0].invert_yaxis()
-
-    data = table(
-        ("data", "difference", "mean", "low", "high", "pairs"),
-        [
-            (r.corpus, f"{r.arm} − {r.other}", r.difference.mean, *r.difference.interval, r.difference.count)
-            for r in rows
-        ],
-    )
-    return Picture(
-        f"{trials.study.name}_differences",
-        "Differences of the last validation loss with Holm-adjusted 95 % intervals; left of zero the first is better. "
-        f"Grey: ±δ = {trials.study.indifference:g}.",
-        data,
-        drawn(draw, (3.2 + 3.2 * len(corpora), 1.2 + 0.26 * len(names))),
-    )
-
-
+TIMES = ("steps to target", "seconds to target", "reached")
 RATIOS = ("steps_to_target", "pattern_divergence", "step_time")
 Quantity = Callable[[RunSummary, ArmSummary], float | None]
 
@@ -182,7 +149,7 @@ def _is_known(rows: Sequence[Sequence[Cell]], place: int) -> bool:
     return any(row[place] is not None for row in rows)
 
 
-def _target(trials: Trials, plan: Plan, corpus: str) -> dict[int | None, float]:
+def targets_of(trials: Trials, plan: Plan, corpus: str) -> dict[int | None, float]:
     """{seed: final loss of the study's target arm}."""
     if trials.study.target is None:
         return {}
@@ -193,17 +160,34 @@ def _target(trials: Trials, plan: Plan, corpus: str) -> dict[int | None, float]:
     }
 
 
-def _reached(members: Members, targets: dict[int | None, float]) -> str | None:
-    """Mean steps to the target, and how many runs reached it."""
-    times, reached = [], 0
+def steps_to_target(members: Members, targets: Mapping[int | None, float]) -> TimesToTarget:
+    """Steps until the loss of the target arm with the same seed, censored at the end; of the runs that have one."""
+    return times_to_target(
+        (*series(run, arm, "validation/loss"), targets[run.seed], run.planned_steps or 1)
+        for run, arm in members
+        if run.seed in targets
+    )
+
+
+def seconds_to_target(members: Members, targets: Mapping[int | None, float]) -> TimesToTarget:
+    """As ``steps_to_target``, in seconds of training; evaluations do not count."""
+    found = []
     for run, arm in members:
-        if run.seed not in targets:
-            continue
         steps, losses = series(run, arm, "validation/loss")
-        at = [int(step) for step, loss in zip(steps, losses, strict=True) if loss <= targets[run.seed]]
-        reached += bool(at)
-        times.append(at[0] if at else run.planned_steps or int(steps[-1]))
-    return f"{mean([float(time) for time in times]):.0f} ({reached} of {len(times)})" if times else None
+        at, seconds = series(run, arm, "time/train_seconds")
+        both = np.intersect1d(steps, at)
+        if run.seed in targets and len(both) > 1:
+            at_both = seconds[np.isin(at, both)]
+            found.append((at_both, losses[np.isin(steps, both)], targets[run.seed], float(at_both[-1])))
+    return times_to_target(found)
+
+
+def _reached(times: TimesToTarget) -> Cell:
+    """The restricted mean with its t interval."""
+    if not times.times:
+        return None
+    centre, half = t_interval(times.times)
+    return Estimate(centre, centre - half, centre + half)
 
 
 def _status(members: Members) -> str:
@@ -222,6 +206,7 @@ def _note(trials: Trials, plan: Plan, row: Judged) -> str:
             notes.append(f"{name} is LEAKY: it sees the tokens that it predicts, its losses are no evidence")
     if row.unbeaten and row.difference.count > 1:
         notes.append(f"zero is not excluded against {', '.join(row.unbeaten)}")
-    if row.difference.count and row.difference.mean == 0 and row.difference.interval == (0.0, 0.0):
+    is_loss = row.comparison.metric in ("final_loss", "mean_loss")
+    if is_loss and row.difference.count and row.difference.mean == 0 and row.difference.interval == (0.0, 0.0):
         notes.append("identical: both were updated alike")
     return "; ".join(notes)

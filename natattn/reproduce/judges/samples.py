@@ -168,7 +168,7 @@ def _finding(study: str, row: Row, difference: Difference | None, rule: Rule) ->
     return Finding(
         row.claim, study, row.what, row.group.label, _shifted(found, row.against), row.unit,
         found.count if known else 0, said, None if math.isnan(found.p_value) else found.p_value,
-        _note(row, found, known), row.group.runs,
+        _note(row, found, known), row.group.runs, row.against,
     )  # fmt: skip
 
 

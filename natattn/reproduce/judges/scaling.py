@@ -66,7 +66,7 @@ def judge_scaling(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findin
             Finding(
                 "K3", study, f"power of {power.symbol} in the best N·d (claimed: ½)", power.analysed.where,
                 Estimate(power.fit.value, *interval), "", found.count, said,
-                None if math.isnan(found.p_value) else found.p_value, power.note, power.analysed.runs,
+                None if math.isnan(found.p_value) else found.p_value, power.note, power.analysed.runs, CLAIMED,
             )
         )  # fmt: skip
     tables = [_law_table(with_section, findings), _optimum_table(with_section)]
