@@ -126,7 +126,7 @@ def test_profiles_are_drawn_in_the_order_of_their_scores(drawn_figures: list[Fig
     assert last == pytest.approx((4.0, 1.0, 2 / 3, 1 / 3))
     labels = [line.get_label() for line in drawn_figures[0].axes[0].lines]
     assert [label.split()[0] for label in labels] == ["ours", "muon", "adamw"]
-    assert "(0.99)" in labels[0]
+    assert "(0.99 [" in labels[0]
 
 
 def test_a_profile_is_a_png() -> None:
