@@ -50,7 +50,7 @@ def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
         ]
         every = [trial for found in of_corpora for trial in found]
         groups = {"study": [every], "corpus": of_corpora, "run": [[trial] for trial in every]}[settings.of]
-        for group in groups:
+        for group in filter(None, groups):  # a corpus that none of the arms is trained on has none
             yield Wanted(name, settings, options, tuple(group), _key(options, [trials.key(trial) for trial in group]))
 
 

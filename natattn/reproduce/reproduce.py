@@ -120,11 +120,11 @@ class Studies:
         """Ask for trained weights where an analysis needs them that has not been made."""
         for trials in self.trials:
             for wanted in wanted_analyses(trials, trials.plan()):
-                if reads_models(wanted) and kept_analysis(wanted, self._analysis_folders) is None:
+                if reads_models(wanted) and kept_analysis(wanted, self.analysis_folders) is None:
                     trials.with_model |= {trial.arm for trial in wanted.trials}
 
     @property
-    def _analysis_folders(self) -> list[Path]:
+    def analysis_folders(self) -> list[Path]:
         return [self.folder / ANALYSES, Path(self.settings[0].kept) / KEPT_ANALYSES]
 
     def _result(self, settings: ReproduceSettings, trials: Trials, analyse: bool) -> StudyResult:
@@ -165,7 +165,7 @@ class Studies:
         )  # fmt: skip
 
     def _analysis(self, wanted: Wanted, trials: Trials, analyse: bool) -> Path | str:
-        folder = kept_analysis(wanted, self._analysis_folders)
+        folder = kept_analysis(wanted, self.analysis_folders)
         if folder is not None:
             return folder
         if not analyse:

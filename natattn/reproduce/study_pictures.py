@@ -29,6 +29,7 @@ def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | N
                 height, (low, high) = names.index(f"{row.arm} − {row.other}"), row.difference.interval
                 panel.plot([low, high], [height, height], color=COLOURS[place % len(COLOURS)])
                 panel.plot(row.difference.mean, height, MARKERS[place % len(MARKERS)], color=COLOURS[place])
+            panel.set_xscale("symlog", linthresh=2 * trials.study.indifference or 0.02)  # far ones squeeze the rest
             panel.set(title=corpus, xlabel="final loss difference, nats/token")
         panels[0].set_yticks(range(len(names)), names, fontsize=8)
         panels[0].invert_yaxis()

@@ -1,0 +1,86 @@
+"""Publish what studies found: their runs, analyses, tables and figures, as small files in docs/results.
+
+    python scripts/keep_study.py study=all budget=cpu [key=value ...]
+
+Takes the arguments of `natattn reproduce`. Runs and analyses that the studies use are copied to docs/results/runs and
+docs/results/analyses, and the tables are then made again from these copies alone, into docs/results/studies; so that
+anyone can make them again from a checkout. Nothing is trained.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from keep_runs import METRICS, keep
+
+from natattn.analysis.analyze import FIGURES, RESULTS
+from natattn.errors import UserError
+from natattn.reproduce.analyses import kept_analysis, wanted_analyses
+from natattn.reproduce.arguments import read_arguments
+from natattn.reproduce.reproduce import Studies, reproduce
+
+DOCS = Path(__file__).parent.parent / "docs"
+RESULTS_FOLDER = DOCS / "results"
+# What is made again in seconds, or is as large as all the rest.
+NOT_KEPT = ("composed.json", "texts", "report.html")
+
+
+def main() -> int:
+    """Keep the studies that are named."""
+    if not sys.argv[1:]:
+        print(__doc__)
+        return 2
+    try:
+        keep_studies(sys.argv[1:])
+        made = publish(sys.argv[1:])
+    except UserError as error:
+        print(f"keep_study: {error}", file=sys.stderr)
+        return 2
+    print(f"kept: {made}")
+    return 0
+
+
+def keep_studies(arguments: list[str]) -> None:
+    """Copy runs and analyses that are not in docs/results yet."""
+    studies = Studies.of(read_arguments([*arguments, "train=false", f"kept={RESULTS_FOLDER}"]).settings)
+    for trials in studies.trials:
+        plan = trials.plan()
+        for trial in plan.trials:
+            run = trials.run(trial)
+            if run is not None and RESULTS_FOLDER not in run.folder.resolve().parents:
+                keep(run.folder, (*METRICS, *_prefixes(trials.study.metrics)))
+        for wanted in wanted_analyses(trials, plan):
+            folder = kept_analysis(wanted, studies.analysis_folders)
+            target = RESULTS_FOLDER / "analyses" / wanted.key
+            if folder is not None and folder.resolve() != target.resolve():
+                keep_analysis(folder, target)
+
+
+def keep_analysis(folder: Path, target: Path) -> None:
+    """Copy numbers and pictures of one analysis."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / RESULTS, target / RESULTS)
+    shutil.copytree(folder / FIGURES, target / FIGURES, dirs_exist_ok=True)
+
+
+def publish(arguments: list[str]) -> Path:
+    """Make tables and figures from what is kept alone."""
+    output = RESULTS_FOLDER / "studies"
+    asked = read_arguments([*arguments, "train=false", "runs=[]", f"kept={RESULTS_FOLDER}", f"output={output}"])
+    page, _ = reproduce(asked)
+    for name in NOT_KEPT:
+        for path in (output / name, page.parent / name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    return page.parent
+
+
+def _prefixes(patterns: tuple[str, ...]) -> list[str]:
+    """Beginnings of names for patterns of them."""
+    return [pattern.partition("*")[0] for pattern in patterns]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
