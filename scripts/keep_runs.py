@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folders", nargs="+")
     parser.add_argument(
-        "--metrics", default=",".join(METRICS), help="comma-separated beginnings of names (default: %(default)s)"
+        "--metrics",
+        default=",".join(METRICS),
+        help="comma-separated beginnings of names, or patterns with * (default: %(default)s)",
     )
     options = parser.parse_args()
     try:
@@ -68,7 +71,8 @@ def keep(folder: Path, names: tuple[str, ...] = METRICS) -> None:
 def is_needed(record: dict[str, Any], evaluated: set[int], names: tuple[str, ...]) -> bool:
     """Whether a line of the metrics file is kept."""
     name: str = record["name"]
-    return name == "diverged" or (record["step"] in evaluated and name.startswith(names))
+    wanted = any(fnmatchcase(name, each if "*" in each else f"{each}*") for each in names)
+    return name == "diverged" or (record["step"] in evaluated and wanted)
 
 
 if __name__ == "__main__":

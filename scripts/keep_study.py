@@ -48,7 +48,7 @@ def keep_studies(arguments: list[str]) -> None:
         for trial in plan.trials:
             run = trials.run(trial)
             if run is not None and RESULTS_FOLDER not in run.folder.resolve().parents:
-                keep(run.folder, (*METRICS, *_prefixes(trials.study.metrics)))
+                keep(run.folder, (*METRICS, *trials.study.metrics))
         for wanted in wanted_analyses(trials, plan):
             folder = kept_analysis(wanted, studies.analysis_folders)
             target = RESULTS_FOLDER / "analyses" / wanted.key
@@ -75,11 +75,6 @@ def publish(arguments: list[str]) -> Path:
             else:
                 path.unlink(missing_ok=True)
     return page.parent
-
-
-def _prefixes(patterns: tuple[str, ...]) -> list[str]:
-    """Beginnings of names for patterns of them."""
-    return [pattern.partition("*")[0] for pattern in patterns]
 
 
 if __name__ == "__main__":

@@ -215,7 +215,8 @@ def profile_figure(
             lift = 0.004 * (place - (len(order) - 1) / 2)
             panel.plot(
                 ratios, shares[arm] + lift, drawstyle="steps-post", linewidth=1.8,
-                label=_score(arm, areas[arm], intervals[arm]), color=COLOURS[place % len(COLOURS)], linestyle=("-", "--", "-.", ":")[place % 4],
+                label=_score(arm, areas[arm], intervals[arm]), color=COLOURS[place % len(COLOURS)],
+                linestyle=("-", "--", "-.", ":")[place % 4],
             )  # fmt: skip
         panel.set(xlim=(1, largest), ylim=(-0.03, 1.03), xlabel="time over the best arm's, r",
                   ylabel=f"share of {count} workloads reached within r")  # fmt: skip

@@ -86,9 +86,9 @@ def differences_table(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> S
     return StudyTable(
         f"{trials.study.name}_differences",
         "Differences",
-        f"Paired by seed, data and initial weights; Holm-adjusted 95 % intervals and p-values within one data set and "
-        f"metric, placebos included. δ = {trials.study.indifference:g}. Losses in nats/token. Of a row without a claim the verdict says whether the "
-        "first is better.",
+        "Paired by seed, data and initial weights; Holm-adjusted 95 % intervals and p-values within one data set and "
+        f"metric, placebos included. δ = {trials.study.indifference:g}. Losses in nats/token. Of a row without a claim "
+        "the verdict says whether the first is better.",
         ("data", "difference", "claim", "mean", "pairs", "p", "p of sign flips", "verdict", "note"),
         tuple(rows),
         tuple(runs),
