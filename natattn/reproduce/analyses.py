@@ -10,11 +10,9 @@ from typing import Any
 
 from natattn import config
 from natattn.analysis.analyze import FIGURES, RESULTS, analyze
-from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.sections.section import Picture, table
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.errors import UserError
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, final_trial
 from natattn.reproduce.results import Analysed
@@ -72,12 +70,12 @@ def kept_analysis(wanted: Wanted, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def make_analysis(wanted: Wanted, trials: Trials, folder: Path) -> Path | str:
-    """Analyse the runs; the folder of the result, or why there is none."""
+def make_analysis(wanted: Wanted, trials: Trials, folder: Path) -> Path:
+    """Analyse the runs, all of which must be there; the folder of the result.
+
+    Raises: UserError where they cannot be analysed.
+    """
     runs = [run for trial in wanted.trials if (run := trials.run(trial)) is not None]
-    label = f"analysis {wanted.name} of {trials.label(wanted.trials[0])}"
-    if len(runs) < len(wanted.trials):
-        return f"{label}: {len(wanted.trials) - len(runs)} of {len(wanted.trials)} runs are missing"
     target = folder / wanted.key
     where: dict[str, Any] = {"output": str(target)}
     if wanted.settings.of != "run":
@@ -85,26 +83,24 @@ def make_analysis(wanted: Wanted, trials: Trials, folder: Path) -> Path | str:
     else:
         where["run"] = str(runs[0].folder)
         where["arm"] = trials.arms[wanted.trials[0].arm].of_run
-    try:
-        analyze(wanted.options.model_copy(update=where))
-    except UserError as error:
-        return f"{label}: {error}"
+    analyze(wanted.options.model_copy(update=where))
     return target
 
 
-def analysed(wanted: Wanted, folder: Path, runs: Sequence[tuple[RunSummary, ArmSummary]]) -> Analysed:
+def analysed(wanted: Wanted, folder: Path, trials: Trials) -> Analysed:
     """What the analysis in a folder said."""
     content = _read(folder)
     assert content is not None
-    corpus = wanted.trials[0].corpus
+    runs = [run for trial in wanted.trials if (run := trials.run(trial)) is not None]
     single = wanted.trials[0] if wanted.settings.of == "run" else None
+    corpus = wanted.trials[0].corpus
     return Analysed(
         name=wanted.name,
         where=wanted.settings.where if wanted.settings.of == "study" else f"{wanted.settings.where}, {corpus}",
         seed=None if single is None else single.seed,
-        steps=None if single is None or not runs else runs[0][0].planned_steps,
+        steps=None if single is None or not runs else runs[0].planned_steps,
         sections=content["sections"],
-        runs=tuple(run.folder for run, _ in runs),
+        runs=tuple(dict.fromkeys(run.folder for run in runs)),
     )
 
 

@@ -27,6 +27,7 @@ class DoneRuns:
     def __init__(self, folders: Iterable[Path | str]) -> None:
         self._folders: dict[str, list[Path]] = defaultdict(list)
         self._summaries: dict[Path, RunSummary] = {}
+        self._names: dict[Path, list[str]] = {}
         for folder in folders:
             for run in _runs_in(folder):
                 self.add(run)
@@ -43,13 +44,21 @@ class DoneRuns:
         for folder in self._folders.get(key, ()):
             if with_model and not any(folder.glob("arms/*/model/*.safetensors")):
                 continue
-            if metrics and not _has(folder, metrics):
+            if metrics and not self._has(folder, metrics):
                 continue
             if folder not in self._summaries:
                 self._summaries[folder] = summarise_run(folder)
             if self._summaries[folder].problem is None:
                 return self._summaries[folder]
         return None
+
+    def _has(self, folder: Path, patterns: Sequence[str]) -> bool:
+        if folder not in self._names:
+            try:
+                self._names[folder] = read_metrics(folder / FILE_NAME).names()
+            except UserError:
+                self._names[folder] = []
+        return all(any(fnmatchcase(name, pattern) for name in self._names[folder]) for pattern in patterns)
 
 
 def key_of(run: Path) -> str | None:
@@ -70,11 +79,3 @@ def _runs_in(folder: Path | str) -> list[Path]:
         return find_runs([folder])
     except UserError:
         return []
-
-
-def _has(folder: Path, patterns: Sequence[str]) -> bool:
-    try:
-        names = read_metrics(folder / FILE_NAME).names()
-    except UserError:
-        return False
-    return all(any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)

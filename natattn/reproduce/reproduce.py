@@ -11,7 +11,6 @@ from natattn.analysis.sections.section import Picture
 from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.reproduce.analyses import (
-    Wanted,
     analysed,
     kept_analysis,
     make_analysis,
@@ -130,57 +129,68 @@ class Studies:
     def _result(self, settings: ReproduceSettings, trials: Trials, analyse: bool) -> StudyResult:
         plan, study = trials.plan(), trials.study
         judged = judge(study, lambda *asked: trials.measure(plan, *asked), _leaky(trials, plan))
-        tables: list[StudyTable] = []
-        found: list[Finding] = findings(trials, plan, judged)
-        if judged:
-            tables = [arms_table(trials, plan), differences_table(trials, plan, judged)]
-        if (tuning := tuning_table(trials, plan)) is not None:
-            tables.append(tuning)
+        tables = [arms_table(trials, plan), differences_table(trials, plan, judged)] if judged else []
+        tables += [] if (tuning := tuning_table(trials, plan)) is None else [tuning]
         drawn = (differences_picture(trials, judged), profile_picture(trials, plan))
-        pictures = [picture for picture in drawn if picture is not None]
-        missing = self._lines_of_missing(trials, plan)
-        read: dict[str, list[Analysed]] = {}
-        shown: set[str] = set()
+        read = self._analyses(trials, plan, analyse)
+        return StudyResult(
+            study.name,
+            settings.budget,
+            study.title,
+            _facts(trials, plan),
+            (*findings(trials, plan, judged), *read.findings),
+            (*tables, *read.tables),
+            (*(picture for picture in drawn if picture is not None), *read.pictures),
+            (*_lines_of_missing(trials, plan), *read.missing),
+            tuple(failure for failure in self.failures if failure.startswith(f"{study.name}:")),
+        )
+
+    def _analyses(self, trials: Trials, plan: Plan, analyse: bool) -> "_Read":
+        """What the study's analyses say, made where they are not there yet."""
+        read, inputs, shown = _Read(), dict[str, list[Analysed]](), set[str]()
         for wanted in wanted_analyses(trials, plan):
-            folder = self._analysis(wanted, trials, analyse)
-            if isinstance(folder, str):
-                missing.append(folder)
-                continue
-            members = [
-                pair for t in wanted.trials if (run := trials.run(t)) and (pair := (run, trials.arm_of(t, run)))[1]
-            ]
-            for judge_name in wanted.settings.judges:
-                read.setdefault(judge_name, []).append(analysed(wanted, folder, members))  # type: ignore[arg-type]
+            folder = kept_analysis(wanted, self.analysis_folders)
+            if folder is None:
+                label = f"{trials.study.name}: analysis {wanted.name} of {len(wanted.trials)} runs"
+                if not analyse or any(trials.run(trial) is None for trial in wanted.trials):
+                    read.missing.append(f"{label} is missing")
+                    continue
+                try:
+                    folder = make_analysis(wanted, trials, self.folder / ANALYSES)
+                except UserError as error:
+                    self.failures.append(f"{label}: {error}")
+                    continue
+            for name in wanted.settings.judges:
+                inputs.setdefault(name, []).append(analysed(wanted, folder, trials))
             if wanted.name not in shown:  # of repetitions over seeds one is enough to look at
                 shown.add(wanted.name)
-                pictures += pictures_of(wanted, folder)
-        for judge_name, inputs in read.items():
-            more, made = JUDGES[judge_name](study.name, inputs)
-            found += more
-            tables += made
-        return StudyResult(
-            study.name, settings.budget, study.title, _facts(trials, plan), tuple(found), tuple(tables),
-            tuple(pictures), tuple(missing),
-            tuple(failure for failure in self.failures if failure.startswith(f"{study.name}:")),
-        )  # fmt: skip
+                read.pictures += pictures_of(wanted, folder)
+        for name, of_judge in inputs.items():
+            found, made = JUDGES[name](trials.study.name, of_judge)
+            read.findings += found
+            read.tables += made
+        return read
 
-    def _analysis(self, wanted: Wanted, trials: Trials, analyse: bool) -> Path | str:
-        folder = kept_analysis(wanted, self.analysis_folders)
-        if folder is not None:
-            return folder
-        if not analyse:
-            return f"analysis {wanted.name} of {len(wanted.trials)} runs has not been made"
-        return make_analysis(wanted, trials, self.folder / ANALYSES)
 
-    def _lines_of_missing(self, trials: Trials, plan: Plan) -> list[str]:
-        """What is not there, by study and arm, and why."""
-        lines: dict[str, int] = {}
-        for trial in plan.trials:
-            if trials.run(trial) is None:
-                why = "" if isinstance(trials.job(trial), Job) else "; its text was not given (wikitext=FOLDER)"
-                line = f"{trials.study.name}: runs of {trial.arm} on {trial.corpus} are missing{why}"
-                lines[line] = lines.get(line, 0) + 1
-        return [f"{line}: {count}" for line, count in lines.items()]
+@dataclass
+class _Read:
+    """What analyses gave."""
+
+    findings: list[Finding] = field(default_factory=list)
+    tables: list[StudyTable] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def _lines_of_missing(trials: Trials, plan: Plan) -> list[str]:
+    """What is not there, by study and arm, and why."""
+    lines: dict[str, int] = {}
+    for trial in plan.trials:
+        if trials.run(trial) is None:
+            why = "" if isinstance(trials.job(trial), Job) else "; its text was not given (wikitext=FOLDER)"
+            line = f"{trials.study.name}: runs of {trial.arm} on {trial.corpus} are missing{why}"
+            lines[line] = lines.get(line, 0) + 1
+    return [f"{line}: {count}" for line, count in lines.items()]
 
 
 def _leaky(trials: Trials, plan: Plan) -> set[tuple[str, str]]:
@@ -205,8 +215,8 @@ def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
         "settings": " ".join((*study.base, *study.of_budget)),
         "device": ", ".join(sorted({run.device for run in runs.values()})),
     }
-    if max(len(arm.seeds) for arm in trials.arms.values()) < LEAST_FOR_A_CLAIM:
-        facts["no verdicts"] = f"a claim needs at least {LEAST_FOR_A_CLAIM} seeds: everything here is inconclusive"
+    if study.comparisons and len(study.seeds) < LEAST_FOR_A_CLAIM:
+        facts["no verdicts"] = f"a difference needs at least {LEAST_FOR_A_CLAIM} seeds: all here are inconclusive"
     return {name: value for name, value in facts.items() if value}
 
 
