@@ -22,13 +22,13 @@ _EXACT_SIGN_FLIPS = 16  # seeds up to which every one of the 2^n signs is tried
 _SAMPLED_SIGN_FLIPS = 100_000
 
 
-def time_to_target(steps: ArrayLike, values: ArrayLike, target: float) -> int | None:
-    """The first of `steps` at which its value is `target` or less; None if there is none (the time is censored).
+def time_to_target(times: ArrayLike, values: ArrayLike, target: float) -> float | None:
+    """The first of `times`, steps or seconds, at which its value is `target` or less; None if there is none (the time is censored).
 
     A value that is not a number has not reached anything.
     """
     reached = np.flatnonzero(np.asarray(values, dtype=np.float64) <= target)
-    return int(np.asarray(steps)[reached[0]]) if reached.size else None
+    return np.asarray(times)[reached[0]].item() if reached.size else None  # type: ignore[no-any-return]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ from natattn.training.run_folder import CONFIG, ENVIRONMENT, RUN, flatten, read_
 KEPT = Path(__file__).parent.parent / "docs" / "results" / "runs"
 LARGEST = 50_000  # bytes, of all files of a run
 # What tables are made of; curves of every role and layer would be most of the bytes.
-METRICS = ("validation/", "test/", "train/loss", "time/")
+METRICS = ("validation/", "test/", "train/loss", "time/", "attention/layer_*/pattern_divergence")
 
 
 def main() -> int:

@@ -50,7 +50,7 @@ class Run:
     def seconds_to(self, target: float) -> float | None:
         """Seconds of training until the loss was at most the target."""
         step = time_to_target(self.steps, self.losses, target)
-        return None if step is None else self.seconds[self.steps.index(step)]
+        return None if step is None else self.seconds[self.steps.index(int(step))]
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ def test_time_to_target_is_the_first_step_at_or_below_it() -> None:
 
 
 def test_what_is_not_a_number_has_not_reached_the_target() -> None:
+    assert time_to_target([0.0, 0.25, 0.75], [3.0, 2.5, 1.0], 2.0) == 0.75  # seconds keep their fractions
     assert time_to_target([0, 1, 2], [math.nan, math.inf, 1.0], 2.0) == 2
 
 

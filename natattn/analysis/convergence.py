@@ -28,7 +28,7 @@ class Convergence:
     final: float
     area: float
     slope: tuple[float, float]
-    steps_to: dict[float, int | None]
+    steps_to: dict[float, float | None]
     gradient_norm: float
     largest_gradient_norm: float
 

@@ -48,7 +48,9 @@ def _steps_to_target(run: RunSummary, arm: ArmSummary, other_run: RunSummary, ot
     if other.final_loss is None or not other.last_step:
         return None
     steps, losses = series(run, arm, "validation/loss")
-    reached = time_to_target(steps, losses, other.final_loss) or run.planned_steps or arm.last_step
+    reached = time_to_target(steps, losses, other.final_loss)
+    if reached is None:
+        reached = run.planned_steps or arm.last_step
     return math.log(reached / other.last_step) if reached else None
 
 

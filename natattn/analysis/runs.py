@@ -244,7 +244,7 @@ def _largest(metrics: Metrics, arm: str | None, name: str) -> float | None:
     return float(values.max()) if values.size else None
 
 
-def _at_step(metrics: Metrics, arm: str, name: str, step: int) -> float | None:
+def _at_step(metrics: Metrics, arm: str, name: str, step: float) -> float | None:
     steps, values, _ = metrics.select(arm=arm, name=name)
     here = np.flatnonzero(steps == step)
     return float(values[here[-1]]) if here.size else None

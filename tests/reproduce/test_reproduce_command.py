@@ -131,6 +131,25 @@ def test_joblib_runs_the_same_study_file(tmp_path: Path, everything: Path):
     assert [row[:-1] for row in mine] == [row[:-1] for row in theirs]
 
 
+def test_what_is_kept_makes_the_same_tables_without_the_runs(everything: Path, tmp_path: Path):
+    scripts = Path(__file__).parents[2] / "scripts"
+    (tmp_path / "scripts").mkdir()
+    for name in ("keep_study.py", "keep_runs.py"):
+        shutil.copyfile(scripts / name, tmp_path / "scripts" / name)  # docs/ is beside the script
+    command = [sys.executable, str(tmp_path / "scripts" / "keep_study.py"), "study=all", "budget=smoke"]
+    done = subprocess.run(command, cwd=everything, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = tmp_path / "docs" / "results"
+    made, theirs = tables(results / "studies" / "all_smoke"), tables(everything / "outputs" / "reproduce" / "all_smoke")
+    assert made.keys() == theirs.keys()
+    without_runs = {name: [row[:-1] for row in rows] for name, rows in made.items()}
+    assert without_runs == {name: [row[:-1] for row in rows] for name, rows in theirs.items()}
+    links = {link for row in made["ledger.csv"][1:] for link in row[-1].split(";") if link}
+    assert links
+    assert all((results / "studies" / "all_smoke" / "tables" / link / "config.yaml").exists() for link in links)
+    assert {path.name for path in (results / "studies").iterdir()} == {"all_smoke"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -138,6 +157,7 @@ def test_joblib_runs_the_same_study_file(tmp_path: Path, everything: Path):
         (("study=optimizer",), "study=optimizer: no such option; did you mean optimizers"),
         (("study=published", "budget=tiny"), "budget=tiny: valid: 'smoke', 'cpu' or 'gpu'"),
         (("study=published", "bugdet=smoke"), "bugdet: unknown key; did you mean budget?"),
+        (("study=optimizers", "only=[nobody]"), "only: nobody is no arm or corpus of these studies; valid: adamw"),
         (("study=published", "wikitext=nowhere"), "wikitext=nowhere: valid.txt cannot be read"),
         (("study=published", "budget=smoke", "hydra/launcher=nobody"), "hydra/launcher=nobody"),
         (("study=published", "budget=smoke", "hydra.launcher.n_jobs=2"), "hydra.launcher.n_jobs"),
