@@ -23,9 +23,9 @@ _SAMPLED_SIGN_FLIPS = 100_000
 
 
 def time_to_target(times: ArrayLike, values: ArrayLike, target: float) -> float | None:
-    """The first of `times`, steps or seconds, at which its value is `target` or less; None if there is none (the time is censored).
+    """The first of `times`, steps or seconds, at which its value is `target` or less.
 
-    A value that is not a number has not reached anything.
+    None if there is none: the time is censored. A value that is not a number has not reached anything.
     """
     reached = np.flatnonzero(np.asarray(values, dtype=np.float64) <= target)
     return np.asarray(times)[reached[0]].item() if reached.size else None  # type: ignore[no-any-return]
