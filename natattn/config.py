@@ -138,17 +138,18 @@ def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     parsed = parse(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
         try:
             return hydra_compose(name, overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
             chosen = [text for text, override in zip(overrides, parsed, strict=True) if _group_of(override)]
             try:
                 sections = OmegaConf.to_container(hydra_compose(name, overrides=chosen), resolve=False)
-            except (HydraException, OmegaConfBaseException):
+            except (HydraException, OmegaConfBaseException, YAMLError):
                 raise UserError(first_line(error)) from error
             known = [*(key for key, _ in _walk(sections)), "experiment"]
             for override in parsed:

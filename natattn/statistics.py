@@ -92,7 +92,7 @@ def paired_p_value(differences: Sequence[float]) -> float:
     if count < 2:
         return math.nan
     if spread == 0:
-        return 1.0 if mean(differences) == 0 else 0.0
+        return 1.0  # of numbers that happen to be equal nothing is known
     return 2 * float(stdtr(count - 1, -abs(mean(differences)) / spread * math.sqrt(count)))
 
 
@@ -150,6 +150,8 @@ def differences_of(samples: Sequence[Sequence[float]], *, confidence: float = 0.
     for place, sample in enumerate(samples):
         level = 1 - alpha / max(1, tests - ranks.get(place, 0))
         centre, half = t_interval(sample, level)
+        if half == 0 and centre != 0:
+            half = math.inf  # numbers that happen to be equal, as of counted steps, say nothing of their spread
         flips = sign_flip_p_value(sample) if len(sample) >= LEAST_FOR_SIGN_FLIPS else None
         found.append(Difference(centre, len(sample), (centre - half, centre + half), adjusted[place], flips))
     return found

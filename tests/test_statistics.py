@@ -64,7 +64,7 @@ def test_paired_p_value_is_students(count: int) -> None:
 
 def test_paired_p_value_of_what_does_not_vary() -> None:
     assert paired_p_value([0.0, 0.0, 0.0]) == 1.0
-    assert paired_p_value([0.5, 0.5, 0.5]) == 0.0
+    assert paired_p_value([0.5, 0.5, 0.5]) == 1.0  # counted numbers that agree say nothing of their spread
     assert math.isnan(paired_p_value([0.5]))
 
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from natattn.analysis.bands import metrics_of, series
+import numpy as np
+from numpy.typing import NDArray
+
+from natattn.analysis.bands import Floats, metrics_of, series
 from natattn.analysis.convergence import convergence
 from natattn.analysis.runs import ArmSummary, RunSummary
-from natattn.statistics import time_to_target
 
 # A run, its arm, and the run and arm that it is compared with; None where the runs do not know it.
 Compared = Callable[[RunSummary, ArmSummary, RunSummary, ArmSummary], float | None]
@@ -40,18 +42,29 @@ def _area(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSum
 
 
 def _steps_to_target(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
-    """log(steps to the other's final loss / the other's steps): of a ratio, and symmetric about 0.
+    """log of the ratio of steps to the worse of both final losses, which both have reached by the end.
 
-    An arm that never reaches it counts as reaching it at the end of its run, a lower bound: left out, it would gain by
-    its failure.
+    Where the candidate is better that is the baseline's final loss (protocol, 3); where it is worse, what it did reach
+    and the baseline reached sooner. So the two can change places, and 0 is what arms that are alike have on average.
+    Between evaluations the loss is taken to be linear.
     """
-    if other.final_loss is None or not other.last_step:
+    if arm.final_loss is None or other.final_loss is None:
         return None
-    steps, losses = series(run, arm, "validation/loss")
-    reached = time_to_target(steps, losses, other.final_loss)
-    if reached is None:
-        reached = run.planned_steps or arm.last_step
-    return math.log(reached / other.last_step) if reached else None
+    target = max(arm.final_loss, other.final_loss)
+    times = [_crossing(*series(of, which, "validation/loss"), target) for of, which in ((run, arm), (other_run, other))]
+    return math.log(times[0] / times[1]) if times[0] and times[1] else None
+
+
+def _crossing(steps: NDArray[np.int64], losses: Floats, target: float) -> float | None:
+    """The step at which the loss first falls to the target, interpolated."""
+    at = np.flatnonzero(losses <= target)
+    if not at.size:
+        return None
+    after = int(at[0])
+    if after == 0:
+        return float(steps[0])
+    share = (losses[after - 1] - target) / (losses[after - 1] - losses[after])
+    return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
 
 
 def _stability(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
@@ -76,7 +89,7 @@ PAIRED_QUANTITIES: Mapping[str, PairedQuantity] = {
     "final_loss": PairedQuantity("final loss", "nats/token", _final_loss),
     "test_loss": PairedQuantity("test loss", "nats/token", _test_loss),
     "mean_loss": PairedQuantity("mean loss over steps", "nats/token", _area),
-    "steps_to_target": PairedQuantity("steps to the baseline's final loss, log ratio", "", _steps_to_target),
+    "steps_to_target": PairedQuantity("steps to the worse of both final losses, log ratio", "", _steps_to_target),
     "pattern_divergence": PairedQuantity("pattern divergence in the second half, log ratio", "", _stability),
     "step_time": PairedQuantity("step time, log ratio", "", _step_time),
 }

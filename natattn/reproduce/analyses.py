@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
         every = [trial for found in of_corpora for trial in found]
         groups = {"study": [every], "corpus": of_corpora, "run": [[trial] for trial in every]}[settings.of]
         for group in filter(None, groups):  # a corpus that none of the arms is trained on has none
-            yield Wanted(name, settings, options, tuple(group), _key(options, [trials.key(trial) for trial in group]))
+            keys = [f"{trials.key(trial)} {trials.arms[trial.arm].of_run}" for trial in group]
+            yield Wanted(name, settings, options, tuple(group), _key(settings.of, options, keys))
 
 
 def reads_models(wanted: Wanted) -> bool:
@@ -112,8 +114,20 @@ def pictures_of(wanted: Wanted, folder: Path) -> Iterator[Picture]:
             image, numbers = (folder / FIGURES / f"{picture['name']}{suffix}" for suffix in (".png", ".csv"))
             if image.is_file() and numbers.is_file():
                 headings, *rows = csv.reader(numbers.read_text(encoding="utf-8").splitlines())
-                name = f"{wanted.name}_{picture['name']}"
-                yield Picture(name, picture["caption"], table(headings, rows), image.read_bytes())
+                name, of_what = _named(wanted)
+                caption = f"{of_what}{picture['caption']}"
+                yield Picture(f"{name}_{picture['name']}", caption, table(headings, rows), image.read_bytes())
+
+
+def _named(wanted: Wanted) -> tuple[str, str]:
+    """A name for files, and what is said before a caption: of which runs this is."""
+    first = wanted.trials[0]
+    if wanted.settings.of == "run":
+        arm = re.sub(r"\W", "_", first.arm)
+        return f"{wanted.name}_{arm}_{first.corpus}", f"{first.arm} on {first.corpus}, seed {first.seed}: "
+    if wanted.settings.of == "corpus":
+        return f"{wanted.name}_{first.corpus}", f"{first.corpus}: "
+    return wanted.name, ""
 
 
 def _options(study: StudySettings, settings: AnalysisSettings) -> AnalyzeSettings:
@@ -121,10 +135,10 @@ def _options(study: StudySettings, settings: AnalysisSettings) -> AnalyzeSetting
     return config.validated(config.plain_values(config.compose(overrides, "analyze")), AnalyzeSettings)
 
 
-def _key(options: AnalyzeSettings, keys: Sequence[str]) -> str:
+def _key(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> str:
     """What was asked, without where it goes and how it is computed."""
     asked = options.model_dump(mode="json", exclude={"output", "processes", "device", "run", "runs"})
-    text = json.dumps([asked, sorted(keys)], sort_keys=True)
+    text = json.dumps([of, asked, sorted(keys)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 

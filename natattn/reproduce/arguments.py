@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from natattn import config
 from natattn.errors import UserError
 from natattn.explain import suggestion
-from natattn.reproduce.settings import ReproduceSettings
+from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.settings import ReproduceSettings, StudySettings
 
 EVERY = "all"
 
@@ -36,14 +37,33 @@ def read_arguments(arguments: Sequence[str]) -> Asked:
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("study=")]
     if not named:
         raise UserError(f"study: needs a value; valid: {EVERY}, {', '.join(valid)}")
-    names = list(valid) if named[-1] == EVERY else named[-1].strip("[]").split(",")
+    names = list(dict.fromkeys(named[-1].strip("[]").split(",")))
+    if EVERY in names:
+        names = list(valid)
     for name in names:
         if name not in valid:
             raise UserError(f"study={name}: no such option; {suggestion(name, (EVERY, *valid))}")
     others = [argument for argument in arguments if argument not in launcher and not argument.startswith("study=")]
     settings = []
     for name in names:
-        composed = config.compose([f"study={name}", *config.quote_paths(others)], "reproduce")
-        settings.append(config.validated(config.plain_values(composed), ReproduceSettings))
-    title = EVERY if named[-1] == EVERY else "_".join(names)
+        composed = config.plain_values(config.compose([f"study={name}", *config.quote_paths(others)], "reproduce"))
+        if len(names) == len(valid) > 1 and composed["budget"] not in composed["study"].get("budgets", {}):
+            continue  # of every study those that have the budget
+        settings.append(config.validated(composed, ReproduceSettings))
+        _check_names(settings[-1].study)
+    if not settings:
+        raise UserError(f"study={named[-1]}: none has this budget")
+    title = EVERY if set(names) == set(valid) else "_".join(names)
     return Asked(tuple(settings), launcher, f"{title}_{settings[0].budget}")
+
+
+def _check_names(study: StudySettings) -> None:
+    """Claims and judges that a study names are there. Raises: UserError naming the nearest."""
+    from natattn.reproduce.judges import JUDGES
+
+    for claim in (comparison.claim for comparison in study.comparisons):
+        if claim is not None and claim not in CLAIMS:
+            raise UserError(f"study={study.name}: claim {claim}: not in the ledger; {suggestion(claim, list(CLAIMS))}")
+    for judge in (judge for analysis in study.analyses.values() for judge in analysis.judges):
+        if judge not in JUDGES:
+            raise UserError(f"study={study.name}: judge {judge}: no such judge; {suggestion(judge, list(JUDGES))}")

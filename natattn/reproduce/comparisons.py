@@ -87,7 +87,7 @@ def _judge_family(
             )
             said = verdict(
                 differences[name],
-                indifference=study.indifference if comparison.indifference is None else comparison.indifference,
+                indifference=_indifference(study, comparison),
                 claimed=comparison.claimed,
                 placebos=[differences[each] for each in names],
                 complete=not any(missing[each] for each in (name, *names))
@@ -95,6 +95,13 @@ def _judge_family(
             )
         judged.append(Judged(comparison, corpus, arm, other, differences[name], missing[name], unbeaten, said))
     return judged
+
+
+def _indifference(study: StudySettings, comparison: ComparisonSettings) -> float:
+    """δ; none beside a threshold, which says already what is negligible."""
+    if comparison.threshold:
+        return 0.0
+    return study.indifference if comparison.indifference is None else comparison.indifference
 
 
 Row = tuple[ComparisonSettings, str, str]

@@ -1,7 +1,7 @@
 """The runs that are done: trained by a study, by hand, or published; found by what they computed."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -22,14 +22,17 @@ class DoneRuns:
 
     Args:
         folders: where to look, the first first; one that does not exist holds none.
+        named: of these the ones that the user named, which must hold runs.
+
+    Raises: UserError for one of those without runs.
     """
 
-    def __init__(self, folders: Iterable[Path | str]) -> None:
+    def __init__(self, folders: Iterable[Path | str], named: Collection[str] = ()) -> None:
         self._folders: dict[str, list[Path]] = defaultdict(list)
         self._summaries: dict[Path, RunSummary] = {}
         self._names: dict[Path, list[str]] = {}
         for folder in folders:
-            for run in _runs_in(folder):
+            for run in find_runs([folder]) if folder in named else _runs_in(folder):
                 self.add(run)
 
     def add(self, run: Path) -> bool:
@@ -69,7 +72,7 @@ def key_of(run: Path) -> str | None:
             return None
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         composed = yaml.load((run / CONFIG).read_text(encoding="utf-8"), loader)
-        return job_key(composed, facts["data"]["fingerprint"])
+        return job_key(composed, facts["data"]["fingerprint"], facts["device"])
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
 

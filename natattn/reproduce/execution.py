@@ -26,7 +26,7 @@ from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
 from natattn.reproduce.jobs import Job
-from natattn.training.run_folder import CONFIG, read_config, read_run
+from natattn.training.run_folder import CONFIG, RunIsBusyError, read_config, read_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +35,8 @@ _PARENT = os.getppid()  # of this process, when it began
 LOG = "log.txt"  # of a run folder: what the run would have shown
 ENDED = ("finished", "diverged")
 REFRESH_SECONDS = 0.5
+BUSY_SECONDS = 2.0
+_BUSY = "busy"
 SILENT_LAUNCHER = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
@@ -61,7 +63,8 @@ class TrainJob:
             folder = folder.relative_to(Path.cwd())
         label = self.labels.get(folder.name, folder.name)
         try:
-            failure = _train(composed, folder)
+            while (failure := _train(composed, folder)) is _BUSY:
+                time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
         except UserError as error:
             failure = str(error)
         except Exception as error:
@@ -99,11 +102,16 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
             plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels, os.getpid()), composed)
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
-        batch = [[*config.quote_paths(job.overrides), f"hydra.sweep.subdir={job.key}"] for job in jobs.values()]
+        # Quoted: a key such as 12e4567890123456 would be read as a number.
+        batch = [[*config.quote_paths(job.overrides), f"hydra.sweep.subdir='{job.key}'"] for job in jobs.values()]
         try:
             returned = plugin.launch(batch, initial_job_idx=0)
         except OSError as error:
             raise UserError(f"{error.filename or folder}: cannot be written to: {error.strerror or error}") from error
+        except Exception as error:  # the launcher's own, such as of a worker that was killed: other jobs may be done
+            failure = f"the launcher broke off: {type(error).__name__}: {first_line(error)}"
+            print(f"natattn: failed: {failure}", file=sys.stderr, flush=True)
+            return [failure]
     failures = []
     for name, result in zip(jobs, returned, strict=True):
         try:
@@ -130,7 +138,10 @@ def _train(composed: "DictConfig", folder: Path) -> str | None:
         settings = settings.model_copy(update={"resume": str(folder)})
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        result = train(settings, folder)
+        try:
+            result = train(settings, folder)
+        except RunIsBusyError:
+            return _BUSY
     if result.outcome == "interrupted":
         if result.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)

@@ -19,10 +19,12 @@ from natattn.errors import UserError
 from natattn.files import conf_folder, write_json
 from natattn.reproduce.settings import CorpusSettings
 from natattn.reproduce.texts import file_overrides
+from natattn.training.devices import chosen_device
 from natattn.training.run_folder import config_hash
 from natattn.training.settings import CHANGEABLE, RunSettings
 
-NOT_IN_KEY = CHANGEABLE | {"data", "tokenizer"}  # text and tokenizer are in the fingerprint
+# Text and tokenizer are in the fingerprint; of the device its kind counts, whether it was named or found.
+NOT_IN_KEY = CHANGEABLE | {"data", "tokenizer", "train.device"}
 KEY_LENGTH = 16  # of the hash, in names of folders
 # A study's runs end when they are done, and are watched by the study.
 ALWAYS = ("tracker=off", "train.max_seconds=null")
@@ -36,10 +38,10 @@ class Job:
     overrides: tuple[str, ...]
 
 
-def job_key(configuration: dict[str, Any], fingerprint: str) -> str:
-    """The key of a resolved configuration on the tokens of that fingerprint."""
+def job_key(configuration: dict[str, Any], fingerprint: str, device: str) -> str:
+    """The key of a resolved configuration on the tokens of that fingerprint, on a device such as cpu or cuda:1."""
     part = config_hash(configuration, without=NOT_IN_KEY)
-    return hashlib.sha256(f"{part} {fingerprint}".encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(f"{part} {fingerprint} {device.partition(':')[0]}".encode()).hexdigest()[:KEY_LENGTH]
 
 
 class JobMaker:
@@ -63,15 +65,16 @@ class JobMaker:
         files = file_overrides(corpus, self._wikitext, self._texts)
         whole = (*overrides, *ALWAYS, *(files if files is not None else _placeholders(corpus)))
         composed = self._composed(whole)
+        device = str(chosen_device(composed["train"]["device"]))
         if files is None:
-            return job_key(composed, corpus.fingerprint or "")
+            return job_key(composed, corpus.fingerprint or "", device)
         fingerprint = self._fingerprint(composed)
         if corpus.fingerprint not in (None, fingerprint):
             raise UserError(
                 f"the text of {', '.join(files)} has the fingerprint {fingerprint[:12]}, the study's is "
                 f"{str(corpus.fingerprint)[:12]}: it is another text; give the study's, or leave it out"
             )
-        return Job(job_key(composed, fingerprint), whole)
+        return Job(job_key(composed, fingerprint, device), whole)
 
     def save(self) -> None:
         """Write what was composed, for the next time."""

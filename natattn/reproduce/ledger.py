@@ -28,8 +28,10 @@ def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> lis
 
 
 def claims_of(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> dict[str, Claim]:
-    """The claims that these studies test or have found something of."""
+    """The claims that these studies test or have found something of; of all studies also those that none tests."""
     names = {result.name for result in results}
+    if names >= {claim.study for claim in claims.values()} - {""}:
+        return dict(claims)
     found = {finding.claim for result in results for finding in result.findings}
     return {name: claim for name, claim in claims.items() if claim.study in names or name in found}
 

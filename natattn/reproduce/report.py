@@ -124,9 +124,10 @@ def _study(result: StudyResult, base: Path) -> str:
     budget = {"study": f"{result.name}, at budget {result.budget}"} if result.budget else {}
     tables = "".join(study_table(table, base) for table in result.tables)
     pictures = "".join(picture(each.name, each.caption, each.png) for each in result.pictures)
+    failed = [f"failed: {line}" for line in result.failures]
     return (
         f'<h2 id="{study_anchor(result)}">{escaped(result.title)}</h2>{fact_list(budget | result.facts)}'
-        f"{_missing(result.missing)}{pictures}{tables}"
+        f"{_missing([*result.missing, *failed])}{pictures}{tables}"
     )
 
 

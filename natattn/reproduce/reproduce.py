@@ -3,6 +3,8 @@
 Everything is made of finished runs, so that it can be stopped and started at will: what is done is not done again.
 """
 
+import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,13 +55,16 @@ class Studies:
     Attributes:
         folder: for runs, analyses, texts and results.
         trials: of each study.
-        failures: one line each, of jobs that failed in this process.
+        only_arms, only_corpora: what is trained in this process; empty for all.
+        failures: one line each, of jobs and analyses that failed in this process.
     """
 
     settings: Sequence[ReproduceSettings]
     folder: Path
     done: DoneRuns
     trials: list[Trials]
+    only_arms: frozenset[str] = frozenset()
+    only_corpora: frozenset[str] = frozenset()
     failures: list[str] = field(default_factory=list)
 
     @classmethod
@@ -67,15 +72,16 @@ class Studies:
         """Studies at their budgets, with the runs that are done. Raises: UserError for what cannot be composed."""
         first = settings[0]
         folder, kept = Path(first.output), Path(first.kept)
-        done = DoneRuns([folder / RUNS, *first.runs, kept / KEPT_RUNS])
+        done = DoneRuns([folder / RUNS, *first.runs, kept / KEPT_RUNS], named=first.runs)
         maker = JobMaker(folder, first.wikitext)
         trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
-        names = {name for each in trials for name in (*each.study.arms, *each.study.corpora)}
-        if unknown := [name for name in first.only if name not in names]:
-            raise UserError(
-                f"only: {unknown[0]} is no arm or corpus of these studies; valid: {', '.join(sorted(names))}"
-            )
-        studies = cls(settings, folder, done, trials)
+        arms = {name for each in trials for name in each.study.arms}
+        corpora = {name for each in trials for name in each.study.corpora}
+        if unknown := [name for name in first.only if name not in arms | corpora]:
+            valid = ", ".join(sorted(arms | corpora))
+            raise UserError(f"only: {unknown[0]} is no arm or corpus of these studies; valid: {valid}")
+        only = frozenset(first.only)
+        studies = cls(settings, folder, done, trials, only & arms, only & corpora)
         studies._want_models()
         for each in trials:
             for trial in each.plan().trials:
@@ -91,6 +97,13 @@ class Studies:
             self.failures += launch(todo, self.folder / RUNS, launcher)
             for job in todo.values():
                 self.done.add(self.folder / RUNS / job.key)
+        for label, job in self._missing().items():
+            if job.key in tried and self.done.find(job.key) is not None:
+                self._failed(f"{label}: {self.folder / RUNS / job.key} has ended without what the study needs of it")
+
+    def _failed(self, line: str) -> None:
+        self.failures.append(line)
+        print(f"natattn: failed: {line}", file=sys.stderr, flush=True)
 
     def results(self, *, analyse: bool) -> list[StudyResult]:
         """What each study found by what is done now.
@@ -108,7 +121,7 @@ class Studies:
         jobs: dict[str, tuple[str, Job]] = {}
         for trials in self.trials:
             for trial in trials.plan().trials:
-                if not trials.is_among(trial, self.settings[0].only):
+                if not trials.is_among(trial, self.only_arms, self.only_corpora):
                     continue
                 job = trials.job(trial)
                 if isinstance(job, Job) and trials.run(trial) is None:
@@ -147,7 +160,7 @@ class Studies:
 
     def _analyses(self, trials: Trials, plan: Plan, analyse: bool) -> "_Read":
         """What the study's analyses say, made where they are not there yet."""
-        read, inputs, shown = _Read(), dict[str, list[Analysed]](), set[str]()
+        read, inputs, shown = _Read(), dict[str, list[Analysed]](), set[tuple[str, ...]]()
         for wanted in wanted_analyses(trials, plan):
             folder = kept_analysis(wanted, self.analysis_folders)
             if folder is None:
@@ -158,12 +171,18 @@ class Studies:
                 try:
                     folder = make_analysis(wanted, trials, self.folder / ANALYSES)
                 except UserError as error:
-                    self.failures.append(f"{label}: {error}")
+                    self._failed(f"{label}: {error}")
+                    continue
+                except Exception as error:  # one that breaks stops no other
+                    traceback.print_exc()
+                    self._failed(f"{label}: {type(error).__name__}: {error}")
                     continue
             for name in wanted.settings.judges:
                 inputs.setdefault(name, []).append(analysed(wanted, folder, trials))
-            if wanted.name not in shown:  # of repetitions over seeds one is enough to look at
-                shown.add(wanted.name)
+            first = wanted.trials[0]
+            kind = wanted.name, first.corpus, first.arm
+            if kind not in shown:  # of repetitions over seeds one is enough to look at
+                shown.add(kind)
                 read.pictures += pictures_of(wanted, folder)
         for name, of_judge in inputs.items():
             found, made = JUDGES[name](trials.study.name, of_judge)
@@ -221,25 +240,25 @@ def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
 
 
 def write_figures(folder: Path, pictures: Iterable[Sequence[Picture]]) -> None:
-    """Every picture as PNG, with its numbers as CSV. Raises: UserError where the folder cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for group in pictures:
-            for picture in group:
-                for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
-                    with replacing(folder / f"{picture.name}{suffix}") as temporary:
-                        temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from error
+    """Every picture as PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in (each for group in pictures for each in group):
+        for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
+            with replacing(folder / f"{picture.name}{suffix}") as temporary:
+                temporary.write_bytes(content)
 
 
 def prefixed(result: StudyResult) -> StudyResult:
-    """With the study's name before those of its pictures that lack it, so that files of several studies stay apart."""
-    pictures = tuple(
-        picture if picture.name.startswith(result.name) else replace(picture, name=f"{result.name}_{picture.name}")
-        for picture in result.pictures
+    """With the study's name before those of its files that lack it, so that files of several studies stay apart."""
+
+    def named(name: str) -> str:
+        return name if name.startswith(result.name) else f"{result.name}_{name}"
+
+    return replace(
+        result,
+        pictures=tuple(replace(picture, name=named(picture.name)) for picture in result.pictures),
+        tables=tuple(replace(table, name=named(table.name)) for table in result.tables),
     )
-    return replace(result, pictures=pictures)
 
 
 def reproduce(asked: Asked) -> tuple[Path, list[StudyResult]]:
@@ -248,15 +267,23 @@ def reproduce(asked: Asked) -> tuple[Path, list[StudyResult]]:
     Raises: UserError for what the user can mend.
     """
     settings = asked.settings
-    studies = Studies.of(settings)
-    if settings[0].train:
-        studies.train(asked.launcher)
-    results = [prefixed(result) for result in studies.results(analyse=settings[0].train)]
-    folder = studies.folder / asked.name
+    try:
+        Path(settings[0].output).mkdir(parents=True, exist_ok=True)
+        studies = Studies.of(settings)
+        if settings[0].train:
+            studies.train(asked.launcher)
+        results = [prefixed(result) for result in studies.results(analyse=settings[0].train)]
+        return _write(studies.folder / asked.name, settings, results), results
+    except OSError as error:
+        raise UserError(f"{error.filename or settings[0].output}: cannot be used: {error.strerror}") from error
+
+
+def _write(folder: Path, settings: Sequence[ReproduceSettings], results: Sequence[StudyResult]) -> Path:
+    """Tables, figures and the page, which is returned."""
     claims = claims_of(results, CLAIMS)
     tables = [ledger_table(results, claims), summary_table(results, claims)]
     write_tables(folder / "tables", [*tables, *(table for result in results for table in result.tables)])
     write_figures(folder / "figures", [*(result.pictures for result in results), (ledger_figure(results, claims),)])
     page = folder / "report.html"
     write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, claims)
-    return page, results
+    return page

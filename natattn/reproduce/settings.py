@@ -5,12 +5,14 @@ A study's file leaves out what it does not use, so that its fields have defaults
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from natattn.settings import Name, Settings
 
 BudgetName = Literal["smoke", "cpu", "gpu"]
 Overrides = tuple[str, ...]
+# One name stands for a list of one.
+Several = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Metric = Literal["final_loss", "test_loss", "mean_loss", "steps_to_target", "pattern_divergence", "step_time"]
 
 
@@ -158,7 +160,7 @@ class StudySettings(Settings):
         analyze: overrides that all analyses share.
     """
 
-    name: Name
+    name: Annotated[str, Field(pattern=r"^\w+$")]
     title: str
     base: Overrides = ()
     of_budget: Overrides = ()
@@ -180,6 +182,8 @@ class StudySettings(Settings):
         named |= {name for budget in self.budgets.values() for name in (*(budget.arms or ()), *budget.products)}
         if unknown := named - set(self.arms):
             raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
+        if unknown := {corpus for arm in self.arms.values() for corpus in arm.corpora or ()} - set(self.corpora):
+            raise ValueError(f"corpora: {', '.join(sorted(unknown))} is named but not there")
         self._check()
         for budget in self.budgets:
             self.at(budget)._check()
@@ -218,6 +222,8 @@ class StudySettings(Settings):
         named = {arm for comparison in self.comparisons for arm in (comparison.arm, comparison.baseline)}
         if self.target is not None:
             named.add(self.target)
+        if crossed := [name for name in named if name in self.arms and self.arms[name].product]:
+            raise ValueError(f"arms: {crossed[0]} has a product; only a single arm can be compared")
         if unknown := named - set(self.arms):
             raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
 
@@ -237,9 +243,16 @@ class ReproduceSettings(Settings):
 
     study: StudySettings
     budget: BudgetName
-    runs: tuple[str, ...]
+    runs: Several
     kept: str
     wikitext: str | None
     train: bool
-    only: tuple[str, ...]
-    output: str
+    only: Several
+    output: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_the_budget(self) -> "ReproduceSettings":
+        if self.budget not in self.study.budgets:
+            there = ", ".join(self.study.budgets)
+            raise ValueError(f"budget={self.budget}: study {self.study.name} has {there}")
+        return self

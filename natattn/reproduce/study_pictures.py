@@ -1,5 +1,6 @@
 """The pictures of a study that compares arms: differences with intervals, and who reaches the target how soon."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | N
 def profile_picture(trials: Trials, plan: Plan) -> Picture | None:
     """Performance profiles of steps to the target over all workloads, data sets × seeds; None below two of either.
 
-    Placebos take part: an arm is to be ahead of them. A workload that a run of any arm is missing for is left out.
+    Placebos take part: an arm is to be ahead of them. A run that is missing has not reached the target; an arm without
+    any run on a data set, in a study that is not finished, takes no part.
     """
     if trials.study.target is None:
         return None
@@ -64,9 +66,10 @@ def profile_picture(trials: Trials, plan: Plan) -> Picture | None:
         members = {arm.name: {run.seed: (run, a) for run, a in trials.finals(plan, corpus, arm.name)} for arm in arms}
         there = [name for name in members if members[name]]
         for seed in sorted(seed for seed in targets if seed is not None):
-            if all(seed in members[name] for name in there):
-                for name in there:
-                    times.setdefault(name, []).extend(steps_to_target([members[name][seed]], targets).for_profile)
+            for name in there:
+                found = members[name].get(seed)
+                reached = steps_to_target([found], targets).for_profile if found is not None else (math.inf,)
+                times.setdefault(name, []).extend(reached)
     most = max((len(of_arm) for of_arm in times.values()), default=0)
     whole = {name: of_arm for name, of_arm in times.items() if len(of_arm) == most}
     return profile_figure(whole, name=f"{trials.study.name}_profile") if most > 1 and len(whole) > 1 else None

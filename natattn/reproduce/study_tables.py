@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from natattn.analysis.bands import series
+from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
@@ -35,7 +36,7 @@ def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
         "no other table uses. The same grid for every arm; placebos train at the value of the arm they stand in for.",
         ("data", "arm", "best", *(f"{rate:g}" for rate in rates)),
         tuple(rows),
-        tuple(() for _ in rows),
+        tuple(trials.tuning_folders(corpus, arm) for corpus, arm in plan.tuned),
     )
 
 
@@ -49,7 +50,7 @@ def arms_table(trials: Trials, plan: Plan) -> StudyTable:
             rate = plan.tuned[corpus, arm.tuned_as].best if arm.tuned_as is not None else None
             cells = [_over_seeds(members, quantity) for _, quantity in QUANTITIES]
             steps, seconds = steps_to_target(members, targets), seconds_to_target(members, targets)
-            reached = f"{sum(steps.reached)} of {len(steps.reached)}" if steps.reached else None
+            reached = f"{sum(steps.reached)} of {len(arm.seeds)}" if steps.reached else None
             times = (_reached(steps), _reached(seconds), reached)
             rows.append((corpus, arm.name, rate, len(members), *cells, *times, _status(members)))
             runs.append(trials.folders(plan, corpus, arm.name))
@@ -80,19 +81,32 @@ def differences_table(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> S
         rows.append((
             row.corpus, row.title, row.comparison.claim, Estimate(difference.mean, *difference.interval),
             difference.count, difference.p_value, difference.sign_flip_p_value,
-            Badge(row.verdict) if row.verdict is not None else None, _note(trials, plan, row),
+            _says(row), _note(trials, plan, row),
         ))  # fmt: skip
         runs.append(trials.folders(plan, row.corpus, row.arm, row.other))
     return StudyTable(
         f"{trials.study.name}_differences",
         "Differences",
         "Paired by seed, data and initial weights; Holm-adjusted 95 % intervals and p-values within one data set and "
-        f"metric, placebos included. δ = {trials.study.indifference:g}. Losses in nats/token. Of a row without a claim "
-        "the verdict says whether the first is better.",
+        f"metric, placebos included. δ = {trials.study.indifference:g}{_other_deltas(trials)}. Losses in nats/token. "
+        "Rows without a claim say only on which side of zero the interval lies.",
         ("data", "difference", "claim", "mean", "pairs", "p", "p of sign flips", "verdict", "note"),
         tuple(rows),
         tuple(runs),
     )
+
+
+def _says(row: Judged) -> Cell:
+    """The verdict on a claim; of a row without one where its interval lies: no placebo stands behind that."""
+    if row.verdict is None or row.comparison.claim is not None:
+        return Badge(row.verdict) if row.verdict is not None else None
+    return {"supported": row.comparison.claimed, "refuted": "the other way"}.get(row.verdict, row.verdict)
+
+
+def _other_deltas(trials: Trials) -> str:
+    """δ of the comparisons that declare their own."""
+    own = {c.metric: c.indifference for c in trials.study.comparisons if c.indifference is not None}
+    return "".join(f" ({PAIRED_QUANTITIES[metric].title}: {delta:g})" for metric, delta in own.items())
 
 
 def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Finding]:
@@ -171,7 +185,10 @@ def steps_to_target(members: Members, targets: Mapping[int | None, float]) -> Ti
 
 
 def seconds_to_target(members: Members, targets: Mapping[int | None, float]) -> TimesToTarget:
-    """As ``steps_to_target``, in seconds of training; evaluations do not count."""
+    """As ``steps_to_target``, in seconds of training; evaluations do not count.
+
+    A run that broke off is censored at what its whole length would have taken: stopping early is no gain.
+    """
     found = []
     for run, arm in members:
         steps, losses = series(run, arm, "validation/loss")
@@ -179,7 +196,8 @@ def seconds_to_target(members: Members, targets: Mapping[int | None, float]) -> 
         both = np.intersect1d(steps, at)
         if run.seed in targets and len(both) > 1:
             at_both = seconds[np.isin(at, both)]
-            found.append((at_both, losses[np.isin(steps, both)], targets[run.seed], float(at_both[-1])))
+            whole = float(at_both[-1]) * max(1.0, (run.planned_steps or both[-1]) / max(1, both[-1]))
+            found.append((at_both, losses[np.isin(steps, both)], targets[run.seed], whole))
     return times_to_target(found)
 
 

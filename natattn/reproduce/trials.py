@@ -75,23 +75,25 @@ class Trials:
         return found
 
     def measure(self, plan: Plan, metric: Metric, corpus: str, arm: str, other: str, seed: int) -> float | None:
-        """A metric's difference between two arms with the same seed, data and initial weights (protocol, 1)."""
+        """A metric's difference between two arms with the same seed, data and initial weights (protocol, 1).
+
+        None where a run is missing, an arm diverged, or they are no pair.
+        """
         pair = []
         for name in (arm, other):
             trial = final_trial(plan, self.arms[name], corpus, seed)
             run = self.run(trial) if trial is not None else None
             summary = self.arm_of(trial, run) if run is not None and trial is not None else None
-            if run is None or summary is None:
+            if run is None or summary is None or summary.diverged_at is not None:
                 return None
             pair.append((run, summary))
         (run, mine), (other_run, theirs) = pair
-        if run is not other_run and run.initial_weights_hash != other_run.initial_weights_hash:
-            return None  # no pair: they did not begin alike
+        if run is not other_run and _began_with(run) != _began_with(other_run):
+            return None
         return PAIRED_QUANTITIES[metric].difference(run, mine, other_run, theirs)
 
-    def is_among(self, trial: Trial, only: Collection[str]) -> bool:
-        """Whether the trial is of one of these arms and corpora; where no arm, or no corpus, is named, of any."""
-        arms, corpora = set(only) & set(self.study.arms), set(only) & set(self.study.corpora)
+    def is_among(self, trial: Trial, arms: Collection[str], corpora: Collection[str]) -> bool:
+        """Whether the trial is of one of these arms and corpora; where none is named, of any."""
         return (not arms or self.arms[trial.arm].family in arms) and (not corpora or trial.corpus in corpora)
 
     def label(self, trial: Trial) -> str:
@@ -99,7 +101,18 @@ class Trials:
         rate = "" if trial.rate is None else f", {trial.rate:g}"
         return f"{self.study.name}: {trial.arm} on {trial.corpus}{rate}, seed {trial.seed}"
 
+    def tuning_folders(self, corpus: str, arm: str) -> tuple[Path, ...]:
+        """Of the runs that tuned an arm."""
+        seeds = () if self.study.tuning is None else self.study.tuning.seeds
+        tuning = [t for t in self.plan().trials if (t.corpus, t.arm) == (corpus, arm) and t.seed in seeds]
+        return tuple(dict.fromkeys(run.folder for trial in tuning if (run := self.run(trial)) is not None))
+
     def folders(self, plan: Plan, corpus: str, *arms: str) -> tuple[Path, ...]:
         """Of the table's runs of some arms."""
         found = [run.folder for arm in arms for run, _ in self.finals(plan, corpus, arm)]
         return tuple(dict.fromkeys(found))
+
+
+def _began_with(run: RunSummary) -> tuple[object, ...]:
+    """What paired runs share."""
+    return run.data.fingerprint if run.data else None, run.initial_weights_hash, run.device.partition(":")[0]

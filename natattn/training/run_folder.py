@@ -38,6 +38,10 @@ ADDED_LATER: dict[str, Any] = {
 PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
 
 
+class RunIsBusyError(UserError):
+    """Another process is training in the run folder."""
+
+
 class RunLock:
     """Held while a process trains in a run folder; released by the system when the process dies."""
 
@@ -52,7 +56,7 @@ class RunLock:
                 os.close(self._descriptor)
         except BlockingIOError:
             os.close(self._descriptor)
-            raise UserError(f"{self._path.parent}: another process is training in this run folder") from None
+            raise RunIsBusyError(f"{self._path.parent}: another process is training in this run folder") from None
         except OSError as error:
             raise UserError(f"{self._path.parent}: cannot be written to: {error.strerror}") from error
         return self

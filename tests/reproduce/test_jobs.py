@@ -7,10 +7,11 @@ import pytest
 
 from natattn.errors import UserError
 from natattn.reproduce.done import DoneRuns, key_of
+from natattn.reproduce.execution import launch
 from natattn.reproduce.jobs import Job, JobMaker, job_key
 from natattn.reproduce.settings import CorpusSettings, Repeats
 from natattn.reproduce.texts import repeated_lines
-from natattn.training.run_folder import RUN, read_config
+from natattn.training.run_folder import RUN, RunLock, read_config
 
 TINY = (
     "model=natural", "reference=none", "size=pico", "size.n_embd=16", "size.n_head=2", "size.n_layer=1",
@@ -81,7 +82,7 @@ def test_published_runs_are_found_by_their_key_and_only_with_what_is_wanted_of_t
     folder = next(path for path in sorted(kept.iterdir()) if (path / RUN).exists())
     key = key_of(folder)
     facts = json.loads((folder / RUN).read_text())
-    assert key == job_key(read_config(folder), facts["data"]["fingerprint"])
+    assert key == job_key(read_config(folder), facts["data"]["fingerprint"], facts["device"])
     done = DoneRuns([folder, kept / "nowhere"])
     found = done.find(key, ["validation/loss"])
     assert found is not None
@@ -100,3 +101,32 @@ def test_runs_that_have_not_ended_or_are_broken_count_for_nothing(tmp_path: Path
     assert key_of(tmp_path) is None
     (tmp_path / RUN).write_text("{")
     assert DoneRuns([tmp_path]).find("0") is None
+
+
+def test_a_key_that_looks_like_a_number_names_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    made = JobMaker(tmp_path, None).job(LINES, [*TINY, *LINES.overrides])
+    assert isinstance(made, Job)
+    keys = ("12e4567890123456", "0012345678901234")
+    assert launch({key: Job(key, made.overrides) for key in keys}, tmp_path / "runs", ()) == []
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == set(keys)
+    assert {key_of(tmp_path / "runs" / key) for key in keys} == {made.key}
+
+
+def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    made = JobMaker(tmp_path, None).job(LINES, [*TINY, *LINES.overrides])
+    assert isinstance(made, Job)
+    waited = []
+    lock = RunLock(tmp_path / "runs" / made.key)
+    lock.__enter__()
+
+    def let_go(seconds: float) -> None:
+        if not waited:
+            lock.__exit__(None, None, None)
+        waited.append(seconds)
+
+    monkeypatch.setattr("natattn.reproduce.execution.time.sleep", let_go)
+    assert launch({"held": made}, tmp_path / "runs", ()) == []
+    assert waited
+    assert key_of(tmp_path / "runs" / made.key) == made.key
