@@ -1,4 +1,8 @@
-"""The pipeline from runs to verdicts on simulated studies: how often it claims what is not there, and finds what is."""
+"""The pipeline from runs to verdicts on simulated studies: how often it claims what is not there, and finds what is.
+
+The level holds for one data set and metric, whose differences are adjusted together; and for a claim over several data
+sets, whose verdict ``overall`` gives.
+"""
 
 from collections import Counter
 
@@ -7,6 +11,7 @@ import pytest
 
 from natattn.reproduce.comparisons import judge
 from natattn.reproduce.plan import Plan, final_trial, plan
+from natattn.reproduce.results import Estimate, Finding, overall
 from natattn.reproduce.settings import StudySettings
 from natattn.reproduce.studies import Trial, arms_of
 
@@ -15,7 +20,7 @@ ALPHA = 0.05
 SPREAD = 0.02  # of a run's loss around its arm's, nats; of two arms with the same seed half of it is shared
 
 
-def made_study(rows: int, seeds: int) -> StudySettings:
+def made_study(rows: int, seeds: int, corpora: int = 1) -> StudySettings:
     """Candidates with a placebo each against one baseline, all tuned."""
     names = [f"candidate{row}" for row in range(rows)]
     arms: dict[str, object] = {"baseline": {"tuned": True}}
@@ -25,7 +30,7 @@ def made_study(rows: int, seeds: int) -> StudySettings:
             "name": "simulated",
             "title": "simulated",
             "seeds": list(range(1, seeds + 1)),
-            "corpora": {"text": {}},
+            "corpora": {"text" if place == 0 else f"text{place}": {} for place in range(corpora)},
             "tuning": {"grid": [0.1, 1.0, 10.0], "seeds": [0]},
             "arms": arms,
             "comparisons": [{"claim": "X", "arm": name, "baseline": "baseline"} for name in names],
@@ -38,14 +43,14 @@ def made_study(rows: int, seeds: int) -> StudySettings:
 def verdicts(study: StudySettings, seed: int, effects: dict[str, float]) -> list[str]:
     """One simulated study, tuning included: losses are the arm's effect, the rate's, the seed's and a run's own."""
     generator = np.random.default_rng(seed)
-    shared = generator.normal(0, SPREAD / 2**0.5, 50)
+    shared = {corpus: generator.normal(0, SPREAD / 2**0.5, 50) for corpus in study.corpora}
     runs: dict[Trial, float] = {}
 
     def loss(trial: Trial) -> float:
         if trial not in runs:
             rate = 0.05 * np.log10(trial.rate or 1.0) ** 2
             own = generator.normal(0, SPREAD / 2**0.5)
-            runs[trial] = effects.get(trial.arm, 0.0) + rate + shared[trial.seed] + own
+            runs[trial] = effects.get(trial.arm, 0.0) + rate + shared[trial.corpus][trial.seed] + own
         return runs[trial]
 
     found: Plan = plan(study, loss)
@@ -72,6 +77,22 @@ def test_studies_of_identical_arms_claim_something_in_no_more_than_the_stated_sh
     # A claim must beat its placebo too, so that `supported` is rarer than a one-sided half of the level.
     assert claimed["supported"] / STUDIES <= ALPHA / 2
     assert claimed["any"] > 0  # the simulation can fail
+
+
+def test_a_claim_over_two_data_sets_is_supported_or_refuted_no_more_often_than_stated():
+    study = made_study(1, 5, corpora=2)
+    claimed = Counter[str]()
+    for number in range(STUDIES):
+        claimed[overall_of(verdicts(study, number, {}))] += 1
+    limit = ALPHA + 3 * (ALPHA * (1 - ALPHA) / STUDIES) ** 0.5
+    # It has to be supported on both, so that this is all but impossible by chance; one refutation is enough.
+    assert claimed["supported"] / STUDIES <= 0.01
+    assert (claimed["supported"] + claimed["refuted"]) / STUDIES <= limit
+    assert claimed["refuted"] > 0
+
+
+def overall_of(said: list[str]) -> str:
+    return overall([Finding("X", "s", "w", "t", Estimate(0.0), "", 5, verdict) for verdict in said])
 
 
 def test_an_effect_of_both_arms_and_placebos_is_found_and_one_that_the_placebo_has_too_is_not_claimed():
