@@ -103,6 +103,7 @@ def analysed(wanted: Wanted, folder: Path, trials: Trials) -> Analysed:
         steps=None if single is None or not runs else runs[0].planned_steps,
         sections=content["sections"],
         runs=tuple(dict.fromkeys(run.folder for run in runs)),
+        seeds=len({trial.seed for trial in wanted.trials}),
     )
 
 

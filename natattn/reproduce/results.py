@@ -137,6 +137,7 @@ class Analysed:
         steps: how long the model was trained; None as for ``seed``.
         sections: as in analysis.json: {section: {"findings", "tables": [{"headings", "rows"}], "maps", …}}.
         runs: folders of the runs that were looked at.
+        seeds: how many different ones a set of runs has; None where that is not known.
     """
 
     name: str
@@ -145,3 +146,4 @@ class Analysed:
     steps: int | None
     sections: Mapping[str, Mapping[str, Any]]
     runs: tuple[Path, ...] = ()
+    seeds: int | None = None

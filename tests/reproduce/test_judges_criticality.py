@@ -1,5 +1,6 @@
 """Judges of K1 to K4 and R4, on analyses with known answers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -44,6 +45,16 @@ def test_exponents_of_the_width(row, said):
     assert (found.count, found.estimate.value) == (row["models"], row["α"])
     assert (found.estimate.low, found.estimate.high) == pytest.approx((row["low"], row["high"]))  # one row: as it is
     assert [table.name for table in tables] == ["widths"]
+
+
+def test_a_law_over_widths_needs_seeds_to_be_supported_but_not_to_be_refuted():
+    few = dataclasses.replace(analysis("widths", [exponent(0.4, 0.1)]), seeds=3)
+    (found,), _ = JUDGES["widths"]("k", [few])
+    assert found.verdict == "inconclusive"
+    assert "3 seeds of each" in found.note
+    other_way = dataclasses.replace(analysis("widths", [exponent(-0.4, 0.1)]), seeds=3)
+    (found,), _ = JUDGES["widths"]("k", [other_way])
+    assert found.verdict == "refuted"
 
 
 def test_exponents_are_adjusted_over_families_and_scans():
@@ -122,7 +133,9 @@ def test_exponents_of_cascades(models, said):
 
 def test_every_threshold_is_a_row_and_one_without_cascades_is_inconclusive():
     models = [
-        analysis("cascades", [cascade(None, threshold=1.0), cascade(2.5, cut=1.9 + each, threshold=2.0)], seed=seed)
+        analysis(
+            "cascades", [cascade(None, threshold=1.0), cascade(2.5 + each, cut=1.9 + each, threshold=2.0)], seed=seed
+        )
         for seed, each in enumerate(SPREAD)
     ]
     findings, (table,) = JUDGES["cascades"]("k", models)

@@ -15,7 +15,7 @@ from natattn.reproduce.judges.fits import Fit, adjusted
 from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import Group, Measured, estimate_of, groups, one_sided
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
-from natattn.statistics import Difference
+from natattn.statistics import LEAST_FOR_A_CLAIM, Difference
 
 INDIFFERENCE = 0.02  # of α: T_c changes by 4 % from width 128 to 1,024
 FIT_LEVEL = 0.05
@@ -49,6 +49,11 @@ class _Exponent:
         """Nothing says that it is none."""
         return math.isnan(self.lack_of_fit) or self.lack_of_fit >= FIT_LEVEL
 
+    @property
+    def has_seeds(self) -> bool:
+        """Enough repetitions of every width for ``supported``; a family that goes the other way is a counterexample."""
+        return self.analysed.seeds is None or self.analysed.seeds >= LEAST_FOR_A_CLAIM
+
 
 def judge_widths(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
     """α of all heads together, for both scans and both peaks, Holm-adjusted over all families of models."""
@@ -60,7 +65,7 @@ def judge_widths(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding
     findings = [
         Finding(
             "K1", study, f"α of T_c by {e.row['T_c by']}, {e.row['scan']}", e.analysed.where,
-            Estimate(d.mean, *d.interval), "", d.count, rule(d, e.is_a_power),
+            Estimate(d.mean, *d.interval), "", d.count, rule(d, e.is_a_power and e.has_seeds),
             None if math.isnan(d.p_value) else d.p_value, _note(e), e.analysed.runs,
         )
         for e, d in zip(whole, differences, strict=True)
@@ -84,6 +89,8 @@ def _not_measured(study: str, analysed: Analysed) -> Finding:
 
 def _note(found: _Exponent) -> str:
     parts = [f"interval of the fit over {found.fit.count} models, Holm-adjusted over the table"]
+    if not found.has_seeds:
+        parts.append(f"{found.analysed.seeds} seeds of each: it can be refuted, not supported")
     if is_rounded(found.row):
         parts.append("from the digits that the page shows")
     if not math.isnan(found.lack_of_fit):
