@@ -124,6 +124,12 @@ def test_a_product_crosses_its_dimensions():
         ({"comparisons": [{"arm": "tuned", "baseline": "nobody"}]}, "nobody is named but not there"),
         ({"analyses": {"a": {"arms": ["nobody"], "of": "run", "judges": [], "where": ""}}}, "nobody is named"),
         ({"budgets": {"cpu": {"arms": ["nobody"]}}}, "nobody is named"),
+        ({"arms": {"fixed": {"corpora": ["txet"]}}}, "txet is named but not there"),
+        (
+            {"arms": {"a": {"product": [{"x": []}]}, "b": {}}, "comparisons": [{"arm": "a", "baseline": "b"}]},
+            "a has a product",
+        ),
+        ({"name": "my-study"}, "should match pattern"),
     ],
 )
 def test_a_study_that_is_not_whole_is_refused(changes, message):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from natattn import config
+from natattn.errors import UserError
+from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.settings import ReproduceSettings
 
@@ -178,6 +180,40 @@ def test_without_its_text_a_study_shows_what_is_published_and_names_what_is_miss
     (found,) = [r for r in rows if r[:2] == ["wikitext2", "natural_muon − muon: final loss"]]
     assert float(found[rows[0].index("mean")]) == pytest.approx(-0.0658, abs=2e-4)  # docs/results/screening.md
     assert not (tmp_path / "outputs" / "reproduce" / "runs").exists()
+
+
+def test_studies_are_named_once_and_all_of_them_is_all():
+    assert [each.study.name for each in read_arguments(["study=published,theorems,published"]).settings] == [
+        "published", "theorems",
+    ]  # fmt: skip
+    everything = read_arguments(["study=theorems,all", "budget=smoke", "hydra/launcher=joblib"])
+    assert [each.study.name for each in everything.settings] == list(config.groups()["study"])
+    assert (everything.name, everything.launcher) == ("all_smoke", ("hydra/launcher=joblib",))
+    assert read_arguments(["study=theorems", "only=trained"]).settings[0].only == ("trained",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"comparisons": [{"arm": "a", "baseline": "b", "claim": "R33"}]},
+            "claim R33: not in the ledger; did you mean R3",
+        ),
+        ({"analyses": {"x": {"arms": ["a"], "of": "run", "judges": ["width"], "where": ""}}}, "did you mean widths"),
+    ],
+)
+def test_a_study_that_names_what_is_not_there_is_one_line(changes, said: str, monkeypatch: pytest.MonkeyPatch):
+    made = {
+        "name": "made", "title": "made", "seeds": [1], "corpora": {"text": {}}, "arms": {"a": {}, "b": {}},
+        "budgets": {"cpu": {}},
+    }  # fmt: skip
+    keys = {"budget": "cpu", "runs": [], "kept": "", "wikitext": None, "train": True, "only": [], "output": "o"}
+    monkeypatch.setattr("natattn.config.plain_values", lambda _: {"study": made | changes, **keys})
+    with pytest.raises(UserError, match=said):
+        read_arguments(["study=published"])
+    monkeypatch.setattr("natattn.config.plain_values", lambda _: {"study": made, **keys, "budget": "smoke"})
+    with pytest.raises(UserError, match="study made has cpu"):
+        read_arguments(["study=published"])
 
 
 @pytest.mark.parametrize("study", config.groups()["study"])
