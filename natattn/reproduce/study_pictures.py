@@ -12,6 +12,8 @@ from natattn.reproduce.plan import Plan
 from natattn.reproduce.study_tables import steps_to_target, targets_of
 from natattn.reproduce.trials import Trials
 
+TICKS = (-1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+
 
 def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | None:
     """Final-loss differences with their intervals, a panel for each data set."""
@@ -31,6 +33,10 @@ def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | N
                 panel.plot([low, high], [height, height], color=COLOURS[place % len(COLOURS)])
                 panel.plot(row.difference.mean, height, MARKERS[place % len(MARKERS)], color=COLOURS[place])
             panel.set_xscale("symlog", linthresh=2 * trials.study.indifference or 0.02)  # far ones squeeze the rest
+            low, high = panel.get_xlim()
+            ticks = [tick for tick in TICKS if low <= tick <= high]
+            panel.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+            panel.set_xticks([], minor=True)
             panel.set(title=corpus, xlabel="final loss difference, nats/token")
         panels[0].set_yticks(range(len(names)), names, fontsize=8)
         panels[0].invert_yaxis()
