@@ -218,7 +218,7 @@ def theorem(claim, verdict, counterexample=""):
             "why": "because", "smallest counterexample": counterexample}  # fmt: skip
 
 
-def test_theorems_are_refuted_or_nothing():
+def test_theorems_are_refuted_by_what_is_shown_and_supported_by_a_proof():
     pasted = (
         "A = torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)\nx = torch.tensor(1.0, dtype=torch.float64)"
     )
@@ -226,7 +226,7 @@ def test_theorems_are_refuted_or_nothing():
             theorem("D1", "refuted", pasted), theorem("D3'", "refuted", pasted)]  # fmt: skip
     findings, (table,) = JUDGES["theorems"]("t", [analysed({"theorems": ([rows], [])})] * 2)
     assert [(finding.claim, finding.verdict, finding.count) for finding in findings] == [
-        ("P3", "refuted", 30), ("P6", "inconclusive", 30), ("P6", "inconclusive", 30), ("D3'", "refuted", 30),
+        ("P3", "refuted", 30), ("P6", "supported", 30), ("P6", "inconclusive", 30), ("D3'", "refuted", 30),
     ]  # fmt: skip
     assert findings[0].note == "because; smallest counterexample: A = [[0.5, 0.5], [0.5, 0.5]], x = 1.0"
     assert "no counterexample in 30 cases" in findings[1].note

@@ -1,12 +1,13 @@
 """The theorems: P1 to P6 and D3', D4', D5' of the ledger, by the search for counterexamples (section ``theorems``).
 
-A search cannot prove. A statement is ``refuted`` by its smallest counterexample, or ``inconclusive`` after so many
-cases, whatever the note knows of a proof.
+A statement is ``refuted`` by its smallest counterexample. A search cannot prove: without one it is ``supported`` where
+a proof is given, and else ``inconclusive`` after so many cases.
 """
 
 import re
 from collections.abc import Sequence
 
+from natattn.analysis.theorems import PROVED
 from natattn.reproduce.judges.reading import Row, number, rows_of
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics import Verdict
@@ -34,8 +35,8 @@ def judge_theorems(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findi
     ]
     caption = (
         "By a search over random and special patterns in float64: refuted where a case breaks the statement, the "
-        "smallest being printed; else inconclusive, as no search can prove. Excess: (left − right) / scale, above 0 "
-        "where the statement fails."
+        "smallest being printed; supported where there is a proof; else inconclusive, as no search can prove. Excess: "
+        "(left − right) / scale, above 0 where the statement fails."
     )
     headings = ("theorem", "as it was checked", "verdict", "worst excess", "cases", "why, and the counterexample")
     empty = tuple(() for _ in rows)
@@ -50,7 +51,7 @@ def _is_refuted(row: Row) -> bool:
 def _finding(study: str, name: str, row: Row, analysed: Analysed) -> Finding:
     cases = number(row, "cases")
     refuted = _is_refuted(row)
-    said: Verdict = "refuted" if refuted else "inconclusive"
+    said: Verdict = "refuted" if refuted else "supported" if name in PROVED else "inconclusive"
     parts = [str(row["why"])] if row.get("why") else []
     parts.append(
         f"smallest counterexample: {_one_line(str(row['smallest counterexample']))}"
