@@ -127,29 +127,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_levels(p_values: Sequence[float], confidence: float = 0.95) -> list[float]:
+    """The confidence of each interval that belongs to Holm's adjusted p-values, α = 1 − confidence.
+
+    The k-th smallest of m p-values that is rejected has 1 − α/(m − k + 1), those that are not have the level at which
+    the procedure stopped. So an interval excludes what was tested exactly where it is rejected.
+    """
+    alpha, tests = 1 - confidence, sum(not math.isnan(p) for p in p_values)
+    rejected = sum(p < alpha for p in holm(p_values))
+    order = sorted((place for place, p in enumerate(p_values) if not math.isnan(p)), key=lambda place: p_values[place])
+    ranks = {place: min(rank, rejected) for rank, place in enumerate(order)}
+    return [1 - alpha / max(1, tests - ranks.get(place, 0)) for place in range(len(p_values))]
+
+
 def differences_of(samples: Sequence[Sequence[float]], *, confidence: float = 0.95) -> list[Difference]:
     """The comparisons of one table, by one rule: Holm-adjusted p-values and the t intervals that belong to them.
 
     What is adjusted is the exclusion of zero: no true zero is excluded anywhere in the table with probability 1 − α.
     All intervals together hold all true means a little less often (0.90 to 0.95), as Holm's procedure leaves them.
 
-    An interval excludes zero exactly where Holm's procedure rejects at 1 − confidence: the k-th smallest of m p-values
-    that is rejected has an interval at 1 − α/(m − k + 1), those that are not have the level at which it stopped. With
-    one sample that is the ordinary t interval.
+    An interval excludes zero exactly where Holm's procedure rejects at 1 − confidence (``holm_levels``). With one
+    sample that is the ordinary t interval.
 
     Args:
         samples: paired differences, one sequence for each comparison; fewer than two pairs give nan.
     """
     raw = [paired_p_value(sample) for sample in samples]
-    adjusted = holm(raw)
-    alpha, tests = 1 - confidence, sum(not math.isnan(p) for p in raw)
-    rejected = sum(p < alpha for p in adjusted)
-    order = sorted((place for place, p in enumerate(raw) if not math.isnan(p)), key=lambda place: raw[place])
-    ranks = {place: min(rank, rejected) for rank, place in enumerate(order)}
+    adjusted, levels = holm(raw), holm_levels(raw, confidence)
     found = []
     for place, sample in enumerate(samples):
-        level = 1 - alpha / max(1, tests - ranks.get(place, 0))
-        centre, half = t_interval(sample, level)
+        centre, half = t_interval(sample, levels[place])
         if half == 0 and centre != 0:
             half = math.inf  # numbers that happen to be equal, as of counted steps, say nothing of their spread
         flips = sign_flip_p_value(sample) if len(sample) >= LEAST_FOR_SIGN_FLIPS else None

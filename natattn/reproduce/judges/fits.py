@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
 
-from natattn.statistics import Difference, holm, t_interval
+from natattn.statistics import Difference, holm, holm_levels, t_interval
 
 _CONFIDENCE = 0.95
 
@@ -50,21 +50,12 @@ def mean_of(sample: Sequence[float]) -> Fit:
 
 
 def adjusted(fits: Sequence[Fit], against: float = 0.0) -> list[Difference]:
-    """Each number less ``against``, by the one rule of ``statistics.differences_of``, of which this is the twin.
-
-    The k-th smallest of m p-values that is rejected has its interval at 1 − α/(m − k + 1), those that are not have
-    that of the level at which Holm's procedure stopped (protocol, 4).
-    """
+    """Each number less ``against``, by the one rule of ``statistics.differences_of``, whose twin for fits this is."""
     raw = [fit.p_value(against) for fit in fits]
-    corrected = holm(raw)
-    alpha, tests = 1 - _CONFIDENCE, sum(not math.isnan(p) for p in raw)
-    rejected = sum(p < alpha for p in corrected)
-    order = sorted((place for place, p in enumerate(raw) if not math.isnan(p)), key=lambda place: raw[place])
-    ranks = {place: min(rank, rejected) for rank, place in enumerate(order)}
+    corrected, levels = holm(raw), holm_levels(raw, _CONFIDENCE)
     found = []
     for place, fit in enumerate(fits):
-        level = 1 - alpha / max(1, tests - ranks.get(place, 0))
-        half = float(stdtrit(fit.degrees, 0.5 + level / 2)) * fit.error if fit.degrees > 0 else math.nan
+        half = float(stdtrit(fit.degrees, 0.5 + levels[place] / 2)) * fit.error if fit.degrees > 0 else math.nan
         centre = fit.value - against
         found.append(Difference(centre, fit.count, (centre - half, centre + half), corrected[place], None))
     return found
