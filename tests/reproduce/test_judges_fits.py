@@ -171,3 +171,11 @@ def test_rows_are_adjusted_together():
 )
 def test_about_another_number(interval, count, complete, said):
     assert near(0.1)(Difference(0.0, count, interval, math.nan, None), complete) == said
+
+
+def test_repetitions_that_happen_to_be_equal_say_nothing_and_take_no_place_from_others():
+    equal, other = adjusted([mean_of([0.3, 0.3]), mean_of([0.1, 0.2, 0.15, 0.12, 0.18])])
+    assert equal.p_value == 1.0
+    assert equal.interval == (-math.inf, math.inf)
+    (alone,) = adjusted([mean_of([0.1, 0.2, 0.15, 0.12, 0.18])])
+    assert other.p_value == pytest.approx(2 * alone.p_value)

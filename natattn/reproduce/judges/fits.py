@@ -39,7 +39,7 @@ class Fit:
         if math.isnan(self.error) or math.isnan(distance):
             return math.nan
         if self.error == 0:
-            return 1.0 if distance == 0 else 0.0
+            return 1.0  # numbers that happen to be equal say nothing of their spread
         return 2 * float(stdtr(self.degrees, -distance / self.error))
 
 
@@ -57,5 +57,7 @@ def adjusted(fits: Sequence[Fit], against: float = 0.0) -> list[Difference]:
     for place, fit in enumerate(fits):
         half = float(stdtrit(fit.degrees, 0.5 + levels[place] / 2)) * fit.error if fit.degrees > 0 else math.nan
         centre = fit.value - against
+        if half == 0 and centre != 0:
+            half = math.inf
         found.append(Difference(centre, fit.count, (centre - half, centre + half), corrected[place], None))
     return found
