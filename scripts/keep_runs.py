@@ -24,6 +24,7 @@ from natattn.training.run_folder import CONFIG, ENVIRONMENT, RUN, flatten, read_
 KEPT = Path(__file__).parent.parent / "docs" / "results" / "runs"
 LARGEST = 50_000  # bytes, of all files of a run
 # What tables are made of; curves of every role and layer would be most of the bytes.
+LOSSES = ("validation/loss", "test/", "time/train_seconds")  # of runs that were evaluated often, this is all
 METRICS = ("validation/", "test/", "train/loss", "time/", "attention/layer_*/pattern_divergence")
 
 
@@ -48,7 +49,10 @@ def main() -> int:
 
 
 def keep(folder: Path, names: tuple[str, ...] = METRICS) -> None:
-    """Copy one run. Raises: UserError for one that names a machine's folders, or is too large."""
+    """Copy one run; of a large one only its losses.
+
+    Raises: UserError for one that names a machine's folders, or is too large.
+    """
     for key, value in flatten(read_config(folder)).items():
         if isinstance(value, str) and Path(value).is_absolute():
             raise UserError(f"{folder}: {key}={value}: names a folder of this machine; train with a relative path")
@@ -59,6 +63,8 @@ def keep(folder: Path, names: tuple[str, ...] = METRICS) -> None:
     # Without the spaces that JSON does not need: they are a tenth of the bytes.
     kept = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
     size = len(kept) + sum((folder / name).stat().st_size for name in (CONFIG, ENVIRONMENT, RUN))
+    if size > LARGEST and names != LOSSES:
+        return keep(folder, LOSSES)
     if size > LARGEST:
         raise UserError(f"{folder}: {size} bytes to keep; valid: at most {LARGEST}, so evaluate more seldom")
     target = KEPT / facts["config_hash"][:16]

@@ -9,14 +9,17 @@ anyone can make them again from a checkout. Nothing is trained.
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from keep_runs import METRICS, keep
 
 from natattn.analysis.analyze import FIGURES, RESULTS
+from natattn.analysis.runs import RunSummary
 from natattn.errors import UserError
 from natattn.reproduce.analyses import kept_analysis, wanted_analyses
 from natattn.reproduce.arguments import read_arguments
+from natattn.reproduce.done import DoneRuns, key_of
 from natattn.reproduce.reproduce import Studies, reproduce
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -47,20 +50,31 @@ def keep_studies(arguments: list[str]) -> None:
         plan = trials.plan()
         for trial in plan.trials:
             run = trials.run(trial)
-            if run is not None and RESULTS_FOLDER not in run.folder.resolve().parents:
+            if run is not None and not is_kept(run, trials.study.metrics):
                 keep(run.folder, (*METRICS, *trials.study.metrics))
+        shown = set()
         for wanted in wanted_analyses(trials, plan):
             folder = kept_analysis(wanted, studies.analysis_folders)
             target = RESULTS_FOLDER / "analyses" / wanted.key
             if folder is not None and folder.resolve() != target.resolve():
-                keep_analysis(folder, target)
+                keep_analysis(folder, target, pictures=wanted.kind not in shown)
+            shown.add(wanted.kind)
 
 
-def keep_analysis(folder: Path, target: Path) -> None:
-    """Copy numbers and pictures of one analysis."""
+def is_kept(run: RunSummary, metrics: Sequence[str]) -> bool:
+    """Whether the run is in docs/results already, with all that is wanted of it."""
+    if RESULTS_FOLDER.resolve() in run.folder.resolve().parents:
+        return True
+    folder = RESULTS_FOLDER / "runs" / run.config_hash[:16]
+    return (key := key_of(folder)) is not None and DoneRuns([folder]).find(key, metrics) is not None
+
+
+def keep_analysis(folder: Path, target: Path, *, pictures: bool) -> None:
+    """Copy the numbers of one analysis, and its pictures where they are shown: of repetitions only the first's are."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / RESULTS, target / RESULTS)
-    shutil.copytree(folder / FIGURES, target / FIGURES, dirs_exist_ok=True)
+    if pictures:
+        shutil.copytree(folder / FIGURES, target / FIGURES, dirs_exist_ok=True)
 
 
 def publish(arguments: list[str]) -> Path:

@@ -36,6 +36,11 @@ class Wanted:
     trials: tuple[Trial, ...]
     key: str
 
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What repetitions over seeds share; the pictures of one of them are enough to look at."""
+        return self.name, self.trials[0].corpus, self.trials[0].arm
+
 
 def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
     """Every analysis that the study asks for: of all of its runs, of those of a corpus, or of each."""

@@ -179,10 +179,8 @@ class Studies:
                     continue
             for name in wanted.settings.judges:
                 inputs.setdefault(name, []).append(analysed(wanted, folder, trials))
-            first = wanted.trials[0]
-            kind = wanted.name, first.corpus, first.arm
-            if kind not in shown:  # of repetitions over seeds one is enough to look at
-                shown.add(kind)
+            if wanted.kind not in shown:
+                shown.add(wanted.kind)
                 read.pictures += pictures_of(wanted, folder)
         for name, of_judge in inputs.items():
             found, made = JUDGES[name](trials.study.name, of_judge)
