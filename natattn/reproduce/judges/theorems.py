@@ -39,8 +39,8 @@ def judge_theorems(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findi
         "(left − right) / scale, above 0 where the statement fails."
     )
     headings = ("theorem", "as it was checked", "verdict", "worst excess", "cases", "why, and the counterexample")
-    empty = tuple(() for _ in rows)
-    return findings, [StudyTable("theorems", "Theorems by number", caption, headings, tuple(rows), empty)]
+    runs = tuple(finding.runs for finding in findings)
+    return findings, [StudyTable("theorems", "Theorems by number", caption, headings, tuple(rows), runs)]
 
 
 def _is_refuted(row: Row) -> bool:
