@@ -69,11 +69,12 @@ def _crossing(steps: NDArray[np.int64], losses: Floats, target: float) -> float 
 
 def _stability(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
     """log of the ratio of mean pattern divergences over the second half of the run."""
-    mine, theirs = _late_divergence(run, arm), _late_divergence(other_run, other)
+    mine, theirs = late_divergence(run, arm), late_divergence(other_run, other)
     return None if not mine or not theirs else math.log(mine / theirs)
 
 
-def _late_divergence(run: RunSummary, arm: ArmSummary) -> float | None:
+def late_divergence(run: RunSummary, arm: ArmSummary) -> float | None:
+    """Mean Jensen–Shannon divergence of patterns between evaluations in the second half of the run, nats."""
     steps, values = series(run, arm, "attention/layer_*/pattern_divergence")
     return float(values[steps >= steps[-1] / 2].mean()) if len(steps) else None
 

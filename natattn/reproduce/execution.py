@@ -25,6 +25,7 @@ from natattn import config
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
+from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
 from natattn.training.run_folder import CONFIG, RunIsBusyError, read_config, read_run
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _PARENT = os.getppid()  # of this process, when it began
 LOG = "log.txt"  # of a run folder: what the run would have shown
-ENDED = ("finished", "diverged")
 REFRESH_SECONDS = 0.5
 BUSY_SECONDS = 2.0
 _BUSY = "busy"

@@ -237,10 +237,10 @@ def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def write_figures(folder: Path, pictures: Iterable[Sequence[Picture]]) -> None:
+def write_figures(folder: Path, pictures: Iterable[Picture]) -> None:
     """Every picture as PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in (each for group in pictures for each in group):
+    for picture in pictures:
         for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
             with replacing(folder / f"{picture.name}{suffix}") as temporary:
                 temporary.write_bytes(content)
@@ -281,7 +281,8 @@ def _write(folder: Path, settings: Sequence[ReproduceSettings], results: Sequenc
     claims = claims_of(results, CLAIMS)
     tables = [ledger_table(results, claims), summary_table(results, claims)]
     write_tables(folder / "tables", [*tables, *(table for result in results for table in result.tables)])
-    write_figures(folder / "figures", [*(result.pictures for result in results), (ledger_figure(results, claims),)])
+    pictures = [picture for result in results for picture in result.pictures]
+    write_figures(folder / "figures", [*pictures, ledger_figure(results, claims)])
     page = folder / "report.html"
     write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, claims)
     return page

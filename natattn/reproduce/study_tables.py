@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from natattn.analysis.bands import series
-from natattn.analysis.differences import PAIRED_QUANTITIES
+from natattn.analysis.differences import PAIRED_QUANTITIES, late_divergence
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
@@ -36,7 +36,7 @@ def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
         "no other table uses. The same grid for every arm; placebos train at the value of the arm they stand in for.",
         ("data", "arm", "best", *(f"{rate:g}" for rate in rates)),
         tuple(rows),
-        tuple(trials.tuning_folders(corpus, arm) for corpus, arm in plan.tuned),
+        tuple(trials.tuning_folders(plan, corpus, arm) for corpus, arm in plan.tuned),
     )
 
 
@@ -122,7 +122,7 @@ def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Findi
                 what=row.title,
                 where=row.corpus,
                 estimate=Estimate(row.difference.mean, *row.difference.interval),
-                unit="" if row.comparison.metric in RATIOS else "nats/token",
+                unit=PAIRED_QUANTITIES[row.comparison.metric].unit,
                 count=row.difference.count,
                 verdict=row.verdict,
                 p_value=row.difference.p_value,
@@ -134,19 +134,13 @@ def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Findi
 
 
 TIMES = ("steps to target", "seconds to target", "reached")
-RATIOS = ("steps_to_target", "pattern_divergence", "step_time")
 Quantity = Callable[[RunSummary, ArmSummary], float | None]
-
-
-def _divergence(run: RunSummary, arm: ArmSummary) -> float | None:
-    steps, values = series(run, arm, "attention/layer_*/pattern_divergence")
-    return float(values[steps >= steps[-1] / 2].mean()) if len(steps) else None
 
 
 QUANTITIES: tuple[tuple[str, Quantity], ...] = (
     ("final loss", lambda run, arm: arm.final_loss),
     ("test loss", lambda run, arm: arm.test_loss),
-    ("pattern divergence", _divergence),
+    ("pattern divergence", late_divergence),
     ("step time ratio", lambda run, arm: arm.step_time_ratio),
     ("seconds/step", lambda run, arm: arm.step_seconds),
 )

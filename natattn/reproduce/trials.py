@@ -101,10 +101,10 @@ class Trials:
         rate = "" if trial.rate is None else f", {trial.rate:g}"
         return f"{self.study.name}: {trial.arm} on {trial.corpus}{rate}, seed {trial.seed}"
 
-    def tuning_folders(self, corpus: str, arm: str) -> tuple[Path, ...]:
+    def tuning_folders(self, plan: Plan, corpus: str, arm: str) -> tuple[Path, ...]:
         """Of the runs that tuned an arm."""
         seeds = () if self.study.tuning is None else self.study.tuning.seeds
-        tuning = [t for t in self.plan().trials if (t.corpus, t.arm) == (corpus, arm) and t.seed in seeds]
+        tuning = [t for t in plan.trials if (t.corpus, t.arm) == (corpus, arm) and t.seed in seeds]
         return tuple(dict.fromkeys(run.folder for trial in tuning if (run := self.run(trial)) is not None))
 
     def folders(self, plan: Plan, corpus: str, *arms: str) -> tuple[Path, ...]:
