@@ -74,7 +74,7 @@ class AttentionProbe:
             for layer in found
             if layers is None or layer.layer in layers
         ]
-        self._reduced = False
+        self._reduced = True  # there is nothing yet
         self._detached = False
         self._attach()
 
@@ -183,6 +183,7 @@ class AttentionProbe:
                 totals = {key[1]: value for key, value in own.items() if len(key) == 2}
                 sampled = frozenset(key[1] for key in own if key[0] == "sampled")
                 site.statistics = EnergyStatistics(own["pairs",], own["rows",], totals, sampled)
+        self._reduced = True
 
     def reduce(self, group: Any = None) -> None:
         """Make the recorded step's statistics those of all ranks' batches together; once per step, then harmless."""

@@ -19,6 +19,7 @@ from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, krone
 from natattn.fisher.rotary import Rotary, matching_rotary
 from natattn.fisher.running import RunningAverage
 from natattn.randomness import addressed_seed
+from natattn.ranks import Ranks
 
 _PREFIX = "factor/"
 COMPARED = 16  # tokens by which the convention of a rotary embedding is told
@@ -41,6 +42,8 @@ class FisherProbe(AttentionProbe):
         capture_rows: query rows sampled per sequence in a capture; None for all.
         decay: of the exponential averages over captures, in [0, 1); they are bias-corrected.
         shared_key_input: keep one A_K for all heads of a layer, at a fraction of the cost.
+        ranks: the processes that share each batch, in their order. ``sequences`` is of the whole batch; what each rank
+            captures enters the averages of all in ``reduce``, once per step after its forward passes.
         quantities, others: of ``AttentionProbe``.
 
     Raises: ValueError for arguments out of range, KeyError for an unknown factor.
@@ -57,6 +60,7 @@ class FisherProbe(AttentionProbe):
         capture_rows: int | None = 32,
         decay: float = 0.9,
         shared_key_input: bool = True,
+        ranks: Ranks | None = None,
         quantities: Collection[str] = (),
         **others: Any,
     ) -> None:
@@ -75,10 +79,12 @@ class FisherProbe(AttentionProbe):
         self.capture_rows = capture_rows
         self.decay = decay
         self.shared_key_input = shared_key_input
+        self.ranks = ranks or Ranks()
         self.captures = 0  # steps that were captured so far
         self.capturing = False
         self._offset = 0.5
         self._averages: dict[str, RunningAverage] = {}
+        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # what the other ranks have yet to hear of, by weight
         self._inputs: dict[str, Tensor] = {}  # projections' inputs of the capture under way
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the capture under way
         self._seen: set[str] = set()
@@ -126,6 +132,21 @@ class FisherProbe(AttentionProbe):
         finally:
             if due:
                 self._end()
+
+    def reduce(self, group: Any = None) -> None:
+        """As of ``AttentionProbe``; what the ranks have captured enters the averages of all of them.
+
+        A factor is a mean over query rows (a covariance over tokens), so that the ranks' factors are averaged with
+        their numbers of rows as weights; those of a mask that differs between heads with the mean number.
+        """
+        super().reduce(group)
+        if self._captured:
+            names, parts = list(self._captured), list(self._captured.values())
+            self._captured = {}
+            weighted = self.ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
+            factors, weights = weighted[: len(names)], weighted[len(names) :]
+            for name, factor, weight in zip(names, factors, weights, strict=True):
+                self._average(name, factor / weight)
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -188,13 +209,14 @@ class FisherProbe(AttentionProbe):
     def _input_hook(self, name: str, *, keep: bool, average: bool) -> Any:
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def capture(inputs: Tensor) -> None:
-            inputs = inputs.detach()[: self.sequences]
+            batch = inputs.shape[0]
+            inputs = inputs.detach()[: self._own_sequences(batch)]
             if keep:
                 self._inputs[name] = inputs
             if average and name not in self._seen:
                 self._seen.add(name)
                 rows = inputs.flatten(0, -2)
-                self._enter(f"{name}.covariance", _mean_outer_product(rows))
+                self._enter(f"{name}.covariance", _mean_outer_product(rows), rows.shape[0], batch)
 
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             # A copy of the model has copies of the hooks.
@@ -207,7 +229,7 @@ class FisherProbe(AttentionProbe):
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             embeddings = keywords.get("position_embeddings")
             if self.capturing and embeddings is not None:
-                cos, sin = (part.detach()[: self.sequences] for part in embeddings)
+                cos, sin = (part.detach()[: self._own_sequences(part.shape[0])] for part in embeddings)
                 self._rotary[layer] = cos, sin
 
         return hook
@@ -218,7 +240,9 @@ class FisherProbe(AttentionProbe):
         if site.name in self._seen or not module.training:
             return
         self._seen.add(site.name)
-        inputs = first_sequences(inputs, self.sequences)
+        batch = inputs.query.shape[0]
+        inputs = first_sequences(inputs, self._own_sequences(batch))
+        _, counted_rows = inputs.count_pairs_and_rows()
         length = inputs.length
         count = min(self.capture_rows or length, length)
         rows = systematic_rows(length, count, self._offset if count < length else 0.0, inputs.query.device)
@@ -234,9 +258,10 @@ class FisherProbe(AttentionProbe):
             rotary=self._rotary_of(site, inputs, query_input),
             key_input_BSN=None if key_input is query_input else key_input,
             shared_key_input=self.shared_key_input,
+            counted_rows=counted_rows,
         )
         for name, factor in factors.items():
-            self._enter(f"{site.layer}.{name}", factor)
+            self._enter(f"{site.layer}.{name}", factor, counted_rows, batch)
 
     def _rotary_of(self, site: AttentionSite, inputs: AttentionInputs, query_input: Tensor) -> Rotary | None:
         """The layer's rotations; which convention it has is found out by turning the first queries."""
@@ -249,7 +274,21 @@ class FisherProbe(AttentionProbe):
         before_BHLD = before.view(1, -1, inputs.query.shape[1], inputs.query.shape[-1]).transpose(1, 2)
         return matching_rotary(*self._rotary[site.layer], before_BHLD, inputs.query[:1, :, :COMPARED])
 
-    def _enter(self, name: str, factor: Tensor) -> None:
+    def _own_sequences(self, batch: int) -> int:
+        """How many of this rank's sequences are captured: at least one, which may count for nothing."""
+        return min(max(self.sequences - self.ranks.rank * batch, 1), batch)
+
+    def _enter(self, name: str, factor: Tensor, rows: Tensor | int, batch: int) -> None:
+        """Enter a factor that is a mean over ``rows``, of a forward pass over ``batch`` sequences."""
+        if self.ranks.size == 1:
+            self._average(name, factor)
+            return
+        counts = self.ranks.rank * batch < self.sequences
+        weight = torch.as_tensor(rows, dtype=factor.dtype, device=factor.device).mean() * counts
+        # Of a rank whose sequences are not captured the factor says only what shape it has.
+        self._captured[name] = (factor if counts else torch.zeros_like(factor)), weight
+
+    def _average(self, name: str, factor: Tensor) -> None:
         if name not in self._averages:
             self._averages[name] = RunningAverage.start(factor)
         self._averages[name].enter(factor, self.decay)

@@ -1,6 +1,5 @@
 """An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +9,11 @@ from torch import Tensor, nn
 
 from natattn.optim.directions.base import Direction, Place, State, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
+from natattn.optim.measurements import Conditions, measured, preconditioner_metrics
 from natattn.optim.partition import HIDDEN_ROLES, ROLES, ParameterView, Role
 from natattn.optim.placebo import PlaceboStatistics
+from natattn.optim.sharing import exchanged, owners
+from natattn.ranks import Ranks, is_sharded, own_part, part_like, whole
 
 DIRECTION_KEYS = (*ROLES, "hidden", "default")
 
@@ -31,6 +33,11 @@ class _Slot:
         view = self.view
         return Place(view.role, view.layer, view.module, view.heads, view.parameter.ndim)
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the view, whole."""
+        return self.view.of(torch.empty(self.view.parameter.shape, device="meta")).shape
+
 
 class DirectionalOptimizer(torch.optim.Optimizer):
     """Applies to each parameter view the direction of its role.
@@ -44,6 +51,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         directions: by role, ``hidden`` or ``default``.
         learning_rates: for some of these keys, in place of ``learning_rate``.
         statistics: what directions that read attention are told, usually an ``AttentionProbe``.
+        ranks: the processes that train the same parameters. What is not elementwise is split among them: each keeps the
+            state of its own matrices and computes their updates for all. Parameters may be parts (``fully_shard``).
 
     Raises: ValueError for a matrix that its direction cannot serve.
     """
@@ -57,9 +66,11 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         weight_decay: float,
         learning_rates: Mapping[str, float] | None = None,
         statistics: Statistics | PlaceboStatistics | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.directions = directions
         self.statistics = statistics
+        self.ranks = ranks or Ranks()
         self.steps = 0
         self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
         self._measuring = False
@@ -82,6 +93,18 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             for slot in self._slots[parameter]:
                 directions[slot.direction].check(slot.place)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
+        self._owners = self._shared_out()
+
+    def _shared_out(self) -> dict[tuple[nn.Parameter, str], int]:
+        """The rank that owns each matrix whose work is split, by parameter and prefix of its state."""
+        slots = [slot for own in self._slots.values() for slot in own if self._is_split(slot)]
+        found = owners([slot.shape for slot in slots], self.ranks.size)
+        return {(slot.view.parameter, slot.view.state_prefix): rank for slot, rank in zip(slots, found, strict=True)}
+
+    def _is_split(self, slot: _Slot) -> bool:
+        """Whether one rank computes the update for all; an elementwise direction needs no more than a part."""
+        cut = slot.view.dim is not None and is_sharded(slot.view.parameter)
+        return self.ranks.size > 1 and (cut or not self.directions[slot.direction].elementwise)
 
     def _merged(self, slots: list[_Slot]) -> list[_Slot]:
         """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
@@ -119,6 +142,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 self.param_groups.remove(param_group)
                 raise
             self._slots[parameter] = [slot]
+            if self._is_split(slot):
+                self._owners[parameter, slot.view.state_prefix] = len(self._owners) % self.ranks.size
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -139,36 +164,67 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _begin_step(self) -> None:
         """What has to happen between the last backward pass and the first update."""
+        if self.ranks.size > 1 and self.statistics is not None:
+            self.statistics.reduce()  # type: ignore[attr-defined,union-attr]
         if isinstance(self.statistics, PlaceboStatistics):
             quantities = {name: None for direction in self.directions.values() for name in direction.quantities}
             self.statistics.begin(self.steps, [name for name in quantities if name.endswith("energy")])
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
-        batches: dict[tuple[str, float], list[_Slot]] = {}
+        batches: dict[tuple[str, float, bool], list[_Slot]] = {}
         for parameter in group["params"]:
             for slot in self._slots[parameter] if parameter.grad is not None else ():
-                batches.setdefault((slot.direction, slot.rate), []).append(slot)
-        for (key, rate), slots in batches.items():
-            direction, views = self.directions[key], [slot.view for slot in slots]
-            states = [self._state_of(view, direction) for view in views]
-            direction.step_(
-                [view.of(view.parameter.data) for view in views],
-                [view.of(view.parameter.grad) for view in views],  # type: ignore[arg-type]
-                states,
-                [slot.place for slot in slots],
-                self.statistics,  # type: ignore[arg-type]
-                learning_rate=group["lr"] * rate,
-                weight_decay=group["weight_decay"],
-            )
-            for view, state in zip(views, states, strict=True):
-                self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+                batches.setdefault((slot.direction, slot.rate, self._is_split(slot)), []).append(slot)
+        for (key, rate, is_split), slots in batches.items():
+            step = self._step_split if is_split else self._step_here
+            step(self.directions[key], slots, group["lr"] * rate, group["weight_decay"])
 
-    def _state_of(self, view: ParameterView, direction: Direction) -> State:
+    def _step_here(self, direction: Direction, slots: list[_Slot], learning_rate: float, weight_decay: float) -> None:
+        """The step of whole matrices, or of this rank's parts of parameters."""
+        views = [slot.view for slot in slots]
+        parameters = [view.of(own_part(view.parameter.data)) for view in views]
+        states = [self._state_of(view, direction, parameter) for view, parameter in zip(views, parameters, strict=True)]
+        direction.step_(
+            parameters,
+            [view.of(own_part(view.parameter.grad)) for view in views],  # type: ignore[arg-type]
+            states,
+            [slot.place for slot in slots],
+            self.statistics,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+        )
+        self._keep(views, states)
+
+    def _step_split(self, direction: Direction, slots: list[_Slot], learning_rate: float, weight_decay: float) -> None:
+        """The step of matrices whose owners compute their updates for all ranks."""
+        owned_by = [self._owners[slot.view.parameter, slot.view.state_prefix] for slot in slots]
+        own: dict[int, Tensor] = {}
+        for number, slot in enumerate(slots):
+            gradient = slot.view.of(whole(slot.view.parameter.grad))  # type: ignore[arg-type]
+            if owned_by[number] == self.ranks.rank:
+                own[number] = gradient
+        views, places = [slots[n].view for n in own], [slots[n].place for n in own]
+        states = [self._state_of(view, direction, gradient) for view, gradient in zip(views, own.values(), strict=True)]
+        found = direction.updates(list(own.values()), states, places, self.statistics) if own else []  # type: ignore[arg-type]
+        self._keep(views, states)
+        like = own_part(slots[0].view.parameter.data)
+        updates = dict(zip(own, found, strict=True))
+        for number, update in exchanged(updates, [slot.shape for slot in slots], owned_by, like, self.ranks):
+            _apply(slots[number].view, update, learning_rate, weight_decay)
+
+    def _keep(self, views: list[ParameterView], states: list[State]) -> None:
+        for view, state in zip(views, states, strict=True):
+            self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+
+    def _state_of(self, view: ParameterView, direction: Direction, like: Tensor) -> State:
         """The view's part of its parameter's state, without the prefix that tells slices of a fused weight apart."""
+        return self._saved_state(view) or direction.initial_state(like)
+
+    def _saved_state(self, view: ParameterView) -> State:
+        """The same, empty where there is none yet or another rank has it."""
         state, prefix = self.state[view.parameter], view.state_prefix
-        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        return own or direction.initial_state(view.of(view.parameter.data))
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Raises: TypeError: a copy would step the original's parameters with statistics of the original's model."""
@@ -193,7 +249,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if isinstance(self.statistics, PlaceboStatistics):
             self.statistics.load_state_dict(state_dict["placebo"])
         # torch casts floating-point state to the parameter's dtype: roots and averages are finer than bfloat16.
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        parameters = self.parameters()
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         for parameter, number in zip(parameters, numbers, strict=True):
             saved = state_dict["state"].get(number, {})
@@ -203,33 +259,39 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                     device = torch.device("cpu") if name.endswith("host_step") else parameter.device
                     self.state[parameter][name] = value.to(device, copy=True)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order of their numbers in ``state_dict()``."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def holds_part(self, parameter: nn.Parameter, value: Tensor) -> bool:
+        """Whether such a value in the state of a parameter is this rank's part of one for the whole parameter."""
+        split = any(self._is_split(slot) for slot in self._slots[parameter])
+        return is_sharded(parameter) and not split and value.ndim > 0
+
+    def keeps(self, parameter: nn.Parameter, name: str) -> bool:
+        """Whether an entry in the state of a parameter is kept on this rank: of split work only by the owner."""
+        for slot in self._slots[parameter]:
+            if name.startswith(slot.view.state_prefix) and self._is_split(slot):
+                return self._owners[parameter, slot.view.state_prefix] == self.ranks.rank
+        return True
+
     def measure_next_step(self) -> None:
         """Have the next step's updates measured by role, at the cost of a copy of the parameters."""
         self._measuring = True
 
     def _snapshot(self) -> dict[nn.Parameter, Tensor]:
-        return {p: p.detach().clone() for group in self.param_groups for p in group["params"] if p.grad is not None}
+        return {p: whole(p.detach()).clone() for p in self.parameters() if p.grad is not None}
 
     def _measured(self, before: dict[nn.Parameter, Tensor]) -> dict[str, dict[str, float]]:
-        """By role: the root mean square of learning_rate · u, and the same relative to the weights', if finite."""
-        squares: dict[str, list[Tensor]] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                slots = self._slots[parameter] if parameter in before else ()
-                for view, rate in ((view, slot.rate) for slot in slots for view in slot.parts):
-                    decay = 1 - group["lr"] * rate * group["weight_decay"]
-                    old = view.of(before[parameter]).float()
-                    update = view.of(parameter.data).float() - decay * old
-                    entry = torch.stack([update.square().sum(), old.square().sum(), old.new_tensor(old.numel())])
-                    squares.setdefault(view.role, []).append(entry)
-        result = {}
-        for role, entries in squares.items():
-            update, weight, count = torch.stack(entries).sum(0).tolist()
-            measured = {"update_rms": (update / count) ** 0.5}
-            if weight > 0:
-                measured["update_to_weight"] = (update / weight) ** 0.5
-            result[role] = {name: value for name, value in measured.items() if math.isfinite(value)}
-        return result
+        return measured(
+            (view, 1 - group["lr"] * slot.rate * group["weight_decay"], before[parameter], now)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter in before
+            for now in (whole(parameter.data),)
+            for slot in self._slots[parameter]
+            for view in slot.parts
+        )
 
     def metrics(self) -> dict[str, float]:
         """What the last step did, by name.
@@ -243,19 +305,23 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if self.last_updates.get("step") == self.steps - 1:
             for role, values in self.last_updates["roles"].items():
                 metrics |= {f"{role}/{name}": value for name, value in values.items()}
-        conditions: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        device = own_part(next(iter(self._slots))).device
+        skipped = sum(getattr(self.statistics, "skipped", {}).values())
+        return metrics | preconditioner_metrics(self._conditions(), self._failed(), skipped, self.ranks, device)
+
+    def _conditions(self) -> Conditions:
+        """Condition numbers of this rank's matrices."""
+        conditions: Conditions = {}
         for parameter, slots in self._slots.items():
             for slot in slots if parameter in self.state else ():
                 view, direction = slot.view, self.directions[slot.direction]
-                found = direction.condition_numbers(self._state_of(view, direction), slot.place, self.statistics)  # type: ignore[arg-type]
+                state = self._saved_state(view)
+                found = direction.condition_numbers(state, slot.place, self.statistics) if state else None  # type: ignore[arg-type]
                 if found is not None:
-                    conditions.setdefault(view.role, []).append(found)
-        for role, pairs in conditions.items():
-            for name, values in zip(("condition", "preconditioned_condition"), zip(*pairs, strict=True), strict=True):
-                metrics[f"{role}/{name}"] = float(torch.cat(list(values)).log().mean().exp())
-        if any(name.rpartition(".")[2] == "failed" for state in self.state.values() for name in state):
-            metrics["failed_decompositions"] = float(self.failed_decompositions())
-        return metrics
+                    columns = conditions.setdefault(view.role, [[], []])
+                    for column, values in zip(columns, found, strict=True):
+                        column.extend(values.tolist())
+        return conditions
 
     def energy_factors(self) -> dict[int, Tensor]:
         """Energy factor of every layer at the last step; empty for an optimizer that has none."""
@@ -265,15 +331,31 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         return {}
 
     def failed_decompositions(self) -> int:
-        """How often a factor could not be entered or decomposed and the last good one was used."""
+        """How often a factor could not be entered or decomposed and the last good one was used; on this rank."""
+        skipped: dict[str, int] = getattr(self.statistics, "skipped", {})
+        return (self._failed() or 0) + sum(skipped.values())
+
+    def _failed(self) -> int | None:
+        """Failed decompositions; None where nothing is decomposed."""
         counts = [
             int(value.sum())
             for state in self.state.values()
             for name, value in state.items()
             if name.rpartition(".")[2] == "failed"
         ]
-        skipped: dict[str, int] = getattr(self.statistics, "skipped", {})
-        return sum(counts) + sum(skipped.values())
+        return sum(counts) if counts else None
+
+
+def _apply(view: ParameterView, update: Tensor, learning_rate: float, weight_decay: float) -> None:
+    """θ ← (1 − learning_rate · weight_decay) θ − learning_rate · u, of a whole view or of this rank's part of it."""
+    parameter, decay = view.parameter.data, 1 - learning_rate * weight_decay
+    if not is_sharded(parameter):
+        view.of(parameter).mul_(decay).add_(update, alpha=-learning_rate)
+        return
+    step, kept = update.new_zeros(parameter.shape), update.new_ones(parameter.shape)
+    view.of(step).copy_(update)
+    view.of(kept).fill_(decay)
+    own_part(parameter).mul_(part_like(kept, parameter)).sub_(part_like(step, parameter), alpha=learning_rate)
 
 
 def key_of(table: Mapping[str, Any], role: Role) -> str | None:

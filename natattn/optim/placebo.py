@@ -78,6 +78,10 @@ class PlaceboStatistics:
         layers: list[int] = self.source.recorded_layers
         return layers
 
+    def reduce(self) -> None:
+        """Have the probe join what the ranks have seen."""
+        self.source.reduce()
+
     def begin(self, step: int, quantities: Collection[str]) -> None:
         """Take this step's true energies into what the placebos are made of; once per step."""
         self._step = step

@@ -14,6 +14,7 @@ from natattn.optim.directions import Direction, DirectionSettings, Statistics
 from natattn.optim.optimizer import DIRECTION_KEYS, DirectionalOptimizer, key_of
 from natattn.optim.partition import ROLES, ParameterView, partition
 from natattn.optim.placebo import PlaceboStatistics
+from natattn.ranks import Ranks
 from natattn.settings import Name, Settings
 
 _ROLE_OF_PLAIN = ("query", "key", "value")
@@ -94,12 +95,14 @@ class OptimSettings(Settings):
         wanted = {name for role, direction in self._by_role() for name in direction.factors(role)}
         return bool(self.quantities or wanted & set(FACTORS))
 
-    def build(self, model: nn.Module, statistics: Statistics | None = None, *, seed: int = 0) -> DirectionalOptimizer:
-        """The optimizer of a model; ``statistics`` is the probe attached to it."""
+    def build(
+        self, model: nn.Module, statistics: Statistics | None = None, *, seed: int = 0, ranks: Ranks | None = None
+    ) -> DirectionalOptimizer:
+        """The optimizer of a model; ``statistics`` is the probe attached to it, ``ranks`` who else trains it."""
         views = partition(model)
         if self.placebo is not None and statistics is not None:
             statistics = PlaceboStatistics(statistics, self.placebo, views, energy=self.placebo_energy, seed=seed)
-        return DirectionalOptimizer(views, statistics=statistics, **self.optimizer_arguments())
+        return DirectionalOptimizer(views, statistics=statistics, ranks=ranks, **self.optimizer_arguments())
 
     def optimizer_arguments(self) -> dict[str, Any]:
         """Arguments of ``DirectionalOptimizer`` beside the model's views and statistics."""
@@ -121,10 +124,11 @@ class OptimSettings(Settings):
         if missing:
             raise ValueError(f"probe: does not keep {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
 
-    def build_probe(self, model: Any, **options: Any) -> AttentionProbe | None:
+    def build_probe(self, model: Any, *, ranks: Ranks | None = None, **options: Any) -> AttentionProbe | None:
         """The probe that the directions need, attached to the model; None where they need none.
 
         Args:
+            ranks: the processes that share each batch.
             options: of ``AttentionProbe``: row_count, every, seed, further quantities, …
 
         Raises: ValueError for a model whose parameters or attention are not known.
@@ -143,6 +147,7 @@ class OptimSettings(Settings):
             capture_rows=self.factors.rows,
             decay=self.factors.decay,
             shared_key_input=self.factors.shared_key_input,
+            ranks=ranks,
             **options,
         )
 

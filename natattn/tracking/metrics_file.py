@@ -27,6 +27,20 @@ _LARGEST = 2**63
 _READ_BYTES = 1 << 22
 
 
+class NoMetricsFile:
+    """What the ranks that do not write have in place of a metrics file."""
+
+    def log(self, records: Sequence[Record]) -> None:
+        """The first rank writes them."""
+
+    def flush(self) -> None:
+        """There is nothing to wait for."""
+
+    def position(self) -> int:
+        """Of a file that is not there."""
+        return 0
+
+
 class MetricsFile:
     """Appends records to a metrics file; a context manager.
 

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from natattn.attention.energy import working_dtype
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
 from natattn.models.attention_types import TemperedAttention
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
+from natattn.ranks import Ranks, own_part, whole
 
 Status = Literal["running", "finished", "diverged", "interrupted"]
 
@@ -70,7 +72,10 @@ class Arm:
     seed: int
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     clip_norm: float | None = None
-    compiled: Callable[..., Any] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    forward: Callable[..., Any] | None = None  # what training calls in place of the model
+    # Inside it backward passes add up gradients that the ranks do not share yet.
+    without_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     tempered: TemperedAttention | None = None
     clip_energy: float | None = None  # QK-clip's threshold, nats
     label_shift: int = 1  # tokens between an input's place and its label's; 2 only to repeat the published mistake
@@ -88,6 +93,12 @@ class Arm:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
+    def is_double(self) -> bool:
+        """Whether all is computed in float64."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype == torch.float64
+
+    @property
     def active(self) -> bool:
         """Whether the arm still trains."""
         return self.status == "running"
@@ -99,7 +110,7 @@ class Arm:
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean next-token loss (nats) of int64 tokens [batch, context + 1]; labels are shifted once, here."""
-        forward = self.model if self.compiled is None else self.compiled
+        forward = self.model if self.forward is None else self.forward
         with self.autocast():
             logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
         return self.cross_entropy(logits, tokens[:, 1:], reduction="mean")
@@ -111,23 +122,26 @@ class Arm:
         """
         extra = self.label_shift - 1
         logits, labels = logits[:, : logits.shape[1] - extra], following[:, extra:]
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction=reduction)
+        logits = logits.to(working_dtype(logits)).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, labels.flatten(), reduction=reduction)
 
     def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> StepResult:
         """One update from a batch given as accumulation slices [slice, context + 1] of equal size.
 
-        Dropout draws from a stream addressed by (seed, step), so that arms drop the same units.
+        Dropout draws from a stream addressed by (seed, step, rank), so that arms drop the same units.
         """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with self.stopwatch.running():
             self.model.train()
-            torch.manual_seed(addressed_seed(self.seed, "dropout", step))
-            total = torch.zeros((), device=self.device)
+            rank = (self.ranks.rank,) if self.ranks.rank else ()
+            torch.manual_seed(addressed_seed(self.seed, "dropout", step, *rank))
+            total = torch.zeros((), dtype=torch.float64 if self.is_double else torch.float32, device=self.device)
             with self.probe.step(step) if self.probe else contextlib.nullcontext():
-                for tokens in slices:
-                    loss = self.loss(tokens) / len(slices)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                for index, tokens in enumerate(slices):
+                    with self.without_sync() if index + 1 < len(slices) else contextlib.nullcontext():
+                        loss = self.loss(tokens) / len(slices)
+                        loss.backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
             gradient_norm = nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.clip_norm if self.clip_norm is not None else float("inf")
@@ -140,7 +154,7 @@ class Arm:
             self._clip_energies(step)
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
-        return StepResult(total, gradient_norm)
+        return StepResult(total, whole(gradient_norm))
 
     def _clip_energies(self, step: int) -> None:
         """QK-clip, on the steps that the probe has observed."""
@@ -170,10 +184,11 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(whole(parameter.detach()).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def identical(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two models of the same architecture have equal weights to the bit."""
-    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    """Whether two models of the same architecture have equal weights to the bit; of parts, this rank's."""
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(own_part(a), own_part(b)) for a, b in pairs)

@@ -14,12 +14,15 @@ from natattn.models.attention_types import PublishedAttention, SoftmaxAttention,
 from natattn.models.gpt2 import ModelSettings, build_model, context_of
 from natattn.optim.directions import Statistics
 from natattn.optim.settings import OptimSettings
+from natattn.ranks import Ranks, whole
 from natattn.training.arms import Arm
+from natattn.training.distributed import SharedForward, shard, shared_forward
 from natattn.training.settings import REFERENCE, RunSettings
 
 
-def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm], int]:
+def build_arms(settings: RunSettings, corpus: TokenizedCorpus, ranks: Ranks | None = None) -> tuple[list[Arm], int]:
     """The reference (where there is one) and the candidate, from the same initial weights; and the context."""
+    ranks = ranks or Ranks()
     softmax = SoftmaxAttention(kind="softmax")
     reference = settings.model.model_copy(update={"name": REFERENCE, "attention": softmax})
     candidates = [(settings.candidate_name, settings.model, settings.optim)]
@@ -28,27 +31,65 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm
     arms: list[Arm] = []
     context = 0
     for name, model_settings, optim in candidates:
-        model = build_model(
-            model_settings,
-            settings.size,
-            settings.init,
-            vocab_size=corpus.tokenizer.vocab_size,
-            end_token_id=corpus.tokenizer.end_token_id,
-            seed=settings.seed,
-        )
+        model = _initial_model(model_settings, settings, corpus)
         context = context_of(model, settings.size)
         check_enough_text(corpus, context)
-        model.to(settings.device)
+        if not _is_sharded(settings, ranks):
+            model.to(settings.device)
         if arms and not isinstance(model_settings.attention, PublishedAttention):
-            model.load_state_dict(arms[0].model.state_dict())
+            load_weights(model, arms[0].model)
         model_settings.attention.put_on(model)
         settings.stabilisers.put_on(model)
-        arms.append(_build_arm(name, model, model_settings, optim, settings))
+        if _is_sharded(settings, ranks):
+            shard(model, settings.device, ranks)
+        arms.append(_build_arm(name, model, model_settings, optim, settings, ranks))
     return arms, context
 
 
+def _initial_model(model: ModelSettings, settings: RunSettings, corpus: TokenizedCorpus) -> torch.nn.Module:
+    built = build_model(
+        model,
+        settings.size,
+        settings.init,
+        vocab_size=corpus.tokenizer.vocab_size,
+        end_token_id=corpus.tokenizer.end_token_id,
+        seed=settings.seed,
+    )
+    return built.double() if settings.precision.kind == "fp64" else built
+
+
+def _is_sharded(settings: RunSettings, ranks: Ranks) -> bool:
+    return ranks.size > 1 and settings.train.parallel == "fsdp"
+
+
+def load_weights(model: torch.nn.Module, source: torch.nn.Module) -> None:
+    """Copy the weights of another model of the same architecture, which the ranks may hold in parts."""
+    model.load_state_dict({name: whole(tensor) for name, tensor in source.state_dict().items()})
+
+
+def whole_model(arm: Arm, settings: RunSettings, corpus: TokenizedCorpus, step: int) -> Any:
+    """The arm's model in one piece, as of ``step``: itself, or a copy on the CPU where the ranks hold parts of it."""
+    if not _is_sharded(settings, arm.ranks):
+        return arm.model
+    model_settings = settings.model
+    if arm.name == REFERENCE:
+        model_settings = model_settings.model_copy(update={"attention": SoftmaxAttention(kind="softmax")})
+    model = _initial_model(model_settings, settings, corpus)
+    load_weights(model, arm.model)
+    model_settings.attention.put_on(model)
+    settings.stabilisers.put_on(model)
+    if arm.tempered is not None:
+        arm.tempered.update(model, step, settings.train.steps)
+    return model
+
+
 def _build_arm(
-    name: str, model: torch.nn.Module, model_settings: ModelSettings, optim: OptimSettings, settings: RunSettings
+    name: str,
+    model: torch.nn.Module,
+    model_settings: ModelSettings,
+    optim: OptimSettings,
+    settings: RunSettings,
+    ranks: Ranks,
 ) -> Arm:
     device = settings.device
     attention = model_settings.attention
@@ -57,7 +98,7 @@ def _build_arm(
     if optim.needs_statistics and isinstance(attention, PublishedAttention):
         statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
     else:
-        statistics = probe = _build_probe(model, settings, optim)
+        statistics = probe = _build_probe(model, settings, optim, ranks)
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if settings.precision.kind == "bf16":
 
@@ -65,9 +106,10 @@ def _build_arm(
             return torch.autocast(device.type, dtype=torch.bfloat16)
 
     try:
-        optimizer = optim.build(model, statistics, seed=settings.seed)
+        optimizer = optim.build(model, statistics, seed=settings.seed, ranks=ranks)
     except ValueError as error:
         raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
+    shared = shared_forward(model, settings.train.parallel, device) if ranks.size > 1 else SharedForward(model)
     return Arm(
         name=name,
         model=model,
@@ -77,14 +119,18 @@ def _build_arm(
         seed=settings.seed,
         autocast=autocast,
         clip_norm=settings.train.clip_norm,
-        compiled=torch.compile(model) if settings.train.compile else None,
+        ranks=ranks,
+        forward=torch.compile(shared.call) if settings.train.compile else shared.call,
+        without_sync=shared.without_sync,
         tempered=attention if isinstance(attention, TemperedAttention) else None,
         label_shift=settings.model.label_shift,
         clip_energy=settings.stabilisers.qk_clip,
     )
 
 
-def _build_probe(model: torch.nn.Module, settings: RunSettings, optim: OptimSettings) -> AttentionProbe | None:
+def _build_probe(
+    model: torch.nn.Module, settings: RunSettings, optim: OptimSettings, ranks: Ranks
+) -> AttentionProbe | None:
     """What the optimizer reads; for QK-clip the exact maximum of every step."""
     clipping = ("maximum",) if settings.stabilisers.qk_clip is not None else ()
     try:
@@ -92,6 +138,7 @@ def _build_probe(model: torch.nn.Module, settings: RunSettings, optim: OptimSett
             model,
             quantities=clipping,
             exact=clipping,
+            ranks=ranks,
             row_count=settings.probe.row_count,
             every=settings.probe.every,
             seed=settings.seed,

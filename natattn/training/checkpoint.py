@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, complete or absent, and never older than they say.
 
-A checkpoint is a folder ``step-000200`` holding two safetensors files per arm (weights, optimizer state),
+A checkpoint is a folder ``step-000200`` holding each arm's safetensors files (see ``arm_state``),
 ``state.json`` and ``manifest.json`` with every file's SHA-256. It is written under a temporary name, synced, renamed.
 """
 
@@ -11,12 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from natattn.errors import UserError
 from natattn.files import write_json
+from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
 
 MANIFEST = "manifest.json"
@@ -26,35 +23,41 @@ BEST = "best"
 def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, Any], *, keep: int, best: bool) -> Path:
     """Write checkpoint ``step``, then remove all but the ``keep`` newest; ``best`` also makes it the best one.
 
+    With several ranks all of them call this, and each writes its parts.
+
     Args:
         state: JSON content that resuming needs beside weights and optimizer states.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks = arms[0].ranks
     temporary = folder / f".writing-{step:06d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    skeletons = {}
-    for arm in arms:
-        tensors, skeletons[arm.name] = _flatten(arm.optimizer.state_dict())
-        save_file(_contiguous(arm.unique_tensors()), temporary / f"{arm.name}.model.safetensors")
-        save_file(_contiguous(tensors), temporary / f"{arm.name}.optimizer.safetensors")
-        if arm.probe is not None:
-            save_file(_contiguous(arm.probe.state_dict()), temporary / f"{arm.name}.probe.safetensors")
-        patterns = {str(layer): rows for layer, rows in arm.patterns.items()}
-        save_file(_contiguous(patterns), temporary / f"{arm.name}.patterns.safetensors")
-    write_json(temporary / "state.json", {**state, "step": step, "optimizers": skeletons})
-    write_json(temporary / MANIFEST, {path.name: _sha256(path) for path in sorted(temporary.iterdir())})
-    for path in [*temporary.iterdir(), temporary]:
-        _sync(path)
+    if ranks.is_first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    ranks.wait()
+    skeletons = {arm.name: write_arm(temporary, arm) for arm in arms}
+    ranks.wait()
     target = folder / f"step-{step:06d}"
+    if ranks.is_first:
+        write_json(temporary / "state.json", {**state, "step": step, "optimizers": skeletons})
+        _complete(temporary, target, keep=keep, best=best)
+    ranks.wait()
+    return target
+
+
+def _complete(temporary: Path, target: Path, *, keep: int, best: bool) -> None:
+    """Give a checkpoint whose files are written its manifest and its name."""
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    write_json(temporary / MANIFEST, {str(path.relative_to(temporary)): _sha256(path) for path in files})
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
+    folder = target.parent
     if best:
         _mark_best(folder, target)
     _sync(folder)
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(old)
-    return target
 
 
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -77,65 +80,6 @@ def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
         path, fault = next(iter(damaged.items()))
         raise UserError(f"{folder}: all {len(damaged)} checkpoints are damaged ({path.name}: {fault}); start a new run")
     return None, {}, []
-
-
-def restore_arm(path: Path, arm: Arm, state: dict[str, Any]) -> None:
-    """Put a checkpoint's weights and optimizer state into an arm.
-
-    Raises: UserError when the checkpoint is of another architecture.
-    """
-    weights = load_file(path / f"{arm.name}.model.safetensors")
-    expected = {name: tuple(tensor.shape) for name, tensor in arm.unique_tensors().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-        raise UserError(
-            f"{path}: weight {name} has shape {found.get(name)}, the {arm.name} arm needs {expected.get(name)}"
-        )
-    with torch.no_grad():
-        for name, tensor in arm.unique_tensors().items():
-            tensor.copy_(weights[name])
-    tensors = load_file(path / f"{arm.name}.optimizer.safetensors", device=str(arm.device))
-    arm.optimizer.load_state_dict(_unflatten(state["optimizers"][arm.name], tensors))
-    if arm.probe is not None:
-        arm.probe.load_state_dict(load_file(path / f"{arm.name}.probe.safetensors", device=str(arm.device)))
-    patterns = path / f"{arm.name}.patterns.safetensors"
-    if patterns.exists():  # not in checkpoints of older versions
-        arm.patterns = {int(layer): rows for layer, rows in load_file(patterns, device=str(arm.device)).items()}
-
-
-def _flatten(value: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Split nested dicts and lists into named tensors and a JSON skeleton that refers to them."""
-    if isinstance(value, Tensor):
-        return {path: value.detach()}, {"tensor": path}
-    if isinstance(value, dict):
-        items: dict[str, Any] = {str(key): child for key, child in value.items()}
-    elif isinstance(value, list | tuple):
-        items = {str(index): child for index, child in enumerate(value)}
-    else:
-        return {}, {"value": value}
-    tensors: dict[str, Tensor] = {}
-    skeleton: dict[str, Any] = {}
-    for key, child in items.items():
-        inner, skeleton[key] = _flatten(child, f"{path}/{key}")
-        tensors.update(inner)
-    return tensors, {"dict" if isinstance(value, dict) else "list": skeleton}
-
-
-def _unflatten(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
-    ((kind, content),) = skeleton.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "value":
-        return content
-    children = {key: _unflatten(child, tensors) for key, child in content.items()}
-    if kind == "list":
-        return list(children.values())
-    return {int(key) if key.isdigit() else key: child for key, child in children.items()}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _mark_best(folder: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Which device a command computes on."""
 
+import os
 from typing import Annotated
 
 import torch
@@ -11,7 +12,7 @@ DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 def chosen_device(name: str, key: str = "device") -> torch.device:
-    """The device of that name; auto prefers CUDA.
+    """The device of that name; auto prefers CUDA, and of several GPUs a rank takes its own.
 
     Args:
         key: of the configuration, for the message.
@@ -19,8 +20,9 @@ def chosen_device(name: str, key: str = "device") -> torch.device:
     Raises: UserError for a CUDA device that is not here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    local_rank = os.environ.get("LOCAL_RANK")  # of a process that torchrun has started
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" and local_rank else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(f"{key}={name}: {count or 'no'} CUDA device{'s' * (count != 1)} here; valid: auto, cpu")

@@ -1,6 +1,7 @@
 """Evaluation: the loss over a whole split, and attention's energies and entropy on a fixed probe batch."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from natattn.data import TokenSplit, evaluation_batches
 from natattn.data.blocks import IGNORED_LABEL
 from natattn.fisher.approximation import jensen_shannon
 from natattn.fisher.decomposition import row_patterns
+from natattn.ranks import Ranks
 from natattn.training.arms import Arm
 
 PROBE_SEQUENCES = 8
@@ -22,16 +24,33 @@ COMPARED_ROWS = 16  # of each sequence, whose patterns are compared from one eva
 
 @torch.no_grad()
 def split_loss(arm: Arm, split: TokenSplit, *, batch_size: int, context: int) -> float:
-    """Mean loss in nats/token over a split, every token but the first predicted exactly once."""
+    """Mean loss in nats/token over a split, every token but the first predicted exactly once.
+
+    Ranks take turns with the batches. Where there are none left for some, they compute the last one beside the others
+    and do not count it: the forward passes of a model in parts need every rank.
+    """
     arm.model.eval()
     total = torch.zeros((), dtype=torch.float64, device=arm.device)
     count = 0
-    for inputs, labels in evaluation_batches(split, batch_size=batch_size, context=context):
+    ranks = arm.ranks
+    for inputs, labels, counted in _turns(evaluation_batches(split, batch_size=batch_size, context=context), ranks):
         with arm.autocast():
             logits = arm.model(input_ids=torch.from_numpy(inputs).to(arm.device), use_cache=False).logits
-        total += arm.cross_entropy(logits, torch.from_numpy(labels).to(arm.device), reduction="sum")
-        count += int((labels[:, arm.label_shift - 1 :] != IGNORED_LABEL).sum())
+        if counted:
+            total += arm.cross_entropy(logits, torch.from_numpy(labels).to(arm.device), reduction="sum")
+            count += int((labels[:, arm.label_shift - 1 :] != IGNORED_LABEL).sum())
+    if ranks.size > 1:
+        total, count = ranks.sum([total])[0], sum(ranks.gather(count))
     return float(total) / count
+
+
+def _turns(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], ranks: Ranks
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """(inputs, labels, whether it counts) of this rank's batches; as many on every rank."""
+    remaining = iter(batches)
+    while turn := list(itertools.islice(remaining, ranks.size)):
+        yield *turn[min(ranks.rank, len(turn) - 1)], ranks.rank < len(turn)
 
 
 @torch.no_grad()

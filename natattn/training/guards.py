@@ -78,11 +78,11 @@ def check_label_shift(arm: Arm, vocab_size: int) -> None:
         logits = 100.0 * torch.nn.functional.one_hot(following, vocab_size).float()
         return type("Output", (), {"logits": logits})()
 
-    compiled, arm.compiled = arm.compiled, oracle
+    forward, arm.forward = arm.forward, oracle
     try:
         loss = float(arm.loss(tokens))
     finally:
-        arm.compiled = compiled
+        arm.forward = forward
     if loss > TOLERANCE:
         raise UserError(f"arm {arm.name}: labels are not the tokens shifted once (an oracle's loss is {loss:.2f})")
 

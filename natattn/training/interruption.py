@@ -11,10 +11,12 @@ class Interruption:
 
     Attributes:
         signal: number of the signal received, None so far.
+        received: the same of this process, where several have to agree first.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -31,6 +33,14 @@ class Interruption:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.received = number
+
+    def hold(self) -> None:
+        """Wait with what was received until the other processes have been asked."""
+        self.signal = None
+
+    def agree(self, received: list[int | None]) -> None:
+        """Take what any of the processes has received for one's own."""
+        self.signal = max((number for number in received if number is not None), default=None)

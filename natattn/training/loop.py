@@ -20,7 +20,7 @@ from torch import Tensor
 from natattn.data import Batches, TokenSplit
 from natattn.settings import Settings
 from natattn.tracking import Record, Tracker
-from natattn.tracking.metrics_file import MetricsFile
+from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.training.arms import Arm, StepResult, identical
 from natattn.training.checkpoint import save_checkpoint
 from natattn.training.devices import DeviceName
@@ -29,6 +29,7 @@ from natattn.training.interruption import Interruption
 from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
 
 Outcome = Literal["finished", "interrupted", "time_limit", "diverged"]
+Parallel = Literal["ddp", "fsdp"]
 
 
 class TrainSettings(Settings):
@@ -47,6 +48,7 @@ class TrainSettings(Settings):
     max_seconds: float | None = Field(gt=0)
     compile: bool
     device: DeviceName
+    parallel: Parallel = "ddp"
 
 
 @dataclass
@@ -90,7 +92,7 @@ class Loop:
         *,
         context: int,
         folder: Path,
-        metrics: MetricsFile,
+        metrics: MetricsFile | NoMetricsFile,
         trackers: Sequence[Tracker],
         progress: Progress,
     ) -> None:
@@ -103,9 +105,10 @@ class Loop:
         self.context = context
         self.folder = folder
         self.metrics = metrics
-        self.trackers = [metrics, *trackers]
+        self.trackers: list[Tracker | NoMetricsFile] = [metrics, *trackers]
         self.progress = progress
         self.device = arms[0].device
+        self.ranks = arms[0].ranks
         self.identical = False
         self._losses: dict[str, float] = {}  # validation losses at the last evaluation, by arm
         self._probe_batch = first_sequences(validation, context, self.device)
@@ -148,10 +151,22 @@ class Loop:
             return "diverged"
         if self.progress.step >= self.settings.steps:
             return "finished"
+        limit = self.settings.max_seconds
+        late = limit is not None and self.seconds >= limit
+        if self.ranks.size > 1:
+            late = self._agree(interruption, late)
         if interruption.signal is not None:
             return "interrupted"
-        limit = self.settings.max_seconds
-        return "time_limit" if limit is not None and self.seconds >= limit else None
+        return "time_limit" if late else None
+
+    def _agree(self, interruption: Interruption, late: bool) -> bool:
+        """Have all ranks stop at the same step; they ask each other when losses are read, not to wait at every step."""
+        if self.progress.step % self.settings.log_every:
+            interruption.hold()
+            return False
+        found = self.ranks.gather([interruption.received, late])
+        interruption.agree([number for number, _ in found])
+        return bool(found[0][1])
 
     def _final(self, outcome: Outcome) -> Outcome:
         """The outcome after the last evaluation, which may have found that no arm is left."""
@@ -174,7 +189,13 @@ class Loop:
 
     def _tokens(self, step: int, index: int) -> Tensor:
         batch = torch.from_numpy(
-            self.batches.batch(step, accumulation_index=index, accumulation_steps=self.settings.accumulation_steps)
+            self.batches.batch(
+                step,
+                rank=self.ranks.rank,
+                world_size=self.ranks.size,
+                accumulation_index=index,
+                accumulation_steps=self.settings.accumulation_steps,
+            )
         )
         if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
@@ -183,10 +204,13 @@ class Loop:
     def _drain(self) -> None:
         """Read the pending losses off the device, log them, and stop arms whose loss is not finite."""
         records = []
-        for step, arm, result in self._pending:
+        losses = [result.loss for _, _, result in self._pending]
+        if self.ranks.size > 1:
+            losses = [loss / self.ranks.size for loss in self.ranks.sum(losses)]
+        for (step, arm, result), batch_loss in zip(self._pending, losses, strict=True):
             if not arm.active:
                 continue
-            loss = float(result.loss)
+            loss = float(batch_loss)
             records.append(self._record("train/loss", loss, arm, step))
             if step % self.settings.log_every == 0:
                 records.append(self._record("train/gradient_norm", float(result.gradient_norm), arm, step))
@@ -223,7 +247,8 @@ class Loop:
             tracker.flush()
         self.progress.evaluated_step = step
         if step and len(self.arms) == 2 and len(losses) == 2:
-            self.identical = identical(self.arms[0].model, self.arms[1].model)
+            same = identical(self.arms[0].model, self.arms[1].model)
+            self.identical = all(self.ranks.gather(same))
 
     def _evaluate_test(self) -> None:
         """Log the test loss of every arm that is left, once, at the end."""

@@ -18,7 +18,7 @@ from natattn.training.schedule import ConstantSettings, ScheduleSettings
 
 REFERENCE = "standard"
 # What may differ between a run and its resumption: how it is watched and how long it may take, not what it computes.
-CHANGEABLE = frozenset({"tracker", "resume", "train.max_seconds", "train.keep_checkpoints"})
+CHANGEABLE = frozenset({"tracker", "resume", "train.max_seconds", "train.keep_checkpoints", "train.parallel"})
 
 
 class NoReference(Settings):
@@ -28,9 +28,9 @@ class NoReference(Settings):
 
 
 class PrecisionSettings(Settings):
-    """Arithmetic of the forward pass."""
+    """Arithmetic of the forward pass; fp64 is of everything."""
 
-    kind: Literal["fp32", "bf16"]
+    kind: Literal["fp32", "bf16", "fp64"]
 
 
 class ProbeSettings(Settings):

@@ -1,0 +1,241 @@
+"""`natattn train`: overrides → validated jobs → Hydra → runs, by one process or by the ranks of torchrun."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from natattn import config
+from natattn.errors import UserError
+from natattn.exits import guarded
+from natattn.explain import first_line
+from natattn.files import CONFIG_NAME, conf_folder
+from natattn.together import started_by_torchrun, together
+from natattn.usage import TRAIN_HELP
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from natattn.ranks import Ranks
+    from natattn.together import LauncherStore
+    from natattn.training.settings import RunSettings
+
+CONFIG = "config.yaml"
+
+
+def train(arguments: list[str]) -> int:
+    """`natattn train`: validate everything first, then hand the jobs to Hydra."""
+    from hydra._internal.utils import get_args_parser
+
+    if "--help" in arguments or "-h" in arguments:
+        print(train_help(), end="")
+        return 0
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)
+    if options.experimental_rerun:
+        raise UserError("--experimental-rerun: not supported (it would unpickle a file); use resume=FOLDER")
+    if options.shell_completion:
+        return _complete(arguments)
+    if options.config_name or options.config_path or options.config_dir:
+        raise UserError("--config-name, --config-path and --config-dir: not supported; use experiment=… or key=value")
+    overrides = config.quote_paths(options.overrides)
+    flags = [argument for argument in arguments if argument not in options.overrides]
+    if options.cfg or options.info or options.hydra_help:
+        if options.cfg == "job":
+            config.settings_of(config.compose(overrides))
+        return _hydra([*flags, *overrides], lambda _: None)
+
+    resumed = [override for override in config.parse(overrides) if override.key_or_group == "resume"]
+    if resumed and options.multirun:
+        raise UserError("resume: cannot be swept; resume each run of a sweep by itself")
+    if resumed and resumed[-1].value() is not None:
+        path = str(resumed[-1].value())
+        if started_by_torchrun():
+            return together(lambda ranks, _: _resume(path, overrides, ranks))
+        return _resume(path, overrides)
+    jobs = config.jobs(overrides)
+    if not options.multirun and len(jobs) > 1:
+        raise UserError("several values for one key: add -m to run a sweep, or quote the value")
+    for job in jobs:
+        config.settings_of(config.compose(job))
+    if started_by_torchrun():
+        if options.multirun:
+            raise UserError("-m: torchrun's processes train one run together; start torchrun once for each job")
+        return together(lambda ranks, store: _train_together([*flags, *overrides], ranks, store))
+
+    codes: list[int] = []
+    started = time.time()
+    code = _hydra([*flags, *overrides], lambda composed: codes.append(_job(composed, started)))
+    _remove_fruitless_sweeps(started)
+    return max([code, *codes])
+
+
+def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
+    """One run by several ranks; after a restart by torchrun, go on with it."""
+    begun = store.remembered_folder()
+    if begun is not None and (Path(begun) / CONFIG).exists():
+        return _resume(begun, [], ranks)
+    codes: list[int] = []
+    started = time.time()
+    own = [] if ranks.is_first else ["hydra.run.dir=."]  # the first rank's folder is everyone's
+    code = _hydra([*arguments, *own], lambda composed: codes.append(_job(composed, started, ranks, store)))
+    return max([code, *codes])
+
+
+def train_help() -> str:
+    """Every group with its options and one line on each, read from the files themselves."""
+    defaults = _defaults()
+    lines = [TRAIN_HELP]
+    for group, options in config.train_groups().items():
+        lines.append(f"  {group}\n")
+        for option in options:
+            star = "*" if defaults.get(group) == option else " "
+            lines.append(f"   {star} {option:<14} {config.description(group, option)}\n")
+    lines.append("\nother keys with their defaults (natattn train --cfg job prints all):\n\n")
+    text = (conf_folder() / "train.yaml").read_text(encoding="utf-8")
+    body = text.split("\n\n", 1)[1].split("\nhydra:")[0]
+    lines.extend(f"  {line}".rstrip() + "\n" for line in body.splitlines())
+    return "".join(lines)
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; valid: key=value, -m, --cfg job, --info, --help")
+
+
+def _job(
+    composed: "DictConfig", started: float, ranks: "Ranks | None" = None, store: "LauncherStore | None" = None
+) -> int:
+    """One job that Hydra launches; its errors end the job, never the sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
+    group = Path(hydra_config.sweep.dir).name if sweeping else None
+    is_new = folder.stat().st_ctime >= started  # Hydra made it, not the user
+    if ranks is not None and store is not None:
+        folder = Path(ranks.from_first(str(folder)))
+        store.remember_folder(str(folder))
+    try:
+        code = guarded(lambda: _run(config.settings_of(composed), folder, group, ranks))
+    except Exception:
+        if ranks is not None:
+            raise  # it may be that another rank is lost
+        traceback.print_exc()
+        code = 1
+    if code and is_new:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # succeeds where nothing was written to it
+    if code > 128 and sweeping:
+        raise SystemExit(code)  # Ctrl-C ends the whole sweep, not only the job
+    return code
+
+
+def _run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks | None" = None) -> int:
+    """Train, then show what came out."""
+    from natattn.analysis.pictures.run_curves import plot_curves
+    from natattn.analysis.summary import print_report
+    from natattn.training.run import train as train_run
+
+    with contextlib.suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    result = train_run(settings, folder, group=group, ranks=ranks)
+    if ranks is not None and not ranks.is_first:
+        return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
+    if result.outcome == "interrupted":
+        print(f"natattn: interrupted; go on with: natattn train resume={folder}", file=sys.stderr)
+        return 128 + (result.signal or signal.SIGINT)
+    if result.outcome == "time_limit":
+        print(
+            f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
+            f"natattn train resume={folder} train.max_seconds=MORE",
+            file=sys.stderr,
+        )
+    picture = plot_curves(folder)
+    print_report([str(folder)], stream=sys.stdout)
+    print(f"curves: {picture}")
+    return 1 if result.outcome == "diverged" else 0
+
+
+def _resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int:
+    """Go on with a run under its own configuration, after checking that nothing else was asked for."""
+    from natattn.training.run_folder import read_config, read_run
+
+    folder = Path(path)
+    saved = read_config(folder)
+    settings = config.resumed_settings(saved, overrides)
+    facts = read_run(folder)
+    if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
+        print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
+        return 0
+    return _run(settings, folder, None, ranks)
+
+
+def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
+    """Run Hydra's own main with our arguments."""
+    import hydra
+    from hydra.errors import HydraException
+
+    def job(composed: "DictConfig") -> None:
+        task(composed)
+
+    previous = sys.argv
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level  # --info reconfigures them for good
+    sys.argv = ["natattn", *arguments]
+    try:
+        hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(job)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except HydraException as error:
+        raise UserError(first_line(error)) from error
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be made a run folder: {error.strerror}") from error
+    finally:
+        sys.argv = previous
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return 0
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: Hydra completes what follows `natattn train`, as if that were one word."""
+    line = os.environ.get("COMP_LINE", "")
+    if line and "train" not in line.split()[1:2]:
+        return 0
+    os.environ["COMP_LINE"] = line.replace(" train", "", 1)
+    return _hydra(arguments, lambda _: None)
+
+
+def _defaults() -> dict[str, str]:
+    """{group: option} of the defaults list of train.yaml."""
+    import yaml
+
+    content = yaml.safe_load((conf_folder() / "train.yaml").read_text(encoding="utf-8"))
+    return {
+        group: option for entry in content["defaults"] if isinstance(entry, dict) for group, option in entry.items()
+    }
+
+
+def _remove_fruitless_sweeps(started: float) -> None:
+    """Remove what Hydra made around jobs that all failed: sweep folders without a run, and an empty outputs/."""
+    outputs = Path("outputs")
+    for note in outputs.glob("*/multirun.yaml"):
+        if note.stat().st_ctime >= started and [path.name for path in note.parent.iterdir()] == [note.name]:
+            note.unlink()
+            note.parent.rmdir()
+    with contextlib.suppress(OSError):
+        if outputs.stat().st_ctime >= started:
+            outputs.rmdir()
