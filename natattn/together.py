@@ -43,15 +43,17 @@ def joined() -> Iterator["Ranks"]:
         yield Ranks.of_group()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS_OF_LOSS):
-            raise LostRankError(_first_line(error)) from error
+            raise LostRankError(_cause(error)) from error
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _cause(error: Exception) -> str:
+    """What the transport says, without where in its code and the advice that follows."""
+    found = [sign for sign in _SIGNS_OF_LOSS if sign in str(error)]
+    return found[0].lower() if found else next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class LauncherStore:

@@ -81,11 +81,21 @@ def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore"
     """One run by several ranks; after a restart by torchrun, go on with it."""
     begun = store.remembered_folder()
     if begun is not None and (Path(begun) / CONFIG).exists():
-        return _resume(begun, [], ranks)
+        return _resume(begun, config.quote_paths([f"resume={begun}"]), ranks)
     codes: list[int] = []
     started = time.time()
     own = [] if ranks.is_first else ["hydra.run.dir=."]  # the first rank's folder is everyone's
-    code = _hydra([*arguments, *own], lambda composed: codes.append(_job(composed, started, ranks, store)))
+    errors: list[Exception] = []
+
+    def job(composed: "DictConfig") -> None:
+        try:
+            codes.append(_job(composed, started, ranks, store))
+        except Exception as error:  # Hydra would print it; it may be no more than a lost rank
+            errors.append(error)
+
+    code = _hydra([*arguments, *own], job)
+    if errors:
+        raise errors[0]
     return max([code, *codes])
 
 

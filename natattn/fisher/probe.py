@@ -43,7 +43,8 @@ class FisherProbe(AttentionProbe):
         decay: of the exponential averages over captures, in [0, 1); they are bias-corrected.
         shared_key_input: keep one A_K for all heads of a layer, at a fraction of the cost.
         ranks: the processes that share each batch, in their order. ``sequences`` is of the whole batch; what each rank
-            captures enters the averages of all in ``reduce``, once per step after its forward passes.
+            captures enters the averages of all in ``reduce``, once per step after its forward passes. With accumulation
+            the batch that they are the first of is that of the ranks' first slices.
         quantities, others: of ``AttentionProbe``.
 
     Raises: ValueError for arguments out of range, KeyError for an unknown factor.

@@ -94,7 +94,6 @@ def shared_forward(model: Any, parallel: Parallel, device: torch.device) -> Shar
     wrapped = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device.index or 0] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
     return SharedForward(wrapped, wrapped.no_sync)

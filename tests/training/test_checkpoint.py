@@ -9,7 +9,8 @@ import torch
 from natattn import config
 from natattn.data import prepare
 from natattn.errors import UserError
-from natattn.training.checkpoint import load_newest, restore_arm, save_checkpoint
+from natattn.training.arm_state import read_arm
+from natattn.training.checkpoint import load_newest, save_checkpoint
 from natattn.training.run import build_arms
 
 
@@ -36,7 +37,7 @@ def test_weights_and_optimizer_come_back_to_the_bit(arms, tiny, tmp_path):
     assert (path.name, state["step"], state["note"], warnings) == ("step-000005", 5, 5, [])
     tokens = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(1))
     for arm, other in zip(arms, others, strict=True):
-        restore_arm(path, other, state)
+        read_arm(path, other, state["optimizers"][other.name])
         assert torch.equal(arm.train_step([tokens], 7, 1.0).loss, other.train_step([tokens], 7, 1.0).loss)
         for a, b in zip(arm.model.parameters(), other.model.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -93,4 +94,4 @@ def test_a_checkpoint_of_another_architecture_is_refused(arms, tiny, tmp_path):
     others, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
     _, state, _ = load_newest(tmp_path)
     with pytest.raises(UserError, match=r"transformer\.wte\.weight has shape"):
-        restore_arm(path, others[0], state)
+        read_arm(path, others[0], state["optimizers"][others[0].name])

@@ -1,0 +1,28 @@
+"""What each rank runs in the tests of several ranks: a list of runs, one after the other.
+
+    torchrun --nproc-per-node=2 ranks_worker.py JOBS.json
+
+JOBS.json holds [[overrides, folder], …]; a run that fails leaves its line in ``folder/error.txt``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from natattn import config
+from natattn.errors import UserError
+from natattn.together import together
+from natattn.training.run import train
+
+
+def work(ranks, _):
+    for overrides, folder in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            train(config.settings_of(config.compose(overrides)), Path(folder), ranks=ranks)
+        except UserError as error:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"error_{ranks.rank}.txt").write_text(str(error))
+    return 0
+
+
+sys.exit(together(work))
