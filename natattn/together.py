@@ -25,7 +25,7 @@ class LostRankError(Exception):
 
 
 @contextlib.contextmanager
-def joined() -> Iterator["Ranks"]:
+def joined(store: "LauncherStore") -> Iterator["Ranks"]:
     """The ranks that torchrun has started, until the end of the block.
 
     Raises: LostRankError when another rank ends before this one does.
@@ -39,7 +39,8 @@ def joined() -> Iterator["Ranks"]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, **store.rendezvous())
         yield Ranks.of_group()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS_OF_LOSS):
@@ -70,6 +71,18 @@ class LauncherStore:
                     host, port, is_master=False, timeout=timedelta(seconds=30)
                 )
 
+    def rendezvous(self) -> dict[str, Any]:
+        """Where the ranks of this attempt find each other, as arguments of ``init_process_group``.
+
+        The launcher's store may keep the addresses of ranks that have died; a prefix keeps the attempts apart.
+        """
+        if self._store is None:
+            return {}
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        store = PrefixStore(f"natattn/attempt_{_attempt()}", self._store)
+        return {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+
     def remember_folder(self, folder: str) -> None:
         """Where the run is, for the ranks of the next restart."""
         if self._store is not None:
@@ -77,14 +90,18 @@ class LauncherStore:
 
     def remembered_folder(self) -> str | None:
         """Where the run is that an earlier attempt of this launch has begun."""
-        if self._store is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        if self._store is None or _attempt() == 0:
             return None
         return self._store.get(_FOLDER).decode() if self._store.check([_FOLDER]) else None
 
     def is_first_to_report(self) -> bool:
         """Whether no other rank of this attempt has reported that one is lost."""
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return self._store is None or self._store.add(f"{_LOST}/{attempt}", 1) == 1
+        return self._store is None or self._store.add(f"{_LOST}/{_attempt()}", 1) == 1
+
+
+def _attempt() -> int:
+    """How often torchrun has restarted the ranks."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def started_by_torchrun() -> bool:
@@ -96,7 +113,7 @@ def together(work: Callable[["Ranks", LauncherStore], int]) -> int:
     """What all ranks do together; where one of them ends before its time, the others say so in one line."""
     store = LauncherStore()
     try:
-        with joined() as ranks:
+        with joined(store) as ranks:
             return work(ranks, store)
     except LostRankError as error:
         if store.is_first_to_report():
