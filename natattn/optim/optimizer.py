@@ -1,7 +1,8 @@
 """An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ DIRECTION_KEYS = (*ROLES, "hidden", "default")
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """What a direction is shown of a parameter, with the direction's key and its rate relative to the group's."""
 
     view: ParameterView
@@ -63,7 +64,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.steps = 0
         self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
         self._measuring = False
-        self._slots: dict[nn.Parameter, list[_Slot]] = {}
+        self._slots: dict[nn.Parameter, list[Slot]] = {}
         by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
         for view in views:
             by_parameter.setdefault(view.parameter, []).append(view)
@@ -77,13 +78,13 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             group = {"params": [], "directions": keys, "lr": own_rates[0], "weight_decay": decay}
             groups.setdefault((*keys, *own_rates, decay), group)["params"].append(parameter)
             relative = [rate / own_rates[0] for rate in own_rates]
-            slots = [_Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
+            slots = [Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
             self._slots[parameter] = self._merged(slots)
             for slot in self._slots[parameter]:
                 directions[slot.direction].check(slot.place)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
 
-    def _merged(self, slots: list[_Slot]) -> list[_Slot]:
+    def _merged(self, slots: list[Slot]) -> list[Slot]:
         """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
         first = slots[0]
         alike = all((slot.direction, slot.rate) == (first.direction, first.rate) for slot in slots)
@@ -112,7 +113,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 self.param_groups.remove(param_group)
                 raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
             view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
-            slot = _Slot(view, str(key), 1.0, (view,))
+            slot = Slot(view, str(key), 1.0, (view,))
             try:
                 self.directions[slot.direction].check(slot.place)
             except ValueError:
@@ -127,15 +128,21 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with self.one_step():
+            for group in self.param_groups:
+                self._step_group(group)
+        return loss
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """What a step does around the updates, which are made inside: begin the placebo, measure, count."""
         self._begin_step()
         before = self._snapshot() if self._measuring else None
-        for group in self.param_groups:
-            self._step_group(group)
+        yield
         if before is not None:
             self.last_updates = {"step": self.steps, "roles": self._measured(before)}
             self._measuring = False
         self.steps += 1
-        return loss
 
     def _begin_step(self) -> None:
         """What has to happen between the last backward pass and the first update."""
@@ -145,13 +152,13 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
-        batches: dict[tuple[str, float], list[_Slot]] = {}
+        batches: dict[tuple[str, float], list[Slot]] = {}
         for parameter in group["params"]:
             for slot in self._slots[parameter] if parameter.grad is not None else ():
                 batches.setdefault((slot.direction, slot.rate), []).append(slot)
         for (key, rate), slots in batches.items():
             direction, views = self.directions[key], [slot.view for slot in slots]
-            states = [self._state_of(view, direction) for view in views]
+            states = [self.state_of(view, direction) for view in views]
             direction.step_(
                 [view.of(view.parameter.data) for view in views],
                 [view.of(view.parameter.grad) for view in views],  # type: ignore[arg-type]
@@ -162,13 +169,21 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 weight_decay=group["weight_decay"],
             )
             for view, state in zip(views, states, strict=True):
-                self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+                self.keep_state(view, state)
 
-    def _state_of(self, view: ParameterView, direction: Direction) -> State:
+    def state_of(self, view: ParameterView, direction: Direction) -> State:
         """The view's part of its parameter's state, without the prefix that tells slices of a fused weight apart."""
         state, prefix = self.state[view.parameter], view.state_prefix
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         return own or direction.initial_state(view.of(view.parameter.data))
+
+    def keep_state(self, view: ParameterView, state: State) -> None:
+        """Enter a view's state into its parameter's."""
+        self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+
+    def slots_of(self, parameter: nn.Parameter) -> list[Slot]:
+        """What the directions are shown of a parameter."""
+        return self._slots[parameter]
 
     def __getstate__(self) -> dict[str, Any]:
         """Raises: TypeError: a copy would step the original's parameters with statistics of the original's model."""
@@ -247,7 +262,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         for parameter, slots in self._slots.items():
             for slot in slots if parameter in self.state else ():
                 view, direction = slot.view, self.directions[slot.direction]
-                found = direction.condition_numbers(self._state_of(view, direction), slot.place, self.statistics)  # type: ignore[arg-type]
+                found = direction.condition_numbers(self.state_of(view, direction), slot.place, self.statistics)  # type: ignore[arg-type]
                 if found is not None:
                     conditions.setdefault(view.role, []).append(found)
         for role, pairs in conditions.items():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from natattn.attention.energy import working_dtype
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
 from natattn.models.attention_types import TemperedAttention
@@ -111,7 +112,8 @@ class Arm:
         """
         extra = self.label_shift - 1
         logits, labels = logits[:, : logits.shape[1] - extra], following[:, extra:]
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction=reduction)
+        logits = logits.to(working_dtype(logits)).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, labels.flatten(), reduction=reduction)
 
     def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> StepResult:
         """One update from a batch given as accumulation slices [slice, context + 1] of equal size.
@@ -128,21 +130,25 @@ class Arm:
                 for tokens in slices:
                     loss = self.loss(tokens) / len(slices)
                     loss.backward()  # type: ignore[no-untyped-call]
-                    total += loss.detach()
+                    total = total + loss.detach()
             gradient_norm = nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.clip_norm if self.clip_norm is not None else float("inf")
             )
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * learning_rate_factor
+            self.set_rates(learning_rate_factor)
             with self.optimizer_stopwatch.running():
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self._clip_energies(step)
+            self.clip_energies(step)
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
         return StepResult(total, gradient_norm)
 
-    def _clip_energies(self, step: int) -> None:
+    def set_rates(self, learning_rate_factor: float) -> None:
+        """The learning rate of every parameter group, by the schedule."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * learning_rate_factor
+
+    def clip_energies(self, step: int) -> None:
         """QK-clip, on the steps that the probe has observed."""
         if self.clip_energy is not None and self.probe is not None and step % self.probe.every == 0:
             maxima = {layer: self.probe.statistics(layer)["maximum"] for layer in self.probe.layers}
