@@ -70,8 +70,11 @@ def train(arguments: list[str]) -> int:
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
         raise UserError("several values for one key: add -m to run a sweep, or quote the value")
+    swept = {override.key_or_group for override in config.parse(overrides) if override.is_sweep_override()}
     for job in jobs:
-        config.settings_of(config.compose(job))
+        settings = config.settings_of(config.compose(job))
+        if settings.seeds is not None and "seed" in swept:
+            raise UserError(f"seeds={settings.seeds}: the sweep is over seed already; give one of them")
 
     codes: list[int] = []
     started = time.time()
@@ -199,23 +202,27 @@ def _run(settings: "RunSettings", folder: Path, group: str | None) -> int:
     """Train, then show what came out."""
     from natattn.analysis.pictures.run_curves import plot_curves
     from natattn.analysis.summary import print_report
+    from natattn.training.replicas import train_replicas
     from natattn.training.run import train as train_run
 
     with contextlib.suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
-    result = train_run(settings, folder, group=group)
+    together = settings.seeds is not None
+    result = (train_replicas if together else train_run)(settings, folder, group=group)
+    resumed = f"{folder}/seedN for each of its seeds N" if together else f"{folder}"
     if result.outcome == "interrupted":
-        print(f"natattn: interrupted; go on with: natattn train resume={folder}", file=sys.stderr)
+        print(f"natattn: interrupted; go on with: natattn train resume={resumed}", file=sys.stderr)
         return 128 + (result.signal or signal.SIGINT)
     if result.outcome == "time_limit":
         print(
             f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
-            f"natattn train resume={folder} train.max_seconds=MORE",
+            f"natattn train resume={resumed} train.max_seconds=MORE",
             file=sys.stderr,
         )
-    picture = plot_curves(folder)
+    pictures = [plot_curves(folder / f"seed{each.seed}" if together else folder) for each in settings.of_each_seed()]
     print_report([str(folder)], stream=sys.stdout)
-    print(f"curves: {picture}")
+    for picture in pictures:
+        print(f"curves: {picture}")
     return 1 if result.outcome == "diverged" else 0
 
 

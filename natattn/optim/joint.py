@@ -120,9 +120,7 @@ class _Batch:
             weight_decay=group["weight_decay"],
         )
         for index in chosen:
-            for optimizer, view, state in zip(
-                optimizers, self.members[index].views, self._states[index], strict=True
-            ):
+            for optimizer, view, state in zip(optimizers, self.members[index].views, self._states[index], strict=True):
                 if view.state_prefix:
                     optimizer.keep_state(view, state)
 
@@ -188,5 +186,3 @@ class JointStatistics:
     def _owner(self, code: int) -> tuple[Any, int]:
         number, layer = divmod(code, _STRIDE)
         return self.sources[number], layer
-
-

@@ -97,7 +97,7 @@ class JointArm:
         """Clip every arm's gradient by its own norm; the norms before, [S]."""
         gradients = [stack.grad for stack in self.model.stacks.values() if stack.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
-        norms_S = torch.linalg.vector_norm(norms, dim=0)
+        norms_S: Tensor = torch.linalg.vector_norm(norms, dim=0)
         limit = self.arms[0].clip_norm
         if limit is not None:
             factors_S = (limit / (norms_S + 1e-6)).clamp_max(1.0)  # as torch.nn.utils.clip_grad_norm_

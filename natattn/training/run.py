@@ -1,7 +1,8 @@
 """One run from typed settings to a finished folder: data, arms, guards, loop, exported models."""
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from natattn.data import Batches, TokenizedCorpus, pack, prepare
 from natattn.errors import UserError
 from natattn.files import write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
+from natattn.tracking import Tracker
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.tracking.settings import WandbSettings
@@ -64,40 +66,76 @@ def _train(
     facts: dict[str, Any],
 ) -> RunResult:
     progress, position, warnings = _restore(settings, folder, arms)
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_config(folder, settings.model_dump(mode="json"), facts["config_hash"])
-    run_folder.write_environment(folder, str(settings.device))
-    write_json(folder / run_folder.RUN, facts)
-
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
-        console = stack.enter_context(Console(facts, total_steps=settings.train.steps))
-        mirror = _open_mirror(stack, settings, folder, facts, console)
+        console = Console(facts, total_steps=settings.train.steps)
+        run = OpenRun(settings, folder, corpus, arms, facts, console.warning)
+        run.open(stack, context, console, progress, position)
         for warning in warnings:
             console.warning(warning)
         interruption = stack.enter_context(Interruption())
-        loop = Loop(
-            arms,
+        outcome = run.loop.run(interruption)
+        run.finish(outcome)
+    return RunResult(outcome, interruption.signal if outcome == "interrupted" else None)
+
+
+@dataclass
+class OpenRun:
+    """A run in training: what is written of it at its start and at its end."""
+
+    settings: RunSettings
+    folder: Path
+    corpus: TokenizedCorpus
+    arms: list[Arm]
+    facts: dict[str, Any]  # the content of run.json
+    warn: Callable[[str], None]
+    loop: Loop = field(init=False)
+    mirror: WandbMirror | None = field(init=False)
+
+    def open(
+        self,
+        stack: contextlib.ExitStack,
+        context: int,
+        console: Tracker,
+        progress: Progress,
+        position: int,
+    ) -> None:
+        """Write what is known beforehand, open the trackers on ``stack`` and make the loop.
+
+        Args:
+            position: size of the metrics file that ``progress`` belongs to.
+        """
+        settings, folder = self.settings, self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_config(folder, settings.model_dump(mode="json"), self.facts["config_hash"])
+        run_folder.write_environment(folder, str(settings.device))
+        write_json(folder / run_folder.RUN, self.facts)
+        metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
+        stack.enter_context(console)
+        self.mirror = _open_mirror(stack, settings, folder, self.facts, self.warn)
+        self.loop = Loop(
+            self.arms,
             settings.train,
             settings.schedule,
-            Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
-            corpus.validation,
-            corpus.test,
+            Batches(self.corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
+            self.corpus.validation,
+            self.corpus.test,
             context=context,
             folder=folder,
             metrics=metrics,
-            trackers=[console, mirror] if mirror else [console],
+            trackers=[console, self.mirror] if self.mirror else [console],
             progress=progress,
         )
-        outcome = loop.run(interruption)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Export the models, and enter how the run ended."""
+        identical = self.loop.identical
         if outcome != "interrupted":
-            _export(folder, arms, corpus)
-        finish_facts(facts, arms, outcome, identical=loop.identical)
-        if mirror:
-            mirror.summarise({"status": outcome, "identical": loop.identical, **loop.summary()})
-        write_json(folder / run_folder.RUN, facts)
-        _warn_of_the_outcome(console, arms, identical=loop.identical)
-    return RunResult(outcome, interruption.signal if outcome == "interrupted" else None)
+            _export(self.folder, self.arms, self.corpus)
+        finish_facts(self.facts, self.arms, outcome, identical=identical)
+        if self.mirror:
+            self.mirror.summarise({"status": outcome, "identical": identical, **self.loop.summary()})
+        write_json(self.folder / run_folder.RUN, self.facts)
+        _warn_of_the_outcome(self.warn, self.arms, identical=identical)
 
 
 def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Progress, int, list[str]]:
@@ -118,7 +156,7 @@ def _open_mirror(
     settings: RunSettings,
     folder: Path,
     facts: dict[str, Any],
-    console: Console,
+    warn: Callable[[str], None],
 ) -> WandbMirror | None:
     if not isinstance(settings.tracker, WandbSettings):
         return None
@@ -129,7 +167,7 @@ def _open_mirror(
         group=facts["group"],
         name=folder.name,
         run_id=facts["run_id"],
-        warn=console.warning,
+        warn=warn,
     )
     return stack.enter_context(mirror)
 
@@ -147,9 +185,9 @@ def _export(folder: Path, arms: list[Arm], corpus: TokenizedCorpus) -> None:
         corpus.tokenizer.save(target)
 
 
-def _warn_of_the_outcome(console: Console, arms: list[Arm], *, identical: bool) -> None:
+def _warn_of_the_outcome(warn: Callable[[str], None], arms: list[Arm], *, identical: bool) -> None:
     for arm in arms:
         if arm.status == "diverged":
-            console.warning(f"arm {arm.name} diverged: {arm.cause}")
+            warn(f"arm {arm.name} diverged: {arm.cause}")
     if identical:
-        console.warning("the two arms have identical weights: they were updated alike, nothing was compared")
+        warn("the two arms have identical weights: they were updated alike, nothing was compared")

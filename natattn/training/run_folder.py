@@ -24,6 +24,7 @@ LOCK = "run.lock"
 # Keys that were added after runs had been published: at these values they do not enter the hash.
 ADDED_LATER: dict[str, Any] = {
     "size.n_inner": None,
+    "seeds": None,
     "stabilisers.qk_norm": False,
     "stabilisers.qk_clip": None,
     "stabilisers.softcap": None,
