@@ -5,7 +5,7 @@ matrices of all. Each optimizer keeps its own state, steps and statistics, as if
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,10 +55,24 @@ class JointOptimizer:
     def step(self) -> None:
         """One step on every stacked parameter that has a gradient; the rates are those of the first optimizer."""
         with contextlib.ExitStack() as stack:
+            if any(optimizer.measuring for optimizer in self.optimizers):
+                stack.enter_context(self._own_gradients())
             for optimizer in self.optimizers:
                 stack.enter_context(optimizer.one_step())
             for batch in self._batches:
                 batch.step(self.optimizers, self.statistics)
+
+    @contextlib.contextmanager
+    def _own_gradients(self) -> Iterator[None]:
+        """The gradients on the models' own parameters, where a measurement looks for what is about to change."""
+        members = [member for batch in self._batches for member in batch.members if member.stack.grad is not None]
+        for member in members:
+            for view, part in zip(member.views, member.stack.grad.unbind(), strict=True):  # type: ignore[union-attr]
+                view.parameter.grad = part
+        yield
+        for member in members:
+            for view in member.views:
+                view.parameter.grad = None
 
     def _places(self, places: list[Place]) -> list[Place]:
         if self.statistics is None:

@@ -63,7 +63,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.statistics = statistics
         self.steps = 0
         self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
-        self._measuring = False
+        self.measuring = False
         self._slots: dict[nn.Parameter, list[Slot]] = {}
         by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
         for view in views:
@@ -137,11 +137,11 @@ class DirectionalOptimizer(torch.optim.Optimizer):
     def one_step(self) -> Iterator[None]:
         """What a step does around the updates, which are made inside: begin the placebo, measure, count."""
         self._begin_step()
-        before = self._snapshot() if self._measuring else None
+        before = self._snapshot() if self.measuring else None
         yield
         if before is not None:
             self.last_updates = {"step": self.steps, "roles": self._measured(before)}
-            self._measuring = False
+            self.measuring = False
         self.steps += 1
 
     def _begin_step(self) -> None:
@@ -220,7 +220,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def measure_next_step(self) -> None:
         """Have the next step's updates measured by role, at the cost of a copy of the parameters."""
-        self._measuring = True
+        self.measuring = True
 
     def _snapshot(self) -> dict[nn.Parameter, Tensor]:
         return {p: p.detach().clone() for group in self.param_groups for p in group["params"] if p.grad is not None}

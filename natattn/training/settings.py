@@ -102,14 +102,14 @@ class RunSettings(Settings):
         start = f"seeds={self.seeds}: "
         if self.resume is not None:
             raise UserError(start + "cannot be resumed together; each seed is: resume=FOLDER/seed0, without seeds")
+        if isinstance(self.model.attention, PublishedAttention):
+            raise UserError(
+                f"{start}model={self.model.name}: its blocks cannot be stacked; valid: a sweep: -m seed=0,1,…"
+            )
         if self.model.dropout > 0:
             raise UserError(
                 f"{start}model.dropout={self.model.dropout:g}: together the seeds would not drop what they drop alone; "
                 "valid: model.dropout=0, or a sweep: -m seed=0,1,…"
-            )
-        if isinstance(self.model.attention, PublishedAttention):
-            raise UserError(
-                f"{start}model={self.model.name}: its blocks cannot be stacked; valid: a sweep: -m seed=0,1,…"
             )
         if self.train.compile:
             raise UserError(start + "train.compile=true: is not compiled; valid: train.compile=false")
