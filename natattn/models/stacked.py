@@ -22,6 +22,9 @@ from natattn.attention.modules import (
     attention_layers,
 )
 from natattn.attention.stacked_site import StackedSite
+from natattn.models.stacked_loss import mean_cross_entropies
+
+_EMBEDDING = "transformer.wte.weight"
 
 
 class StackedGPT2(nn.Module):
@@ -54,8 +57,14 @@ class StackedGPT2(nn.Module):
             _dress(template.get_submodule(found.name), [model.get_submodule(found.name) for model in models])
         self.template = template.train()
 
+    def losses(self, tokens: Tensor) -> Tensor:
+        """Mean next-token loss in nats of every model, [S], of int64 tokens [S·B, L + 1]."""
+        count = len(self.models)
+        hidden_SMN = self(tokens[:, :-1]).view(count, -1, self.stacks[_EMBEDDING].shape[-1])
+        return mean_cross_entropies(hidden_SMN, self.template.lm_head.weight, tokens[:, 1:].reshape(count, -1))
+
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [S·B, L, V] of int64 tokens [S·B, L]."""
+        """What the output embeddings read, [S·B, L, N], of int64 tokens [S·B, L]."""
         transformer = self.template.transformer
         count, length = len(self.models), tokens.shape[1]
         positions_SLN = transformer.wpe.weight[:, :length]
@@ -63,8 +72,8 @@ class StackedGPT2(nn.Module):
         hidden = (hidden.view(count, -1, *hidden.shape[1:]) + positions_SLN[:, None]).flatten(0, 1)
         for block in transformer.h:
             hidden = block(hidden)
-        logits: Tensor = self.template.lm_head(transformer.ln_f(hidden))
-        return logits
+        final: Tensor = transformer.ln_f(hidden)
+        return final
 
     def release(self) -> None:
         """Give every model parameters of its own again, with the values that they have now."""

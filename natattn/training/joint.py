@@ -88,10 +88,8 @@ class JointArm:
 
     def _losses(self, tokens: Tensor) -> Tensor:
         """Mean next-token loss of every arm, [S]."""
-        first = self.arms[0]
-        with first.autocast():
-            logits = self.model(tokens[:, :-1])
-        return first.cross_entropy(logits, tokens[:, 1:], reduction="none").view(len(self.arms), -1).mean(1)
+        with self.arms[0].autocast():
+            return self.model.losses(tokens)
 
     def _clip_gradients(self) -> Tensor:
         """Clip every arm's gradient by its own norm; the norms before, [S]."""
