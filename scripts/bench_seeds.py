@@ -1,7 +1,7 @@
 """What training several seeds as one computation costs, against one seed alone (docs: protocol 9).
 
     python scripts/bench_seeds.py
-    OMP_NUM_THREADS=2 python scripts/bench_seeds.py --optimizers adamw natural_muon size=nano
+    OMP_NUM_THREADS=2 python scripts/bench_seeds.py --optimizers adamw,natural_muon size=nano
 
 Seconds per training step of S stacked seeds over those of one seed trained alone: the two take turns in one process,
 and which of them goes first is swapped every repeat. Evaluations and checkpoints, which every seed makes for itself,
@@ -94,12 +94,12 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("overrides", nargs="*", help="key=value, as of natattn train")
-    parser.add_argument("--optimizers", nargs="+", default=["adamw", "aif", "muon", "natural_muon"])
+    parser.add_argument("--optimizers", default="adamw,aif,muon,natural_muon", help="separated by commas")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7, choices=range(5, 51))
     parser.add_argument("--steps", type=int, default=20, help="a multiple of 10 holds whole rounds of captures")
     options = parser.parse_args()
-    settings = settings_of(options.optimizers[0], options.overrides)
+    settings = settings_of(options.optimizers.split(",")[0], options.overrides)
     corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
     device = torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else platform.machine()
     size, batch = settings.size, settings.train.batch_size
@@ -108,7 +108,7 @@ def main() -> None:
         f"{size.n_layer}×{size.n_embd}×{size.n_head}, vocabulary {corpus.tokenizer.vocab_size}, context {size.context},"
         f" batch {batch}, {options.repeats} repeats of {options.steps} steps"
     )
-    for name in options.optimizers:
+    for name in options.optimizers.split(","):
         measure(settings_of(name, options.overrides), corpus, options.seeds, options.repeats, options.steps)
 
 

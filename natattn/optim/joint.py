@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natattn.optim.directions.base import Direction, Place, State
+from natattn.optim.directions.base import Direction, Place, State, Statistics
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import ParameterView
 
@@ -47,7 +47,9 @@ class JointOptimizer:
                     member = _Member(stack, [each.view for each in found], self._places([each.place for each in found]))
                     batches.setdefault((slot.direction, slot.rate), []).append(member)
             for (key, rate), members in batches.items():
-                self._batches.append(_Batch(number, optimizers[0].directions[key], rate, members))
+                direction = optimizers[0].directions[key]
+                kind = _ElementwiseBatch if direction.elementwise else _Batch
+                self._batches.append(kind(number, direction, rate, members))
         for batch in self._batches:
             batch.take_states(self.optimizers)
 
@@ -59,8 +61,16 @@ class JointOptimizer:
                 stack.enter_context(self._own_gradients())
             for optimizer in self.optimizers:
                 stack.enter_context(optimizer.one_step())
+            if self.statistics is not None:
+                self.statistics.begin()
             for batch in self._batches:
                 batch.step(self.optimizers, self.statistics)
+
+    def release(self) -> None:
+        """Give every optimizer a state of its own."""
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                state.update({name: value.clone() for name, value in state.items()})
 
     @contextlib.contextmanager
     def _own_gradients(self) -> Iterator[None]:
@@ -82,29 +92,41 @@ class JointOptimizer:
 
 @dataclass(frozen=True, eq=False)
 class _Member:
-    """One view of a stacked parameter: what the directions are shown of it, model by model."""
+    """One view of a stacked parameter: what the directions are shown of it."""
 
     stack: torch.nn.Parameter
-    views: list[ParameterView]
-    places: list[Place]
+    views: list[ParameterView]  # model by model
+    places: list[Place]  # as ``JointStatistics`` calls them
 
-    def of(self, stacked: Tensor) -> Sequence[Tensor]:
-        """The view of every model's part of a tensor that is shaped like the stack."""
+    def of(self, stacked: Tensor) -> Tensor:
+        """The view of every model's part of a tensor that is shaped like the stack, [S, ...]."""
         view = self.views[0]
         part = stacked if view.dim is None else stacked.narrow(view.dim + 1, view.start, view.stop - view.start)
-        return (part.mT if view.transposed else part).unbind()
+        return part.mT if view.transposed else part
 
 
 class _Batch:
-    """All views that share a parameter group, a direction and a rate."""
+    """All views that share a parameter group, a direction and a rate, shown to the direction matrix by matrix."""
 
     def __init__(self, group: int, direction: Direction, rate: float, members: list[_Member]) -> None:
         self.group = group
         self.direction = direction
         self.rate = rate
         self.members = members
-        self._parameters = [list(member.of(member.stack.data)) for member in members]
+        self._parameters = [self.shown(member, member.stack.data) for member in members]
         self._states: list[list[State]] = []
+
+    def shown(self, member: _Member, stacked: Tensor) -> list[Tensor]:
+        """A tensor like the stack, as the direction is shown it."""
+        return list(member.of(stacked).unbind())
+
+    def places(self, member: _Member) -> list[Place]:
+        """Of what is shown."""
+        return member.places
+
+    def statistics(self, statistics: "JointStatistics | None") -> Statistics | None:
+        """In the form that belongs to what is shown."""
+        return statistics
 
     def take_states(self, optimizers: Sequence[DirectionalOptimizer]) -> None:
         """The optimizers' own states: where a view is a whole parameter, the very dictionary."""
@@ -113,37 +135,89 @@ class _Batch:
             for optimizer, view in zip(optimizers, member.views, strict=True):
                 own = optimizer.state_of(view, self.direction)
                 if not view.state_prefix:
-                    optimizer.state[view.parameter].update(own)
+                    optimizer.keep_state(view, own)
                     own = optimizer.state[view.parameter]
                 states.append(own)
             self._states.append(states)
 
+    def keep_states(self, optimizers: Sequence[DirectionalOptimizer], index: int) -> None:
+        """Give the optimizers what has changed in the states of a member."""
+        for optimizer, view, state in zip(optimizers, self.members[index].views, self._states[index], strict=True):
+            if view.state_prefix:
+                optimizer.keep_state(view, state)
+
     def step(self, optimizers: Sequence[DirectionalOptimizer], statistics: "JointStatistics | None") -> None:
-        """The direction's step on all of them."""
-        chosen = [index for index, member in enumerate(self.members) if member.stack.grad is not None]
+        """The direction's step on all that have a gradient."""
+        found = [(index, member.stack.grad) for index, member in enumerate(self.members)]
+        chosen = [(index, gradient) for index, gradient in found if gradient is not None]
         if not chosen:
             return
         group = optimizers[0].param_groups[self.group]
         self.direction.step_(
-            [parameter for index in chosen for parameter in self._parameters[index]],
-            [part for index in chosen for part in self.members[index].of(self.members[index].stack.grad)],  # type: ignore[arg-type]
-            [state for index in chosen for state in self._states[index]],
-            [place for index in chosen for place in self.members[index].places],
-            statistics,
+            [parameter for index, _ in chosen for parameter in self._parameters[index]],
+            [part for index, gradient in chosen for part in self.shown(self.members[index], gradient)],
+            [state for index, _ in chosen for state in self._states[index]],
+            [place for index, _ in chosen for place in self.places(self.members[index])],
+            self.statistics(statistics),
             learning_rate=group["lr"] * self.rate,
             weight_decay=group["weight_decay"],
         )
-        for index in chosen:
-            for optimizer, view, state in zip(optimizers, self.members[index].views, self._states[index], strict=True):
-                if view.state_prefix:
-                    optimizer.keep_state(view, state)
+        for index, _ in chosen:
+            self.keep_states(optimizers, index)
+
+
+class _ElementwiseBatch(_Batch):
+    """Of a direction that does not care how parameters are cut: it is shown the stacks themselves, and their states.
+
+    The optimizers' states are views of the stacked ones; what is one number for a parameter (Adam's step) is shared.
+    """
+
+    def shown(self, member: _Member, stacked: Tensor) -> list[Tensor]:
+        """The stack."""
+        return [member.of(stacked)]
+
+    def places(self, member: _Member) -> list[Place]:
+        """That in the first model, by whose numbers the stacked statistics go."""
+        return member.places[:1]
+
+    def statistics(self, statistics: "JointStatistics | None") -> Statistics | None:
+        """One number for each model."""
+        return None if statistics is None else statistics.stacked
+
+    def take_states(self, optimizers: Sequence[DirectionalOptimizer]) -> None:
+        """Stack the optimizers' states and give them views."""
+        for member in self.members:
+            views = list(zip(optimizers, member.views, strict=True))
+            owns = [optimizer.state_of(view, self.direction) for optimizer, view in views]
+            state = {}
+            for name, first in owns[0].items():
+                whole = first.ndim > 0
+                state[name] = torch.stack([own[name] for own in owns]) if whole else first
+                for own, part in zip(owns, state[name].unbind() if whole else [first] * len(owns), strict=True):
+                    own[name] = part
+            for (optimizer, view), own in zip(views, owns, strict=True):
+                optimizer.keep_state(view, own)
+            self._states.append([state])
+
+    def keep_states(self, optimizers: Sequence[DirectionalOptimizer], index: int) -> None:
+        """Nothing: they change in place."""
 
 
 class JointStatistics:
-    """The statistics of several models: layer l of model s has the number s·2²⁰ + l, module m the name "s:m"."""
+    """The statistics of several models: layer l of model s has the number s·2²⁰ + l, module m the name "s:m".
+
+    Attributes:
+        stacked: the same for directions that are shown stacks: a layer's number is its own, its energies are [S].
+    """
 
     def __init__(self, sources: Sequence[Any]) -> None:
         self.sources = list(sources)
+        self.stacked = _StackedStatistics(self)
+        self._energies: dict[int, Tensor] = {}
+
+    def begin(self) -> None:
+        """A new step: forget what was read in the last."""
+        self._energies.clear()
 
     def named(self, place: Place, number: int) -> Place:
         """A place in model ``number`` as it is called here."""
@@ -153,12 +227,12 @@ class JointStatistics:
     @property
     def layers(self) -> list[int]:
         """Of all models."""
-        return [self._code(number, layer) for number, each in enumerate(self.sources) for layer in each.layers]
+        return [number * _STRIDE + layer for number, each in enumerate(self.sources) for layer in each.layers]
 
     @property
     def recorded_layers(self) -> list[int]:
         """Of all models."""
-        return [self._code(number, layer) for number, each in enumerate(self.sources) for layer in each.recorded_layers]
+        return [number * _STRIDE + layer for number, each in enumerate(self.sources) for layer in each.recorded_layers]
 
     @property
     def captures(self) -> int:
@@ -167,10 +241,11 @@ class JointStatistics:
         return captures
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
-        """See ``Statistics``."""
-        source, own = self._owner(layer)
-        energy: Tensor = source.mean_absolute_energy(own)
-        return energy
+        """See ``Statistics``; read once in a step."""
+        if layer not in self._energies:
+            source, own = self._owner(layer)
+            self._energies[layer] = source.mean_absolute_energy(own)
+        return self._energies[layer]
 
     def mean_energy(self, layer: int) -> Tensor:
         """See ``FactorStatistics``."""
@@ -194,9 +269,30 @@ class JointStatistics:
         found = source.average(own, name)
         return found
 
-    def _code(self, number: int, layer: int) -> int:
-        return number * _STRIDE + layer
-
     def _owner(self, code: int) -> tuple[Any, int]:
         number, layer = divmod(code, _STRIDE)
         return self.sources[number], layer
+
+
+class _StackedStatistics:
+    """See ``JointStatistics.stacked``."""
+
+    def __init__(self, joint: JointStatistics) -> None:
+        self._joint = joint
+
+    @property
+    def layers(self) -> list[int]:
+        """Of every model."""
+        layers: list[int] = self._joint.sources[0].layers
+        return layers
+
+    @property
+    def recorded_layers(self) -> list[int]:
+        """Those that the last recorded step has seen in every model."""
+        layers: list[int] = self._joint.sources[0].recorded_layers
+        return layers
+
+    def mean_absolute_energy(self, layer: int) -> Tensor:
+        """Of every model, [S]."""
+        count = len(self._joint.sources)
+        return torch.stack([self._joint.mean_absolute_energy(number * _STRIDE + layer) for number in range(count)])

@@ -64,6 +64,7 @@ class JointArm:
     def release(self) -> None:
         """Let the arms go on by themselves, or in another joint arm."""
         self.model.release()
+        self.optimizer.release()
         for arm in self.arms:
             for name in ("stopwatch", "optimizer_stopwatch"):
                 own = Stopwatch(arm.device)
