@@ -56,14 +56,16 @@ def steppers(settings: RunSettings, corpus: TokenizedCorpus, seeds: int) -> tupl
     return one, several
 
 
-def seconds(stepper: Callable[[int], None], first: int, steps: int, device: torch.device) -> float:
+def seconds(
+    stepper: Callable[[int], None], first: int, steps: int, device: torch.device, clock: Callable[[], float]
+) -> float:
     """Per step."""
     wait(device)
-    start = time.perf_counter()
+    start = clock()
     for step in range(first, first + steps):
         stepper(step)
     wait(device)
-    return (time.perf_counter() - start) / steps
+    return (clock() - start) / steps
 
 
 def wait(device: torch.device) -> None:
@@ -72,13 +74,20 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(settings: RunSettings, corpus: TokenizedCorpus, seeds: int, repeats: int, steps: int) -> None:
+def measure(
+    settings: RunSettings,
+    corpus: TokenizedCorpus,
+    seeds: int,
+    repeats: int,
+    steps: int,
+    clock: Callable[[], float],
+) -> None:
     """Print one optimizer's ratio."""
     pair = steppers(settings, corpus, seeds)
     times: list[tuple[float, float]] = []
     for repeat in range(-1, repeats):
         order = (0, 1) if repeat % 2 else (1, 0)
-        found = {index: seconds(pair[index], (repeat + 1) * steps, steps, settings.device) for index in order}
+        found = {index: seconds(pair[index], (repeat + 1) * steps, steps, settings.device, clock) for index in order}
         if repeat >= 0:  # the first round is warm-up
             times.append((found[0], found[1]))
     mean, half = t_interval([several / one for one, several in times])
@@ -98,6 +107,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7, choices=range(5, 51))
     parser.add_argument("--steps", type=int, default=20, help="a multiple of 10 holds whole rounds of captures")
+    parser.add_argument(
+        "--processor", action="store_true", help="count processor seconds of all threads, where others use the machine"
+    )
     options = parser.parse_args()
     settings = settings_of(options.optimizers.split(",")[0], options.overrides)
     corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
@@ -106,10 +118,12 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {settings.device} ({device}), {torch.get_num_threads()} threads; {size.name} "
         f"{size.n_layer}×{size.n_embd}×{size.n_head}, vocabulary {corpus.tokenizer.vocab_size}, context {size.context},"
-        f" batch {batch}, {options.repeats} repeats of {options.steps} steps"
+        f" batch {batch}, {options.repeats} repeats of {options.steps} steps,"
+        f" {'processor' if options.processor else 'wall'} seconds"
     )
+    clock = time.process_time if options.processor else time.perf_counter
     for name in options.optimizers.split(","):
-        measure(settings_of(name, options.overrides), corpus, options.seeds, options.repeats, options.steps)
+        measure(settings_of(name, options.overrides), corpus, options.seeds, options.repeats, options.steps, clock)
 
 
 if __name__ == "__main__":

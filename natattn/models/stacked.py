@@ -8,8 +8,9 @@ the hooks on its linear maps) is shown that model's part of the joint batch.
 Shape suffixes: S models, B sequences of each, L tokens, N and M features, V tokens of the vocabulary.
 """
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ from natattn.attention.modules import (
 from natattn.attention.stacked_site import StackedSite
 from natattn.models.stacked_loss import mean_cross_entropies
 
-_EMBEDDING = "transformer.wte.weight"
+_TOKENS, _POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 
 
 class StackedGPT2(nn.Module):
-    """The forward pass of several ``GPT2LMHeadModel`` of one configuration, without dropout and cache.
+    """The training pass of several ``GPT2LMHeadModel`` of one configuration, without dropout and cache.
 
     Args:
         models: on one device and in one dtype, with their probes attached; their parameters become views into the
@@ -57,23 +58,52 @@ class StackedGPT2(nn.Module):
             _dress(template.get_submodule(found.name), [model.get_submodule(found.name) for model in models])
         self.template = template.train()
 
-    def losses(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss in nats of every model, [S], of int64 tokens [S·B, L + 1]."""
-        count = len(self.models)
-        hidden_SMN = self(tokens[:, :-1]).view(count, -1, self.stacks[_EMBEDDING].shape[-1])
-        return mean_cross_entropies(hidden_SMN, self.template.lm_head.weight, tokens[:, 1:].reshape(count, -1))
+    def backward(
+        self,
+        tokens: Tensor,
+        share: float = 1.0,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> Tensor:
+        """Add the gradients of ``share`` times every model's mean next-token loss to those of the stacks.
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """What the output embeddings read, [S·B, L, N], of int64 tokens [S·B, L]."""
+        Args:
+            tokens: int64 [S·B, L + 1].
+            autocast: what the forward pass is made in.
+
+        Returns: the losses times ``share`` in nats, [S].
+        """
+        count, width = len(self.models), self.stacks[_TOKENS].shape[-1]
+        table_SVN = self.stacks[_TOKENS]
+        rows = self._rows(tokens[:, :-1])
+        # Its gradient is added to the few rows that were read, instead of to a table of zeros and that to the other.
+        embedded = table_SVN.data.flatten(0, 1)[rows].requires_grad_()
+        labels_SM = tokens[:, 1:].reshape(count, -1)
+        with autocast():
+            hidden_SMN = self(embedded).view(count, -1, width)
+            losses_S = mean_cross_entropies(hidden_SMN, self.template.lm_head.weight, labels_SM, share)
+        losses_S.sum().backward()  # type: ignore[no-untyped-call]
+        assert embedded.grad is not None
+        if table_SVN.grad is None:  # not tied to the head
+            table_SVN.grad = torch.zeros_like(table_SVN)
+        table_SVN.grad.flatten(0, 1).index_add_(0, rows.flatten(), embedded.grad.flatten(0, 1))
+        return losses_S.detach()
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """What the output embeddings read of embedded tokens, both [S·B, L, N]."""
         transformer = self.template.transformer
-        count, length = len(self.models), tokens.shape[1]
-        positions_SLN = transformer.wpe.weight[:, :length]
-        hidden: Tensor = transformer.wte(tokens)
-        hidden = (hidden.view(count, -1, *hidden.shape[1:]) + positions_SLN[:, None]).flatten(0, 1)
+        positions_SLN = self.stacks[_POSITIONS][:, : embedded.shape[1]]
+        hidden = embedded.view(len(self.models), -1, *embedded.shape[1:]) + positions_SLN[:, None]
+        hidden = hidden.flatten(0, 1)
         for block in transformer.h:
             hidden = block(hidden)
         final: Tensor = transformer.ln_f(hidden)
         return final
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Where the tokens [S·B, L] are in the tables of all models, one below the other."""
+        count, size, _ = self.stacks[_TOKENS].shape
+        first = torch.arange(0, count * size, size, device=tokens.device)
+        return (tokens.reshape(count, -1) + first[:, None]).view(tokens.shape)
 
     def release(self) -> None:
         """Give every model parameters of its own again, with the values that they have now."""
@@ -124,7 +154,7 @@ def _stacked_module(module: nn.Module, own: dict[str, nn.Parameter]) -> nn.Modul
     Raises: ValueError for a leaf of an unknown kind.
     """
     if isinstance(module, nn.Embedding):
-        return _StackedEmbedding(own["weight"])
+        return _StackedWeight(own["weight"])
     if isinstance(module, nn.LayerNorm):
         return _StackedLayerNorm(own["weight"], own["bias"], module.eps)
     if type(module).__name__ == "Conv1D" or isinstance(module, nn.Linear):
@@ -132,17 +162,12 @@ def _stacked_module(module: nn.Module, own: dict[str, nn.Parameter]) -> nn.Modul
     raise ValueError(f"{type(module).__name__} has parameters and cannot be stacked")
 
 
-class _StackedEmbedding(nn.Module):
-    def __init__(self, weight_SVN: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight_SVN
+class _StackedWeight(nn.Module):
+    """Holds the stacked weight of an embedding; ``StackedGPT2`` looks up in it."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[S·B, L, N]: every model looks up in its own table."""
-        count, size, _ = self.weight.shape
-        first = torch.arange(0, count * size, size, device=tokens.device)
-        rows = (tokens.reshape(count, -1) + first[:, None]).view(tokens.shape)
-        return nn.functional.embedding(rows, self.weight.flatten(0, 1))
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
 
 
 class _StackedLayerNorm(nn.Module):

@@ -82,15 +82,8 @@ class JointArm:
                 if arm.probe is not None:
                     observed.enter_context(arm.probe.step(step))
             for tokens in slices:
-                losses = self._losses(tokens) / len(slices)
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-                total = total + losses.detach()
+                total = total + self.model.backward(tokens, 1 / len(slices), self.arms[0].autocast)
         return total
-
-    def _losses(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss of every arm, [S]."""
-        with self.arms[0].autocast():
-            return self.model.losses(tokens)
 
     def _clip_gradients(self) -> Tensor:
         """Clip every arm's gradient by its own norm; the norms before, [S]."""

@@ -118,9 +118,10 @@ class Whitened(Direction):
         updates: list[Tensor] = [torch.empty(0)] * len(momenta)
         names = [f"{side}_{self._kept}" for side in ("output", "input")]
         for members in _equal(momenta, states, places, names).values():
-            kept = [_stacked([states[index].get(name) for index in members]) for name in names]
+            outputs, inputs = (_stacked([states[index].get(name) for index in members]) for name in names)
             batch = torch.stack([momenta[index] for index in members])
-            for index, update in zip(members, self._batch(batch, *kept, places[members[0]]).unbind(), strict=True):
+            found = self._batch(batch, outputs, inputs, places[members[0]])
+            for index, update in zip(members, found.unbind(), strict=True):
                 updates[index] = update
         return updates
 
