@@ -146,7 +146,15 @@ class Whitened(Direction):
     def _batch(
         self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, place: Place
     ) -> Tensor:
-        """Updates of a batch, [V, rows, N]: of R_S M R_Aᵀ (dual), back to R_Sᵀ X R_A, or of S⁻¹ M A⁻¹ (newton).
+        """Updates of a batch at the root mean square of Adam's, [V, rows, N]; arguments of ``_unscaled``."""
+        update = self._unscaled(momenta_VRN, output_kept, input_kept, place)
+        scale = ADAM_RMS / update.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
+        return (update * scale).to(momenta_VRN.dtype)
+
+    def _unscaled(
+        self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, place: Place
+    ) -> Tensor:
+        """orth of R_S M R_Aᵀ, back by R_Sᵀ X R_A (dual), or of S⁻¹ M A⁻¹ (newton), of a batch, [V, rows, N].
 
         Args:
             output_kept, input_kept: roots or inverses [V, heads or 1, dim, dim].
@@ -157,9 +165,7 @@ class Whitened(Direction):
         if self._kept == "root":
             output_kept, input_kept = (None if root is None else root.mT for root in (output_kept, input_kept))
             update = _between(update, output_kept, input_kept)
-        update = update.reshape(count, rows, columns)
-        scale = ADAM_RMS / update.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
-        return (update * scale).to(momenta_VRN.dtype)
+        return update.reshape(count, rows, columns)
 
     def _heads(self, place: Place) -> int:
         is_cut = self.settings.per_head or self.settings.metric in ("attention", "traced")
