@@ -63,8 +63,13 @@ def train(arguments: list[str]) -> int:
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
         raise UserError("several values for one key: add -m to run a sweep, or quote the value")
+    swept = {override.key_or_group for override in config.parse(overrides) if override.is_sweep_override()}
     for job in jobs:
-        config.settings_of(config.compose(job))
+        settings = config.settings_of(config.compose(job))
+        if settings.seeds is not None and "seed" in swept:
+            raise UserError(f"seeds={settings.seeds}: the sweep is over seed already; give one of them")
+        if settings.seeds is not None and started_by_torchrun():
+            raise UserError(f"seeds={settings.seeds}: one process trains them together; run it without torchrun")
     if started_by_torchrun():
         if options.multirun:
             raise UserError("-m: torchrun's processes train one run together; start torchrun once for each job")
@@ -153,25 +158,32 @@ def _run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks
     """Train, then show what came out."""
     from natattn.analysis.pictures.run_curves import plot_curves
     from natattn.analysis.summary import print_report
+    from natattn.training.replicas import train_replicas
     from natattn.training.run import train as train_run
 
     with contextlib.suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
-    result = train_run(settings, folder, group=group, ranks=ranks)
+    replicated = settings.seeds is not None
+    if replicated:
+        result = train_replicas(settings, folder, group=group)
+    else:
+        result = train_run(settings, folder, group=group, ranks=ranks)
+    resumed = f"{folder}/seedN for each of its seeds N" if replicated else f"{folder}"
     if ranks is not None and not ranks.is_first:
         return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
     if result.outcome == "interrupted":
-        print(f"natattn: interrupted; go on with: natattn train resume={folder}", file=sys.stderr)
+        print(f"natattn: interrupted; go on with: natattn train resume={resumed}", file=sys.stderr)
         return 128 + (result.signal or signal.SIGINT)
     if result.outcome == "time_limit":
         print(
             f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
-            f"natattn train resume={folder} train.max_seconds=MORE",
+            f"natattn train resume={resumed} train.max_seconds=MORE",
             file=sys.stderr,
         )
-    picture = plot_curves(folder)
+    pictures = [plot_curves(folder / f"seed{each.seed}" if replicated else folder) for each in settings.of_each_seed()]
     print_report([str(folder)], stream=sys.stdout)
-    print(f"curves: {picture}")
+    for picture in pictures:
+        print(f"curves: {picture}")
     return 1 if result.outcome == "diverged" else 0
 
 

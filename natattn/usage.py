@@ -7,6 +7,7 @@ Trains a reference arm (model=standard, optimizer from reference=) and a candida
 initial weights on the same batches. Everything lands in a folder under outputs/.
 
   -m, --multirun   a run for every combination of comma-separated values: optim=adamw,aif seed=0,1
+  seeds=N          N seeds as one computation, each a run in a folder of its own: cheap for small models
   --cfg job        print the composed configuration (every key) and exit
   --info           Hydra's own information; --hydra-help: Hydra's own options
   resume=FOLDER    go on with an interrupted run, exactly

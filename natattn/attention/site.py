@@ -110,11 +110,15 @@ class AttentionSite:
         """A copy of the model is not observed: it would speak to the probe of the original."""
         return replace(self, counts=MaskCounts(), recording=False, capture=None)
 
-    def observe(self, inputs: AttentionInputs) -> None:
-        """Tell whoever looks at this forward pass about it; padded queries are not shown."""
+    def observe(self, inputs: AttentionInputs, *, record: bool = True) -> None:
+        """Tell whoever looks at this forward pass about it; padded queries are not shown.
+
+        Args:
+            record: False where its statistics have been added already.
+        """
         if not self.is_cross_attention and (self.recording or self.capture is not None):
             inputs = self.counts.unpadded(inputs)
-        if self.recording:
+        if self.recording and record:
             self.record(inputs)
         if self.capture is not None:
             self._captured(inputs)
@@ -134,6 +138,10 @@ class AttentionSite:
         # Under autocast the products would be rounded to bfloat16: statistics are float32 always.
         with torch.autocast(inputs.query.device.type, enabled=False):
             statistics = self.observation.measure(inputs, self.offset, self.counts.of(inputs))
+        self.add(statistics)
+
+    def add(self, statistics: EnergyStatistics) -> None:
+        """Add a forward pass to the statistics of the step."""
         self.statistics = statistics if self.statistics is None else self.statistics + statistics
 
     def recorded(self) -> EnergyStatistics:

@@ -1,6 +1,7 @@
 """An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ DIRECTION_KEYS = (*ROLES, "hidden", "default")
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """What a direction is shown of a parameter, with the direction's key and its rate relative to the group's."""
 
     view: ParameterView
@@ -73,8 +74,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.ranks = ranks or Ranks()
         self.steps = 0
         self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
-        self._measuring = False
-        self._slots: dict[nn.Parameter, list[_Slot]] = {}
+        self.measuring = False
+        self._slots: dict[nn.Parameter, list[Slot]] = {}
         by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
         for view in views:
             by_parameter.setdefault(view.parameter, []).append(view)
@@ -88,7 +89,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             group = {"params": [], "directions": keys, "lr": own_rates[0], "weight_decay": decay}
             groups.setdefault((*keys, *own_rates, decay), group)["params"].append(parameter)
             relative = [rate / own_rates[0] for rate in own_rates]
-            slots = [_Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
+            slots = [Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
             self._slots[parameter] = self._merged(slots)
             for slot in self._slots[parameter]:
                 directions[slot.direction].check(slot.place)
@@ -101,12 +102,12 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         found = owners([slot.shape for slot in slots], self.ranks.size)
         return {(slot.view.parameter, slot.view.state_prefix): rank for slot, rank in zip(slots, found, strict=True)}
 
-    def _is_split(self, slot: _Slot) -> bool:
+    def _is_split(self, slot: Slot) -> bool:
         """Whether one rank computes the update for all; an elementwise direction needs no more than a part."""
         cut = slot.view.dim is not None and is_sharded(slot.view.parameter)
         return self.ranks.size > 1 and (cut or not self.directions[slot.direction].elementwise)
 
-    def _merged(self, slots: list[_Slot]) -> list[_Slot]:
+    def _merged(self, slots: list[Slot]) -> list[Slot]:
         """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
         first = slots[0]
         alike = all((slot.direction, slot.rate) == (first.direction, first.rate) for slot in slots)
@@ -135,7 +136,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 self.param_groups.remove(param_group)
                 raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
             view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
-            slot = _Slot(view, str(key), 1.0, (view,))
+            slot = Slot(view, str(key), 1.0, (view,))
             try:
                 self.directions[slot.direction].check(slot.place)
             except ValueError:
@@ -152,15 +153,21 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with self.one_step():
+            for group in self.param_groups:
+                self._step_group(group)
+        return loss
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """What a step does around the updates, which are made inside: begin the placebo, measure, count."""
         self._begin_step()
-        before = self._snapshot() if self._measuring else None
-        for group in self.param_groups:
-            self._step_group(group)
+        before = self._snapshot() if self.measuring else None
+        yield
         if before is not None:
             self.last_updates = {"step": self.steps, "roles": self._measured(before)}
-            self._measuring = False
+            self.measuring = False
         self.steps += 1
-        return loss
 
     def _begin_step(self) -> None:
         """What has to happen between the last backward pass and the first update."""
@@ -172,7 +179,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
-        batches: dict[tuple[str, float, bool], list[_Slot]] = {}
+        batches: dict[tuple[str, float, bool], list[Slot]] = {}
         for parameter in group["params"]:
             for slot in self._slots[parameter] if parameter.grad is not None else ():
                 batches.setdefault((slot.direction, slot.rate, self._is_split(slot)), []).append(slot)
@@ -180,11 +187,11 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             step = self._step_split if is_split else self._step_here
             step(self.directions[key], slots, group["lr"] * rate, group["weight_decay"])
 
-    def _step_here(self, direction: Direction, slots: list[_Slot], learning_rate: float, weight_decay: float) -> None:
+    def _step_here(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
         """The step of whole matrices, or of this rank's parts of parameters."""
         views = [slot.view for slot in slots]
         parameters = [view.of(own_part(view.parameter.data)) for view in views]
-        states = [self._state_of(view, direction, parameter) for view, parameter in zip(views, parameters, strict=True)]
+        states = [self.state_of(view, direction, parameter) for view, parameter in zip(views, parameters, strict=True)]
         direction.step_(
             parameters,
             [view.of(own_part(view.parameter.grad)) for view in views],  # type: ignore[arg-type]
@@ -194,9 +201,9 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
         )
-        self._keep(views, states)
+        self._keep_states(views, states)
 
-    def _step_split(self, direction: Direction, slots: list[_Slot], learning_rate: float, weight_decay: float) -> None:
+    def _step_split(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
         """The step of matrices whose owners compute their updates for all ranks."""
         owned_by = [self._owners[slot.view.parameter, slot.view.state_prefix] for slot in slots]
         own: dict[int, Tensor] = {}
@@ -205,26 +212,40 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             if owned_by[number] == self.ranks.rank:
                 own[number] = gradient
         views, places = [slots[n].view for n in own], [slots[n].place for n in own]
-        states = [self._state_of(view, direction, gradient) for view, gradient in zip(views, own.values(), strict=True)]
+        states = [self.state_of(view, direction, gradient) for view, gradient in zip(views, own.values(), strict=True)]
         found = direction.updates(list(own.values()), states, places, self.statistics) if own else []  # type: ignore[arg-type]
-        self._keep(views, states)
+        self._keep_states(views, states)
         like = own_part(slots[0].view.parameter.data)
         updates = dict(zip(own, found, strict=True))
         for number, update in exchanged(updates, [slot.shape for slot in slots], owned_by, like, self.ranks):
             _apply(slots[number].view, update, learning_rate, weight_decay)
 
-    def _keep(self, views: list[ParameterView], states: list[State]) -> None:
+    def _keep_states(self, views: list[ParameterView], states: list[State]) -> None:
         for view, state in zip(views, states, strict=True):
-            self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+            self.keep_state(view, state)
 
-    def _state_of(self, view: ParameterView, direction: Direction, like: Tensor) -> State:
-        """The view's part of its parameter's state, without the prefix that tells slices of a fused weight apart."""
-        return self._saved_state(view) or direction.initial_state(like)
+    def state_of(self, view: ParameterView, direction: Direction, like: Tensor | None = None) -> State:
+        """The view's part of its parameter's state, without the prefix that tells slices of a fused weight apart.
+
+        Args:
+            like: what a first state is made for, where it is not the view of the parameter as it is stored.
+        """
+        return self._saved_state(view) or direction.initial_state(
+            view.of(view.parameter.data) if like is None else like
+        )
 
     def _saved_state(self, view: ParameterView) -> State:
         """The same, empty where there is none yet or another rank has it."""
         state, prefix = self.state[view.parameter], view.state_prefix
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    def keep_state(self, view: ParameterView, state: State) -> None:
+        """Enter a view's state into its parameter's."""
+        self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+
+    def slots_of(self, parameter: nn.Parameter) -> list[Slot]:
+        """What the directions are shown of a parameter."""
+        return self._slots[parameter]
 
     def __getstate__(self) -> dict[str, Any]:
         """Raises: TypeError: a copy would step the original's parameters with statistics of the original's model."""
@@ -277,7 +298,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def measure_next_step(self) -> None:
         """Have the next step's updates measured by role, at the cost of a copy of the parameters."""
-        self._measuring = True
+        self.measuring = True
 
     def _snapshot(self) -> dict[nn.Parameter, Tensor]:
         return {p: whole(p.detach()).clone() for p in self.parameters() if p.grad is not None}

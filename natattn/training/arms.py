@@ -146,17 +146,21 @@ class Arm:
             gradient_norm = nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.clip_norm if self.clip_norm is not None else float("inf")
             )
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * learning_rate_factor
+            self.set_rates(learning_rate_factor)
             with self.optimizer_stopwatch.running():
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self._clip_energies(step)
+            self.clip_energies(step)
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
         return StepResult(total, whole(gradient_norm))
 
-    def _clip_energies(self, step: int) -> None:
+    def set_rates(self, learning_rate_factor: float) -> None:
+        """The learning rate of every parameter group, by the schedule."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * learning_rate_factor
+
+    def clip_energies(self, step: int) -> None:
         """QK-clip, on the steps that the probe has observed."""
         if self.clip_energy is not None and self.probe is not None and step % self.probe.every == 0:
             maxima = {layer: self.probe.statistics(layer)["maximum"] for layer in self.probe.layers}

@@ -113,6 +113,8 @@ class Loop:
         self._losses: dict[str, float] = {}  # validation losses at the last evaluation, by arm
         self._probe_batch = first_sequences(validation, context, self.device)
         self._pending: list[tuple[int, Arm, StepResult]] = []
+        # Step 0 is evaluated before anything is saved: a run that has evaluated starts from a checkpoint of its step.
+        self._saved_step = progress.step if progress.evaluated_step >= 0 else -1
         self._started = time.perf_counter() - progress.seconds
         for arm in arms:
             arm.stopwatch.seconds = progress.arm_seconds.get(arm.name, 0.0)
@@ -125,39 +127,48 @@ class Loop:
 
     def run(self, interruption: Interruption) -> Outcome:
         """Train; afterwards the metrics and a checkpoint of the last step are on disk."""
-        settings, progress = self.settings, self.progress
-        # Step 0 is evaluated before anything is saved: a run that has evaluated starts from a checkpoint of its step.
-        saved_step = progress.step if progress.evaluated_step >= 0 else -1
-        while True:
-            step = progress.step
-            outcome = self._outcome(interruption)
-            # A time limit still ends with an evaluation; an interruption must not wait for one.
-            due = step % settings.evaluate_every == 0 or outcome in ("finished", "time_limit")
-            if due and step > progress.evaluated_step:
-                self.evaluate()
-                outcome = self._outcome(interruption) if outcome is None else self._final(outcome)
-            if saved_step != step and (outcome is not None or (step and step % settings.checkpoint_every == 0)):
-                self.checkpoint()
-                saved_step = step
-            if outcome is not None:
-                if outcome != "interrupted":
-                    self._evaluate_test()
-                return outcome
+        while (outcome := self.settle(interruption)) is None:
             self.advance()
+        return outcome
 
-    def _outcome(self, interruption: Interruption) -> Outcome | None:
+    def settle(self, interruption: Interruption, *, out_of_time: bool | None = None) -> Outcome | None:
+        """Evaluate and save what is due before the next step; why training ends, or None where it goes on.
+
+        Args:
+            out_of_time: whether the time limit has been reached; None to look at the clock.
+        """
+        settings, step = self.settings, self.progress.step
+        outcome = self._outcome(interruption, out_of_time)
+        # A time limit still ends with an evaluation; an interruption must not wait for one.
+        due = step % settings.evaluate_every == 0 or outcome in ("finished", "time_limit")
+        if due and step > self.progress.evaluated_step:
+            self.evaluate()
+            outcome = self._outcome(interruption, out_of_time) if outcome is None else self._final(outcome)
+        if self._saved_step != step and (outcome is not None or (step and step % settings.checkpoint_every == 0)):
+            self.checkpoint()
+            self._saved_step = step
+        if outcome not in (None, "interrupted"):
+            self._evaluate_test()
+        return outcome
+
+    def _outcome(self, interruption: Interruption, out_of_time: bool | None) -> Outcome | None:
         """Whether, and why, training stops before the next step."""
         if not any(arm.active for arm in self.arms):
             return "diverged"
         if self.progress.step >= self.settings.steps:
             return "finished"
-        limit = self.settings.max_seconds
-        late = limit is not None and self.seconds >= limit
+        late = self.out_of_time if out_of_time is None else out_of_time
         if self.ranks.size > 1:
             late = self._agree(interruption, late)
         if interruption.signal is not None:
             return "interrupted"
         return "time_limit" if late else None
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether ``max_seconds`` have passed."""
+        limit = self.settings.max_seconds
+        return limit is not None and self.seconds >= limit
 
     def _agree(self, interruption: Interruption, late: bool) -> bool:
         """Have all ranks stop at the same step; they ask each other when losses are read, not to wait at every step."""
@@ -174,15 +185,35 @@ class Loop:
 
     def advance(self) -> None:
         """One step of every active arm; their losses are read and logged when ``log_every`` says so."""
-        step = self.progress.step
-        factor = self.schedule.factor(step, self.settings.steps)
-        slices = [self._tokens(step, index) for index in range(self.settings.accumulation_steps)]
+        step, slices = self.progress.step, self.slices()
         for arm in self.arms:
             if arm.active:
-                arm.at_step(step, self.settings.steps)
-                if (step + 1) % self.settings.evaluate_every == 0 or step + 1 == self.settings.steps:
-                    arm.optimizer.measure_next_step()
-                self._pending.append((step, arm, arm.train_step(slices, step, factor)))
+                self.before_step(arm)
+                self.took_step(arm, arm.train_step(slices, step, self.rate_factor))
+        self.end_step()
+
+    @property
+    def rate_factor(self) -> float:
+        """What the schedule multiplies the learning rates of this step by."""
+        return self.schedule.factor(self.progress.step, self.settings.steps)
+
+    def slices(self) -> list[Tensor]:
+        """This step's batch on the device, in accumulation slices [slice, context + 1]."""
+        return [self._tokens(self.progress.step, index) for index in range(self.settings.accumulation_steps)]
+
+    def before_step(self, arm: Arm) -> None:
+        """Set what depends on the step; have the step before an evaluation measured."""
+        step = self.progress.step
+        arm.at_step(step, self.settings.steps)
+        if (step + 1) % self.settings.evaluate_every == 0 or step + 1 == self.settings.steps:
+            arm.optimizer.measure_next_step()
+
+    def took_step(self, arm: Arm, result: StepResult) -> None:
+        """Keep what this step measured until losses are read."""
+        self._pending.append((self.progress.step, arm, result))
+
+    def end_step(self) -> None:
+        """All arms have taken this step."""
         self.progress.step += 1
         if self.progress.step % self.settings.log_every == 0:
             self._drain()

@@ -1,7 +1,8 @@
 """One run from typed settings to a finished folder: data, arms, guards, loop, exported models."""
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from natattn.errors import UserError
 from natattn.files import write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
 from natattn.ranks import Ranks
+from natattn.tracking import Tracker
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.tracking.settings import WandbSettings
@@ -79,55 +81,86 @@ def _train(
 ) -> RunResult:
     progress, position, warnings = _restore(settings, folder, arms)
     ranks = arms[0].ranks
-    if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_config(folder, settings.model_dump(mode="json"), facts["config_hash"])
-        run_folder.write_environment(folder, str(settings.device))
-        write_json(folder / run_folder.RUN, facts)
-
     with contextlib.ExitStack() as stack:
-        metrics: MetricsFile | NoMetricsFile = NoMetricsFile()
-        watchers: list[Console | WandbMirror] = []
-        if ranks.is_first:
-            metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
-            watchers = _watchers(stack, settings, folder, facts, warnings)
+        console = Console(facts, total_steps=settings.train.steps) if ranks.is_first else None
+        run = OpenRun(settings, folder, corpus, arms, facts, console.warning if console else _silently)
+        run.open(stack, context, console, progress, position)
+        for warning in warnings:
+            run.warn(warning)
         interruption = stack.enter_context(Interruption())
-        loop = Loop(
-            arms,
-            settings.train,
-            settings.schedule,
-            Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
-            corpus.validation,
-            corpus.test,
-            context=context,
-            folder=folder,
-            metrics=metrics,
-            trackers=watchers,
-            progress=progress,
-        )
-        outcome = loop.run(interruption)
-        if outcome != "interrupted":
-            _export(settings, folder, arms, corpus, progress.step)
-        finish_facts(facts, arms, outcome, identical=loop.identical)
-        for watcher in watchers:
-            if isinstance(watcher, WandbMirror):
-                watcher.summarise({"status": outcome, "identical": loop.identical, **loop.summary()})
-            else:
-                _warn_of_the_outcome(watcher, arms, identical=loop.identical)
-        if ranks.is_first:
-            write_json(folder / run_folder.RUN, facts)
+        outcome = run.loop.run(interruption)
+        run.finish(outcome)
     return RunResult(outcome, interruption.signal if outcome == "interrupted" else None)
 
 
-def _watchers(
-    stack: contextlib.ExitStack, settings: RunSettings, folder: Path, facts: dict[str, Any], warnings: list[str]
-) -> list[Console | WandbMirror]:
-    """Who shows the run while it lasts."""
-    console = stack.enter_context(Console(facts, total_steps=settings.train.steps))
-    mirror = _open_mirror(stack, settings, folder, facts, console)
-    for warning in warnings:
-        console.warning(warning)
-    return [console, mirror] if mirror else [console]
+@dataclass
+class OpenRun:
+    """A run in training: what is written of it at its start and at its end."""
+
+    settings: RunSettings
+    folder: Path
+    corpus: TokenizedCorpus
+    arms: list[Arm]
+    facts: dict[str, Any]  # the content of run.json
+    warn: Callable[[str], None]
+    loop: Loop = field(init=False)
+    mirror: WandbMirror | None = None
+
+    def open(
+        self,
+        stack: contextlib.ExitStack,
+        context: int,
+        console: Tracker | None,
+        progress: Progress,
+        position: int,
+    ) -> None:
+        """Write what is known beforehand, open the trackers on ``stack`` and make the loop.
+
+        Args:
+            console: None on a rank that does not write.
+            position: size of the metrics file that ``progress`` belongs to.
+        """
+        settings, folder = self.settings, self.folder
+        metrics: MetricsFile | NoMetricsFile = NoMetricsFile()
+        trackers: list[Tracker] = []
+        if console is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            run_folder.write_config(folder, settings.model_dump(mode="json"), self.facts["config_hash"])
+            run_folder.write_environment(folder, str(settings.device))
+            write_json(folder / run_folder.RUN, self.facts)
+            metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
+            stack.enter_context(console)
+            self.mirror = _open_mirror(stack, settings, folder, self.facts, self.warn)
+            trackers = [console, self.mirror] if self.mirror else [console]
+        self.loop = Loop(
+            self.arms,
+            settings.train,
+            settings.schedule,
+            Batches(self.corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
+            self.corpus.validation,
+            self.corpus.test,
+            context=context,
+            folder=folder,
+            metrics=metrics,
+            trackers=trackers,
+            progress=progress,
+        )
+
+    def finish(self, outcome: Outcome) -> None:
+        """Export the models, and enter how the run ended."""
+        identical = self.loop.identical
+        if outcome != "interrupted":
+            _export(self.settings, self.folder, self.arms, self.corpus, self.loop.progress.step)
+        finish_facts(self.facts, self.arms, outcome, identical=identical)
+        if self.mirror:
+            self.mirror.summarise({"status": outcome, "identical": identical, **self.loop.summary()})
+        if self.arms[0].ranks.is_first:
+            write_json(self.folder / run_folder.RUN, self.facts)
+        _warn_of_the_outcome(self.warn, self.arms, identical=identical)
+
+
+def _silently(text: str) -> None:
+    """What ranks that do not write make of a warning."""
 
 
 def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Progress, int, list[str]]:
@@ -151,7 +184,7 @@ def _open_mirror(
     settings: RunSettings,
     folder: Path,
     facts: dict[str, Any],
-    console: Console,
+    warn: Callable[[str], None],
 ) -> WandbMirror | None:
     if not isinstance(settings.tracker, WandbSettings):
         return None
@@ -162,7 +195,7 @@ def _open_mirror(
         group=facts["group"],
         name=folder.name,
         run_id=facts["run_id"],
-        warn=console.warning,
+        warn=warn,
     )
     return stack.enter_context(mirror)
 
@@ -183,9 +216,9 @@ def _export(settings: RunSettings, folder: Path, arms: list[Arm], corpus: Tokeni
         corpus.tokenizer.save(target)
 
 
-def _warn_of_the_outcome(console: Console, arms: list[Arm], *, identical: bool) -> None:
+def _warn_of_the_outcome(warn: Callable[[str], None], arms: list[Arm], *, identical: bool) -> None:
     for arm in arms:
         if arm.status == "diverged":
-            console.warning(f"arm {arm.name} diverged: {arm.cause}")
+            warn(f"arm {arm.name} diverged: {arm.cause}")
     if identical:
-        console.warning("the two arms have identical weights: they were updated alike, nothing was compared")
+        warn("the two arms have identical weights: they were updated alike, nothing was compared")

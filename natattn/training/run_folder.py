@@ -25,6 +25,7 @@ LOCK = "run.lock"
 ADDED_LATER: dict[str, Any] = {
     "size.n_inner": None,
     "train.parallel": "ddp",
+    "seeds": None,
     "stabilisers.qk_norm": False,
     "stabilisers.qk_clip": None,
     "stabilisers.softcap": None,

@@ -58,6 +58,7 @@ class RunSettings(Settings):
     train: TrainSettings
     probe: ProbeSettings
     seed: Annotated[int, Field(ge=0, lt=2**63)]
+    seeds: Annotated[int, Field(ge=1)] | None = None
     resume: str | None
 
     def check(self) -> None:
@@ -66,6 +67,8 @@ class RunSettings(Settings):
         Raises: UserError naming the keys.
         """
         check_size(self.size, self.init)
+        if self.seeds is not None:
+            self._check_seeds()
         self.stabilisers.check(self.model.attention)
         if self.optim.reads_attention and not self.model.observable:
             raise UserError(
@@ -93,6 +96,30 @@ class RunSettings(Settings):
                 f"valid: below train.steps={self.train.steps}"
             )
         chosen_device(self.train.device, "train.device")
+
+    def _check_seeds(self) -> None:
+        """Refuse what several seeds cannot do as one computation."""
+        start = f"seeds={self.seeds}: "
+        if self.resume is not None:
+            raise UserError(start + "cannot be resumed together; each seed is: resume=FOLDER/seed0, without seeds")
+        if isinstance(self.model.attention, PublishedAttention):
+            raise UserError(
+                f"{start}model={self.model.name}: its blocks cannot be stacked; valid: a sweep: -m seed=0,1,…"
+            )
+        if self.model.dropout > 0:
+            raise UserError(
+                f"{start}model.dropout={self.model.dropout:g}: together the seeds would not drop what they drop alone; "
+                "valid: model.dropout=0, or a sweep: -m seed=0,1,…"
+            )
+        if self.train.compile:
+            raise UserError(start + "train.compile=true: is not compiled; valid: train.compile=false")
+        if self.seed + self.seeds > 2**63:  # type: ignore[operator]
+            raise UserError(f"{start}seed={self.seed}: the last seed would not be below 2**63")
+
+    def of_each_seed(self) -> "list[RunSettings]":
+        """The settings of the separate runs that ``seeds`` stands for."""
+        seeds = range(self.seed, self.seed + (self.seeds or 1))
+        return [self.model_copy(update={"seed": seed, "seeds": None}) for seed in seeds]
 
     @property
     def candidate_name(self) -> str:

@@ -172,7 +172,7 @@ def test_state_memory_is_as_documented(optimizer_name):
                 if slot.direction != key or parameter.ndim < 2:
                     continue
                 view = slot.view
-                state = trained.optimizer._state_of(view, trained.optimizer.directions[key])
+                state = trained.optimizer.state_of(view, trained.optimizer.directions[key])
                 shape = view.of(parameter).shape
                 others = {name: value for name, value in state.items() if not name.endswith(per_factor)}
                 assert sum(value.shape == shape for value in others.values()) == expected

@@ -79,8 +79,8 @@ def test_the_fisher_directions_are_equivariant(scale):
         state = {"failed": torch.zeros(())}
         refresh([state], "output_root", [output_factor / c**2], 0.1)
         refresh([state], "input_root", [input_factor], 0.1)
-        inner = direction._before(gradient / c, state, Place("query", heads=heads))
-        return direction._after(direction._orthogonal(inner[None])[0], state)
+        roots = state["output_root"][None], state["input_root"][None]
+        return direction._unscaled((gradient / c)[None], *roots, Place("query", heads=heads))[0]
 
     torch.testing.assert_close(update(scale), scale * update(1.0), rtol=1e-9, atol=0)
 

@@ -117,7 +117,11 @@ class EnergyScaled(Direction):
             members = [index for index, place in enumerate(places) if place.layer == layer]
             if not members:
                 continue  # a group of parameters outside this block
-            products = torch._foreach_mul([scaled[index] for index in members], factor)
+            chosen = [scaled[index] for index in members]
+            if factor.ndim:  # of stacked models, one each
+                products = [tensor * factor.view(-1, *[1] * (tensor.ndim - 1)) for tensor in chosen]
+            else:
+                products = list(torch._foreach_mul(chosen, factor))
             for index, product in zip(members, products, strict=True):
                 scaled[index] = product
         return scaled

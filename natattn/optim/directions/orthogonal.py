@@ -1,14 +1,19 @@
-"""Muon's direction: the momentum of a matrix, orthogonalised (Jordan et al. 2024), by PyTorch's own Muon."""
+"""Muon's direction: the momentum of a matrix, orthogonalised (Jordan et al. 2024)."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from natattn.optim.directions.base import Direction, Place, State, Statistics
+from natattn.optim.directions.base import ADAM_RMS, Direction, Place, State, Statistics
+from natattn.optim.directions.momentum import average_gradients
+from natattn.optim.directions.orthogonalise import newton_schulz
 from natattn.settings import Settings
+
+_LEAST_NORM = 1e-7  # as in torch.optim.Muon; a zero matrix stays zero
 
 
 class OrthogonalSettings(Settings):
@@ -30,7 +35,7 @@ class OrthogonalSettings(Settings):
 
 
 class Orthogonal(Direction):
-    """``torch.optim.Muon`` as a direction; matrices are shown to it as (outputs, inputs)."""
+    """What ``torch.optim.Muon`` computes matrix by matrix, here in batches of equal shapes; shown (outputs, inputs)."""
 
     def __init__(self, settings: OrthogonalSettings) -> None:
         self.settings = settings
@@ -46,20 +51,24 @@ class Orthogonal(Direction):
         places: Sequence[Place],
         statistics: Statistics | None,
     ) -> list[Tensor]:
-        """One step of Muon from zero at learning rate 1 and no decay lands at minus the update."""
-        landings = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
-        for landing, gradient in zip(landings, gradients, strict=True):
-            landing.grad = gradient
-        muon = torch.optim.Muon(
-            landings,
-            lr=1.0,
-            weight_decay=0.0,
-            momentum=self.settings.momentum,
-            nesterov=self.settings.nesterov,
-            ns_steps=self.settings.newton_schulz_steps,
-            adjust_lr_fn="match_rms_adamw" if self.settings.match_rms else "original",
-        )
-        for landing, state in zip(landings, states, strict=True):
-            muon.state[landing]["momentum_buffer"] = state["momentum"]
-        muon.step()  # type: ignore[no-untyped-call]
-        return [-landing.detach() for landing in landings]
+        """Momenta, orthogonalised in bfloat16 and scaled."""
+        settings = self.settings
+        momenta = average_gradients(gradients, states, settings.momentum, nesterov=settings.nesterov)
+        batches: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for index, momentum in enumerate(momenta):
+            batches.setdefault((momentum.shape, momentum.dtype), []).append(index)
+        updates: list[Tensor] = [torch.empty(0)] * len(momenta)
+        for (shape, dtype), members in batches.items():
+            batch = torch.stack([momenta[index] for index in members]).bfloat16()
+            # Not by the largest entry first, as ``orthogonalise`` does: Muon divides by the norm alone.
+            norm = torch.linalg.matrix_norm(batch, keepdim=True).clamp_min(_LEAST_NORM)
+            orthogonal = newton_schulz(batch / norm, settings.newton_schulz_steps).to(dtype) * self._scale(shape)
+            for index, update in zip(members, orthogonal.unbind(), strict=True):
+                updates[index] = update
+        return updates
+
+    def _scale(self, shape: torch.Size) -> float:
+        rows, columns = shape
+        if self.settings.match_rms:
+            return ADAM_RMS * math.sqrt(max(rows, columns))
+        return math.sqrt(max(1, rows / columns))

@@ -24,7 +24,6 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: NewtonSchulzDtype = "own"
 
     Returns: [..., rows, columns] in the dtype of ``matrices``.
     """
-    a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     X: Tensor = matrices.mT if is_tall else matrices
     # By the largest entry first: the squares of tiny or huge entries are no numbers any more.
@@ -33,12 +32,20 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: NewtonSchulzDtype = "own"
     batch = X.flatten(0, -3) if X.ndim > 3 else X.reshape(-1, *X.shape[-2:])
     if dtype == "bfloat16":
         batch = batch.bfloat16()
+    X = newton_schulz(batch, steps).to(matrices.dtype).view(X.shape)
+    return X.mT if is_tall else X
+
+
+def newton_schulz(matrices_VRC: Tensor, steps: int) -> Tensor:
+    """X ← aX + (bXXᵀ + c(XXᵀ)²)X, ``steps`` times, of a batch whose singular values are at most 1, in its dtype."""
+    a, b, c = COEFFICIENTS
+    is_tall = matrices_VRC.shape[-2] > matrices_VRC.shape[-1]
+    batch = matrices_VRC.mT if is_tall else matrices_VRC
     for _ in range(steps):
         gram = batch @ batch.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         batch = torch.baddbmm(batch, polynomial, batch, beta=a)
-    X = batch.to(matrices.dtype).view(X.shape)
-    return X.mT if is_tall else X
+    return batch.mT if is_tall else batch
 
 
 def _or_one(scale: Tensor) -> Tensor:

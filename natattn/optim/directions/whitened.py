@@ -116,13 +116,13 @@ class Whitened(Direction):
             state["host_step"] += 1
         momenta = average_gradients(gradients, states, settings.momentum, nesterov=settings.nesterov)
         updates: list[Tensor] = [torch.empty(0)] * len(momenta)
-        for members in _equal(momenta, places).values():
-            inner = [self._before(momenta[index], states[index], places[index]) for index in members]
-            orthogonal = self._orthogonal(torch.stack(inner))
-            for index, matrix_HDN in zip(members, orthogonal.unbind(), strict=True):
-                update = self._after(matrix_HDN, states[index]).flatten(0, 1)
-                scale = ADAM_RMS / update.square().mean().sqrt().clamp_min(1e-30)
-                updates[index] = (update * scale).to(momenta[index].dtype)
+        names = [f"{side}_{self._kept}" for side in ("output", "input")]
+        for members in _equal(momenta, states, places, names).values():
+            outputs, inputs = (_stacked([states[index].get(name) for index in members]) for name in names)
+            batch = torch.stack([momenta[index] for index in members])
+            found = self._batch(batch, outputs, inputs, places[members[0]])
+            for index, update in zip(members, found.unbind(), strict=True):
+                updates[index] = update
         return updates
 
     def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
@@ -143,25 +143,33 @@ class Whitened(Direction):
         """Of (factor + damping)⁻¹ the dual form needs a root R, with Rᵀ R the inverse, on both sides of orth."""
         return "inverse" if self.settings.form == "newton" else "root"
 
-    def _before(self, momentum: Tensor, state: State, place: Place) -> Tensor:
-        """What is orthogonalised: R_S M R_Aᵀ (dual) or S⁻¹ M A⁻¹ (newton), [heads, D, N]."""
-        matrix_HDN = momentum.to(working_dtype(momentum)).view(self._heads(place), -1, momentum.shape[-1])
-        return _between(matrix_HDN, state.get(f"output_{self._kept}"), state.get(f"input_{self._kept}"))
+    def _batch(
+        self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, place: Place
+    ) -> Tensor:
+        """Updates of a batch at the root mean square of Adam's, [V, rows, N]; arguments of ``_unscaled``."""
+        update = self._unscaled(momenta_VRN, output_kept, input_kept, place)
+        scale = ADAM_RMS / update.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
+        return (update * scale).to(momenta_VRN.dtype)
+
+    def _unscaled(
+        self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, place: Place
+    ) -> Tensor:
+        """orth of R_S M R_Aᵀ, back by R_Sᵀ X R_A (dual), or of S⁻¹ M A⁻¹ (newton), of a batch, [V, rows, N].
+
+        Args:
+            output_kept, input_kept: roots or inverses [V, heads or 1, dim, dim].
+        """
+        count, rows, columns = momenta_VRN.shape
+        momenta_VHDN = momenta_VRN.to(working_dtype(momenta_VRN)).view(count, self._heads(place), -1, columns)
+        update = self._orthogonal(_between(momenta_VHDN, output_kept, input_kept))
+        if self._kept == "root":
+            output_kept, input_kept = (None if root is None else root.mT for root in (output_kept, input_kept))
+            update = _between(update, output_kept, input_kept)
+        return update.reshape(count, rows, columns)
 
     def _heads(self, place: Place) -> int:
         is_cut = self.settings.per_head or self.settings.metric in ("attention", "traced")
         return heads_of(place) if is_cut else 1
-
-    def _after(self, matrix_HDN: Tensor, state: State) -> Tensor:
-        """R_Sᵀ X R_A in the dual form."""
-        if self._kept == "inverse":
-            return matrix_HDN
-        output_root, input_root = state.get("output_root"), state.get("input_root")
-        return _between(
-            matrix_HDN,
-            None if output_root is None else output_root.mT,
-            None if input_root is None else input_root.mT,
-        )
 
     def _orthogonal(self, matrices_VHDN: Tensor) -> Tensor:
         settings = self.settings
@@ -264,15 +272,30 @@ def _factor_statistics(statistics: Statistics | None) -> FactorStatistics:
     return statistics  # type: ignore[return-value]
 
 
-def _equal(momenta: Sequence[Tensor], places: Sequence[Place]) -> dict[tuple[object, ...], list[int]]:
-    """Indices of the matrices that can be orthogonalised as one batch."""
+def _equal(
+    momenta: Sequence[Tensor], states: Sequence[State], places: Sequence[Place], names: Sequence[str]
+) -> dict[tuple[object, ...], list[int]]:
+    """Indices of the matrices that can be orthogonalised as one batch: alike, and alike in what is kept of them."""
     batches: dict[tuple[object, ...], list[int]] = {}
-    for index, (matrix, place) in enumerate(zip(momenta, places, strict=True)):
-        batches.setdefault((matrix.shape, matrix.dtype, place.heads), []).append(index)
+    for index, (matrix, state, place) in enumerate(zip(momenta, states, places, strict=True)):
+        kept = tuple(state[name].shape if name in state else None for name in names)
+        batches.setdefault((matrix.shape, matrix.dtype, place.heads, *kept), []).append(index)
     return batches
 
 
-def _between(matrix_HDN: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """L M Rᵀ, in the dtype of M."""
-    result = matrix_HDN if left is None else left.to(matrix_HDN.dtype) @ matrix_HDN
-    return result if right is None else result @ right.to(matrix_HDN.dtype).mT
+def _stacked(matrices: Sequence[Tensor | None]) -> Tensor | None:
+    """None where there are none; all have one or none has."""
+    found = [matrix for matrix in matrices if matrix is not None]
+    return torch.stack(found) if found else None
+
+
+def _between(matrices_VHDN: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """L M Rᵀ, in the dtype of M; L and R of every matrix for each of its heads, or one for all."""
+    result, dtype = matrices_VHDN, matrices_VHDN.dtype
+    if left is not None:
+        result = left.to(dtype) @ result
+    if right is None:
+        return result
+    if right.shape[1] == 1:  # as one product, not as one for each head
+        return (result.flatten(1, 2) @ right[:, 0].to(dtype).mT).view_as(result)
+    return result @ right.to(dtype).mT
