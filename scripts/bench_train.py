@@ -26,7 +26,8 @@ from natattn.statistics import t_interval
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms
-from natattn.training.loop import Loop, Progress
+from natattn.training.loop import Loop
+from natattn.training.progress import Progress
 from natattn.training.settings import RunSettings
 
 

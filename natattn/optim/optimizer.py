@@ -2,42 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from natattn.optim.directions.base import Direction, Place, State, Statistics
+from natattn.optim.directions.base import Direction, State, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
 from natattn.optim.measurements import Conditions, measured, preconditioner_metrics
-from natattn.optim.partition import HIDDEN_ROLES, ROLES, ParameterView, Role
+from natattn.optim.partition import ROLES, ParameterView
 from natattn.optim.placebo import PlaceboStatistics
-from natattn.optim.sharing import exchanged, owners
-from natattn.ranks import Ranks, is_sharded, own_part, part_like, whole
-
-DIRECTION_KEYS = (*ROLES, "hidden", "default")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What a direction is shown of a parameter, with the direction's key and its rate relative to the group's."""
-
-    view: ParameterView
-    direction: str
-    rate: float
-    parts: tuple[ParameterView, ...]  # the matrices in it, each with a role of its own
-
-    @property
-    def place(self) -> Place:
-        """Where it stands in the model."""
-        view = self.view
-        return Place(view.role, view.layer, view.module, view.heads, view.parameter.ndim)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the view, whole."""
-        return self.view.of(torch.empty(self.view.parameter.shape, device="meta")).shape
+from natattn.optim.sharing import Sharing
+from natattn.optim.slots import Slot, key_of
+from natattn.ranks import Ranks, own_part, whole
 
 
 class DirectionalOptimizer(torch.optim.Optimizer):
@@ -94,18 +73,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             for slot in self._slots[parameter]:
                 directions[slot.direction].check(slot.place)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
-        self._owners = self._shared_out()
-
-    def _shared_out(self) -> dict[tuple[nn.Parameter, str], int]:
-        """The rank that owns each matrix whose work is split, by parameter and prefix of its state."""
-        slots = [slot for own in self._slots.values() for slot in own if self._is_split(slot)]
-        found = owners([slot.shape for slot in slots], self.ranks.size)
-        return {(slot.view.parameter, slot.view.state_prefix): rank for slot, rank in zip(slots, found, strict=True)}
-
-    def _is_split(self, slot: Slot) -> bool:
-        """Whether one rank computes the update for all; an elementwise direction needs no more than a part."""
-        cut = slot.view.dim is not None and is_sharded(slot.view.parameter)
-        return self.ranks.size > 1 and (cut or not self.directions[slot.direction].elementwise)
+        self.sharing = Sharing([slot for slots in self._slots.values() for slot in slots], directions, self.ranks)
 
     def _merged(self, slots: list[Slot]) -> list[Slot]:
         """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
@@ -143,8 +111,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
                 self.param_groups.remove(param_group)
                 raise
             self._slots[parameter] = [slot]
-            if self._is_split(slot):
-                self._owners[parameter, slot.view.state_prefix] = len(self._owners) % self.ranks.size
+            self.sharing.add(slot)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -182,9 +149,9 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         batches: dict[tuple[str, float, bool], list[Slot]] = {}
         for parameter in group["params"]:
             for slot in self._slots[parameter] if parameter.grad is not None else ():
-                batches.setdefault((slot.direction, slot.rate, self._is_split(slot)), []).append(slot)
+                batches.setdefault((slot.direction, slot.rate, self.sharing.is_split(slot)), []).append(slot)
         for (key, rate, is_split), slots in batches.items():
-            step = self._step_split if is_split else self._step_here
+            step = partial(self.sharing.step, self) if is_split else self._step_here
             step(self.directions[key], slots, group["lr"] * rate, group["weight_decay"])
 
     def _step_here(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
@@ -201,26 +168,9 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
         )
-        self._keep_states(views, states)
+        self.keep_states(views, states)
 
-    def _step_split(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
-        """The step of matrices whose owners compute their updates for all ranks."""
-        owned_by = [self._owners[slot.view.parameter, slot.view.state_prefix] for slot in slots]
-        own: dict[int, Tensor] = {}
-        for number, slot in enumerate(slots):
-            gradient = slot.view.of(whole(slot.view.parameter.grad))  # type: ignore[arg-type]
-            if owned_by[number] == self.ranks.rank:
-                own[number] = gradient
-        views, places = [slots[n].view for n in own], [slots[n].place for n in own]
-        states = [self.state_of(view, direction, gradient) for view, gradient in zip(views, own.values(), strict=True)]
-        found = direction.updates(list(own.values()), states, places, self.statistics) if own else []  # type: ignore[arg-type]
-        self._keep_states(views, states)
-        like = own_part(slots[0].view.parameter.data)
-        updates = dict(zip(own, found, strict=True))
-        for number, update in exchanged(updates, [slot.shape for slot in slots], owned_by, like, self.ranks):
-            _apply(slots[number].view, update, learning_rate, weight_decay)
-
-    def _keep_states(self, views: list[ParameterView], states: list[State]) -> None:
+    def keep_states(self, views: list[ParameterView], states: list[State]) -> None:
         for view, state in zip(views, states, strict=True):
             self.keep_state(view, state)
 
@@ -283,18 +233,6 @@ class DirectionalOptimizer(torch.optim.Optimizer):
     def parameters(self) -> list[nn.Parameter]:
         """In the order of their numbers in ``state_dict()``."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
-
-    def holds_part(self, parameter: nn.Parameter, value: Tensor) -> bool:
-        """Whether such a value in the state of a parameter is this rank's part of one for the whole parameter."""
-        split = any(self._is_split(slot) for slot in self._slots[parameter])
-        return is_sharded(parameter) and not split and value.ndim > 0
-
-    def keeps(self, parameter: nn.Parameter, name: str) -> bool:
-        """Whether an entry in the state of a parameter is kept on this rank: of split work only by the owner."""
-        for slot in self._slots[parameter]:
-            if name.startswith(slot.view.state_prefix) and self._is_split(slot):
-                return self._owners[parameter, slot.view.state_prefix] == self.ranks.rank
-        return True
 
     def measure_next_step(self) -> None:
         """Have the next step's updates measured by role, at the cost of a copy of the parameters."""
@@ -365,21 +303,3 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             if name.rpartition(".")[2] == "failed"
         ]
         return sum(counts) if counts else None
-
-
-def _apply(view: ParameterView, update: Tensor, learning_rate: float, weight_decay: float) -> None:
-    """θ ← (1 − learning_rate · weight_decay) θ − learning_rate · u, of a whole view or of this rank's part of it."""
-    parameter, decay = view.parameter.data, 1 - learning_rate * weight_decay
-    if not is_sharded(parameter):
-        view.of(parameter).mul_(decay).add_(update, alpha=-learning_rate)
-        return
-    step, kept = update.new_zeros(parameter.shape), update.new_ones(parameter.shape)
-    view.of(step).copy_(update)
-    view.of(kept).fill_(decay)
-    own_part(parameter).mul_(part_like(kept, parameter)).sub_(part_like(step, parameter), alpha=learning_rate)
-
-
-def key_of(table: Mapping[str, Any], role: Role) -> str | None:
-    """The most specific key of a table that holds for a role: the role itself, ``hidden``, ``default``."""
-    candidates = (role, "hidden", "default") if role in HIDDEN_ROLES else (role, "default")
-    return next((key for key in candidates if key in table), None)

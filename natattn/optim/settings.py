@@ -11,9 +11,10 @@ from natattn.files import conf_folder
 from natattn.fisher.kronecker import FACTORS
 from natattn.fisher.probe import FisherProbe
 from natattn.optim.directions import Direction, DirectionSettings, Statistics
-from natattn.optim.optimizer import DIRECTION_KEYS, DirectionalOptimizer, key_of
+from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import ROLES, ParameterView, partition
 from natattn.optim.placebo import PlaceboStatistics
+from natattn.optim.slots import DIRECTION_KEYS, key_of
 from natattn.ranks import Ranks
 from natattn.settings import Name, Settings
 

@@ -4,15 +4,100 @@ What costs more than a pass over the elements (Newton–Schulz, factorisations, 
 and momenta and roots exist once. Gradients must be equal on all ranks, or be parts of one gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from natattn.ranks import Ranks
+from natattn.optim.directions.base import Direction, State
+from natattn.optim.partition import ParameterView
+from natattn.optim.slots import Slot
+from natattn.ranks import Ranks, is_sharded, own_part, part_like, whole
 
 BUCKET_ELEMENTS = 16 * 2**20  # of the updates that are exchanged at once
+
+
+class Sharing:
+    """Which matrices of an optimizer are split, and among whom.
+
+    Args:
+        slots: all that the directions are shown.
+        ranks: the processes that train the same parameters.
+    """
+
+    def __init__(self, slots: Sequence[Slot], directions: Mapping[str, Direction], ranks: Ranks) -> None:
+        self.directions = directions
+        self.ranks = ranks
+        split = [slot for slot in slots if self.is_split(slot)]
+        found = owners([slot.shape for slot in split], ranks.size)
+        self._owners = {_address(slot): rank for slot, rank in zip(split, found, strict=True)}
+
+    def add(self, slot: Slot) -> None:
+        """Give one that came later an owner."""
+        if self.is_split(slot):
+            self._owners[_address(slot)] = len(self._owners) % self.ranks.size
+
+    def is_split(self, slot: Slot) -> bool:
+        """Whether one rank computes the update for all; an elementwise direction needs no more than a part."""
+        cut = slot.view.dim is not None and is_sharded(slot.view.parameter)
+        return self.ranks.size > 1 and (cut or not self.directions[slot.direction].elementwise)
+
+    def holds_part(self, slots: Sequence[Slot], value: Tensor) -> bool:
+        """Whether such a value in the state of the parameter of these slots is this rank's part of a whole one."""
+        split = any(self.is_split(slot) for slot in slots)
+        return is_sharded(slots[0].view.parameter) and not split and value.ndim > 0
+
+    def keeps(self, slots: Sequence[Slot], name: str) -> bool:
+        """Whether an entry in the state of the parameter of these slots is kept on this rank."""
+        for slot in slots:
+            if name.startswith(slot.view.state_prefix) and self.is_split(slot):
+                return self._owners[_address(slot)] == self.ranks.rank
+        return True
+
+    def step(
+        self,
+        keeper: "StateKeeper",
+        direction: Direction,
+        slots: list[Slot],
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        """The step of matrices whose owners compute their updates for all ranks."""
+        owned_by = [self._owners[_address(slot)] for slot in slots]
+        own: dict[int, Tensor] = {}
+        for number, slot in enumerate(slots):
+            gradient = slot.view.of(whole(slot.view.parameter.grad))  # type: ignore[arg-type]
+            if owned_by[number] == self.ranks.rank:
+                own[number] = gradient
+        views, places = [slots[n].view for n in own], [slots[n].place for n in own]
+        states = [
+            keeper.state_of(view, direction, gradient) for view, gradient in zip(views, own.values(), strict=True)
+        ]
+        found = direction.updates(list(own.values()), states, places, keeper.statistics) if own else []
+        keeper.keep_states(views, states)
+        like = own_part(slots[0].view.parameter.data)
+        updates = dict(zip(own, found, strict=True))
+        for number, update in exchanged(updates, [slot.shape for slot in slots], owned_by, like, self.ranks):
+            _apply(slots[number].view, update, learning_rate, weight_decay)
+
+
+class StateKeeper(Protocol):
+    """What a shared step needs of its optimizer."""
+
+    statistics: Any
+
+    def state_of(self, view: ParameterView, direction: Direction, like: Tensor | None = None) -> State:
+        """A view's state."""
+
+    def keep_states(self, views: list[ParameterView], states: list[State]) -> None:
+        """Enter views' states."""
+
+
+def _address(slot: Slot) -> tuple[nn.Parameter, str]:
+    """What tells the matrices of an optimizer apart."""
+    return slot.view.parameter, slot.view.state_prefix
 
 
 def owners(shapes: Sequence[Sequence[int]], size: int) -> list[int]:
@@ -68,3 +153,15 @@ def _buckets(shapes: Sequence[torch.Size]) -> Iterator[list[int]]:
         filled += shape.numel()
     if bucket:
         yield bucket
+
+
+def _apply(view: ParameterView, update: Tensor, learning_rate: float, weight_decay: float) -> None:
+    """θ ← (1 − learning_rate · weight_decay) θ − learning_rate · u, of a whole view or of this rank's part of it."""
+    parameter, decay = view.parameter.data, 1 - learning_rate * weight_decay
+    if not is_sharded(parameter):
+        view.of(parameter).mul_(decay).add_(update, alpha=-learning_rate)
+        return
+    step, kept = update.new_zeros(parameter.shape), update.new_ones(parameter.shape)
+    view.of(step).copy_(update)
+    view.of(kept).fill_(decay)
+    own_part(parameter).mul_(part_like(kept, parameter)).sub_(part_like(step, parameter), alpha=learning_rate)

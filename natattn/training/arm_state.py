@@ -93,7 +93,7 @@ def _tensors_of(arm: Arm) -> tuple[dict[str, Tensor], Any]:
     content = arm.optimizer.state_dict()
     for number, parameter in enumerate(arm.optimizer.parameters()):
         for name, value in content["state"].get(number, {}).items():
-            if arm.optimizer.holds_part(parameter, value):
+            if arm.optimizer.sharing.holds_part(arm.optimizer.slots_of(parameter), value):
                 content["state"][number] = {**content["state"][number], name: sharded_like(value, parameter)}
     optimizer, rest = flatten(content)
     tensors = {f"model/{name}": tensor.detach() for name, tensor in arm.unique_tensors().items()}
@@ -110,9 +110,10 @@ def _empty(name: str, shape: Shape, arm: Arm) -> Tensor | None:
     if kind == "optimizer" and address.startswith("state/"):
         _, number, key = address.split("/", 2)
         parameter = arm.optimizer.parameters()[int(number)]
-        if not arm.optimizer.keeps(parameter, key):
+        slots, sharing = arm.optimizer.slots_of(parameter), arm.optimizer.sharing
+        if not sharing.keeps(slots, key):
             return None
-        if arm.optimizer.holds_part(parameter, whole):
+        if sharing.holds_part(slots, whole):
             return sharded_like(torch.empty_like(own_part(parameter), dtype=shape.dtype), parameter)
     return torch.empty_like(whole, device=arm.device)
 

@@ -11,7 +11,7 @@ from torch import nn
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
 from natattn.ranks import Ranks
-from natattn.training.loop import Parallel
+from natattn.training.progress import Parallel
 from natattn.training.settings import RunSettings
 
 

@@ -8,7 +8,7 @@ from natattn.errors import UserError
 from natattn.optim.settings import OptimSettings
 from natattn.training import run_folder
 from natattn.training.arms import Arm, weights_hash
-from natattn.training.loop import Outcome
+from natattn.training.progress import Outcome
 from natattn.training.settings import CHANGEABLE, REFERENCE, RunSettings
 
 

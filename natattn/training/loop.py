@@ -9,68 +9,20 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from natattn.data import Batches, TokenSplit
-from natattn.settings import Settings
 from natattn.tracking import Record, Tracker
 from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.training.arms import Arm, StepResult, identical
 from natattn.training.checkpoint import save_checkpoint
-from natattn.training.devices import DeviceName
 from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
 from natattn.training.interruption import Interruption
+from natattn.training.progress import Outcome, Progress, TrainSettings
 from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
-
-Outcome = Literal["finished", "interrupted", "time_limit", "diverged"]
-Parallel = Literal["ddp", "fsdp"]
-
-
-class TrainSettings(Settings):
-    """How long, with what batches, and how often to evaluate and to checkpoint."""
-
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    accumulation_steps: int = Field(ge=1)
-    sampling: Literal["random", "epochs"]
-    clip_norm: float | None = Field(gt=0)
-    evaluate_every: int = Field(ge=1)
-    evaluation_batch_size: int = Field(ge=1)
-    checkpoint_every: int = Field(ge=1)
-    keep_checkpoints: int = Field(ge=1)
-    log_every: int = Field(ge=1)
-    max_seconds: float | None = Field(gt=0)
-    compile: bool
-    device: DeviceName
-    parallel: Parallel = "ddp"
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what a checkpoint must hold beside weights and optimizer states."""
-
-    step: int = 0
-    evaluated_step: int = -1  # the last step whose evaluation is in the metrics file
-    best_loss: float = math.inf  # the candidate's validation loss at the best checkpoint
-    seconds: float = 0.0  # wall seconds of training so far, over all sittings
-    arm_seconds: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """As stored in a checkpoint."""
-        best = self.best_loss if math.isfinite(self.best_loss) else None
-        return {**vars(self), "best_loss": best}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Progress":
-        """The inverse of ``to_json``."""
-        best = content["best_loss"]
-        return cls(**{**content, "best_loss": math.inf if best is None else best})
 
 
 class Loop:

@@ -24,7 +24,8 @@ from natattn.training.facts import run_facts
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.joint import JointArm
-from natattn.training.loop import Loop, Outcome, Progress
+from natattn.training.loop import Loop
+from natattn.training.progress import Outcome, Progress
 from natattn.training.run import OpenRun, RunResult
 from natattn.training.settings import RunSettings
 

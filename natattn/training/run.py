@@ -26,7 +26,8 @@ from natattn.training.distributed import check_ranks, on_first
 from natattn.training.facts import finish_facts, resumed_facts, run_facts
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
-from natattn.training.loop import Loop, Outcome, Progress
+from natattn.training.loop import Loop
+from natattn.training.progress import Outcome, Progress
 from natattn.training.settings import RunSettings
 
 

@@ -13,7 +13,7 @@ from natattn.optim.settings import OptimSettings
 from natattn.settings import Settings
 from natattn.tracking.settings import TrackerSettings
 from natattn.training.devices import chosen_device
-from natattn.training.loop import TrainSettings
+from natattn.training.progress import TrainSettings
 from natattn.training.schedule import ConstantSettings, ScheduleSettings
 
 REFERENCE = "standard"
