@@ -77,7 +77,13 @@ def train(arguments: list[str]) -> int:
 
     codes: list[int] = []
     started = time.time()
-    code = _hydra([*flags, *overrides], lambda composed: codes.append(_job(composed, started)))
+
+    def job(composed: "DictConfig") -> None:
+        codes.append(_job(composed, started))
+        if codes[-1] and not _launched_here():
+            raise _FailedJobError(codes[-1])  # the only word that comes back from another process
+
+    code = _hydra([*flags, *overrides], job)
     _remove_fruitless_sweeps(started)
     return max([code, *codes])
 
@@ -118,6 +124,17 @@ def train_help() -> str:
     body = text.split("\n\n", 1)[1].split("\nhydra:")[0]
     lines.extend(f"  {line}".rstrip() + "\n" for line in body.splitlines())
     return "".join(lines)
+
+
+class _FailedJobError(Exception):
+    """A job of a sweep ended with this exit code in another process."""
+
+
+def _launched_here() -> bool:
+    """Whether Hydra runs the jobs of a sweep in this process, one after the other."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().launcher["_target_"]).endswith("BasicLauncher")
 
 
 def _refuse_flag(message: str) -> NoReturn:
@@ -219,6 +236,8 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
         hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(job)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except _FailedJobError as failed:
+        return int(failed.args[0])
     except HydraException as error:
         raise UserError(first_line(error)) from error
     except OSError as error:

@@ -126,6 +126,9 @@ def exchanged(
     """
     for numbers in _buckets(shapes):
         counts = [sum(shapes[n].numel() for n in numbers if owned_by[n] == rank) for rank in range(ranks.size)]
+        if ranks.size * max(counts) > 2 * sum(counts):  # few owners among many ranks: most of a gathering is padding
+            yield from ((number, _from_owner(updates, shapes, owned_by, number, like, ranks)) for number in numbers)
+            continue
         sent = like.new_zeros(max(counts))
         place = 0
         for number in numbers:
@@ -139,6 +142,22 @@ def exchanged(
             rank, count = owned_by[number], shapes[number].numel()
             yield number, received[places[rank] : places[rank] + count].view(shapes[number])
             places[rank] += count
+
+
+def _from_owner(
+    updates: dict[int, Tensor],
+    shapes: Sequence[torch.Size],
+    owned_by: Sequence[int],
+    number: int,
+    like: Tensor,
+    ranks: Ranks,
+) -> Tensor:
+    """One matrix's update, told by its owner."""
+    owner = owned_by[number]
+    update = updates.pop(number).contiguous() if owner == ranks.rank else like.new_empty(shapes[number])
+    source = owner if ranks.group is None else dist.get_global_rank(ranks.group, owner)
+    dist.broadcast(update, src=source, group=ranks.group)
+    return update
 
 
 def _buckets(shapes: Sequence[torch.Size]) -> Iterator[list[int]]:

@@ -1,0 +1,32 @@
+"""Sweeps on Hydra's launchers: the jobs run elsewhere, their folders and their failures come back."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=5"]),
+    "ray": ("hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_on_a_launcher(tiny, tmp_path, launcher):
+    module, options = LAUNCHERS[launcher]
+    if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(module) is None:
+        pytest.skip(f"the extra {launcher.removesuffix('_local')} is not installed")
+    text = next(entry.removeprefix("data.train=") for entry in tiny if entry.startswith("data.train="))
+    overrides = [entry for entry in tiny if not entry.startswith("data.train=")]
+    command = [sys.executable, "-m", "natattn", "train", "-m", f"hydra/launcher={launcher}", *options, *overrides]
+    result = subprocess.run(
+        [*command, f"data.train={text},{tmp_path / 'missing.txt'}", "reference=none"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr[-3000:]
+    finished = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/*/*/run.json")]
+    assert finished == ["finished"]
