@@ -63,6 +63,17 @@ def train(arguments: list[str]) -> int:
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
         raise UserError("several values for one key: add -m to run a sweep, or quote the value")
+    _check_jobs(jobs, overrides)
+    if started_by_torchrun():
+        if options.multirun:
+            raise UserError("-m: torchrun's processes train one run together; start torchrun once for each job")
+        return together(lambda ranks, store: _train_together([*flags, *overrides], ranks, store))
+
+    return _launch([*flags, *overrides])
+
+
+def _check_jobs(jobs: list[list[str]], overrides: list[str]) -> None:
+    """Raises: UserError for the first job that cannot be run."""
     swept = {override.key_or_group for override in config.parse(overrides) if override.is_sweep_override()}
     for job in jobs:
         settings = config.settings_of(config.compose(job))
@@ -70,11 +81,10 @@ def train(arguments: list[str]) -> int:
             raise UserError(f"seeds={settings.seeds}: the sweep is over seed already; give one of them")
         if settings.seeds is not None and started_by_torchrun():
             raise UserError(f"seeds={settings.seeds}: one process trains them together; run it without torchrun")
-    if started_by_torchrun():
-        if options.multirun:
-            raise UserError("-m: torchrun's processes train one run together; start torchrun once for each job")
-        return together(lambda ranks, store: _train_together([*flags, *overrides], ranks, store))
 
+
+def _launch(arguments: list[str]) -> int:
+    """Have Hydra run the job, or the jobs of a sweep, here or where its launcher does."""
     codes: list[int] = []
     started = time.time()
 
@@ -83,7 +93,7 @@ def train(arguments: list[str]) -> int:
         if codes[-1] and not _launched_here():
             raise _FailedJobError(codes[-1])  # the only word that comes back from another process
 
-    code = _hydra([*flags, *overrides], job)
+    code = _hydra(arguments, job)
     _remove_fruitless_sweeps(started)
     return max([code, *codes])
 

@@ -10,6 +10,7 @@ from natattn.fisher.probe import FisherProbe
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import partition
 from natattn.optim.settings import OptimSettings, read_settings
+from natattn.ranks import Ranks
 
 
 class _OfModel(DirectionalOptimizer):
@@ -32,6 +33,7 @@ class _OfModel(DirectionalOptimizer):
         weight_decay: float | None = None,
         damping: float | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         """
         Args:
@@ -42,6 +44,8 @@ class _OfModel(DirectionalOptimizer):
             weight_decay: of matrices; None for that of the entry.
             damping: of preconditioned matrices, in units of their factors' mean eigenvalue; None for that of the entry.
             seed: of the generator that places the sampled query rows.
+            ranks: ``Ranks.of_group()`` under DistributedDataParallel or ``fully_shard``: who shares each batch, factors
+                and the work on matrices. A ``probe`` must have been given the same.
 
         Raises: ValueError for values out of range, a model whose parameters or attention are not known, and a probe of
             another model or one that keeps too little. ``step()`` raises RuntimeError while nothing has been captured.
@@ -50,12 +54,12 @@ class _OfModel(DirectionalOptimizer):
         self._own = probe is None
         self._under_way = ExitStack()
         if probe is None:
-            probe = settings.build_probe(model, seed=seed)  # type: ignore[assignment]
+            probe = settings.build_probe(model, seed=seed, ranks=ranks)  # type: ignore[assignment]
         else:
             settings.check_probe(model, probe)
         assert probe is not None
         self.probe: FisherProbe = probe
-        super().__init__(partition(model), statistics=probe, **settings.optimizer_arguments())
+        super().__init__(partition(model), statistics=probe, ranks=ranks, **settings.optimizer_arguments())
         self._open()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
