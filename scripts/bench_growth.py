@@ -1,0 +1,104 @@
+"""How the cost of a training step grows with context, width and number of arms: power laws with fitted exponents.
+
+    python scripts/bench_growth.py
+    python scripts/bench_growth.py --device cuda
+
+Of each variable all sizes take turns, step by step, so that a busy moment hits them alike. The exponent is the slope of
+log seconds (or of log peak memory, on CUDA) against log size, with a 95 % t interval over the repeats. Arms are counted
+one to four: standard + AdamW, and natural with aif, muon and natural_muon. Nothing is written.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_floor import seconds
+from bench_train import make_loop, prepared
+
+from natattn.statistics import t_interval
+from natattn.training.arms import Arm
+from natattn.training.build import build_arms
+from natattn.training.loop import Loop
+
+GRIDS = {
+    "cpu": {"context": (64, 128, 256, 512), "width": (64, 128, 256, 512)},
+    "cuda": {"context": (1024, 2048, 4096, 8192, 16384), "width": (256, 512, 1024, 2048)},
+}
+ARMS = (("standard", "adamw"), ("natural", "aif"), ("natural", "muon"), ("natural", "natural_muon"))
+
+
+def built(device: str, folder: Path, *overrides: str) -> Loop:
+    """A loop with one arm, the natural one with aif unless the overrides say otherwise."""
+    common = ("tokenizer=byte", "reference=none", "train.steps=100000", "tracker=off", f"train.device={device}")
+    settings, corpus = prepared(*common, *overrides)
+    arms, context = build_arms(settings, corpus)
+    return make_loop(settings, corpus, arms, context, folder)
+
+
+def growth(name: str, loops: dict[int, Loop], repeats: int, steps: int) -> None:
+    """Print seconds per step by size, and the fitted exponent."""
+    times: dict[int, list[float]] = {size: [] for size in loops}
+    for repeat in range(-1, repeats):
+        spent = dict.fromkeys(loops, 0.0)
+        for _ in range(steps):
+            for size, loop in loops.items():
+                spent[size] += seconds(1, lambda _, loop=loop: loop.advance(), loop.device)  # type: ignore[misc]
+        if repeat >= 0:
+            for size in loops:
+                times[size].append(spent[size] / steps)
+    sizes = list(loops)
+    slopes = [np.polyfit(np.log(sizes), np.log([times[size][n] for size in sizes]), 1)[0] for n in range(repeats)]
+    mean, half = t_interval([float(slope) for slope in slopes])
+    shown = ", ".join(f"{size}: {1e3 * statistics.median(times[size]):.1f} ms" for size in sizes)
+    print(f"{name}: {shown}; seconds ∝ {name}^{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]", flush=True)
+    if next(iter(loops.values())).device.type == "cuda":
+        memory = [loop.arms[0].peak_memory for loop in loops.values()]
+        slope = np.polyfit(np.log(sizes), np.log(memory), 1)[0]
+        print(f"  peak memory ∝ {name}^{slope:.2f}, {memory[-1] / 2**30:.2f} GiB at {sizes[-1]}", flush=True)
+
+
+def with_arms(device: str, folder: Path, count: int) -> Loop:
+    """A loop with the first ``count`` of the arms; they need not start alike to cost what they cost."""
+    arms: list[Arm] = []
+    for model, optim in ARMS[:count]:
+        loop = built(device, folder, f"model={model}", f"optim={optim}")
+        loop.arms[0].name = f"{model}_{optim}"
+        arms.extend(loop.arms)
+    loop.arms = arms
+    return loop
+
+
+def main() -> None:
+    """Measure all three."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=GRIDS, default="cpu")
+    parser.add_argument("--repeats", type=int, default=5, choices=range(5, 11))
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}")
+    grids = GRIDS[options.device]
+    precision = ("precision=bf16",) if options.device == "cuda" else ()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        fixed = ("size.n_layer=2", "size.n_head=4", "train.batch_size=4", *precision)
+        contexts = {
+            length: built(options.device, folder, *fixed, "size.n_embd=128", f"size.context={length}")
+            for length in grids["context"]
+        }
+        growth("context", contexts, options.repeats, options.steps)
+        del contexts
+        widths = {
+            width: built(options.device, folder, *fixed, f"size.n_embd={width}", "size.context=128")
+            for width in grids["width"]
+        }
+        growth("width", widths, options.repeats, options.steps)
+        del widths
+        arms = {count: with_arms(options.device, folder, count) for count in (1, 2, 3, 4)}
+        growth("arms", arms, options.repeats, options.steps)
+
+
+if __name__ == "__main__":
+    main()
