@@ -57,6 +57,7 @@ def run_facts(
             "floor": corpus.floor,
         },
         "device": str(settings.device),
+        "ranks": arms[0].ranks.size,
         "label": f"{settings.model.name} · {settings.optim.name} · {settings.size.name}",
         "leaky": [],
     }

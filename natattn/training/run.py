@@ -168,10 +168,11 @@ def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Prog
     """Put the newest whole checkpoint into the arms: where it stands, the metrics' size then, and warnings."""
     if settings.resume is None:
         return Progress(), 0, []
-    found: list[str] = []
-    on_first(arms[0].ranks, lambda: found.extend(load_newest(folder / "checkpoints")[2]))  # damaged ones are removed
-    checkpoint, state, _ = load_newest(folder / "checkpoints")
-    warnings = found
+    ranks, checkpoints, warnings = arms[0].ranks, folder / "checkpoints", list[str]()
+    if ranks.size > 1:  # damaged ones are removed, which is for one rank to do
+        on_first(ranks, lambda: warnings.extend(load_newest(checkpoints)[2]))
+    checkpoint, state, more = load_newest(checkpoints)
+    warnings += more
     if checkpoint is None:
         return Progress(), 0, warnings
     for arm in arms:
