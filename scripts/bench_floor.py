@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from natattn.statistics import t_interval
 from natattn.training.build import build_arms
+from natattn.training.settings import NoReference
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,13 @@ def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Pat
 
 
 def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, folder: Path) -> None:
-    """Natural + aif against standard + AdamW, step by step in one run; and both arms together against one."""
+    """Natural + aif against standard + AdamW, step by step in one run; and two arms with AdamW against one."""
     overrides = (*case.overrides, "model=natural", "optim=aif", f"train.device={device}")
     pairs, tokens = interleaved(repeats, steps, folder, *overrides)
     report(f"natural + aif / standard + AdamW, {case.name}", pairs, tokens)
-    settings, corpus = prepared(*overrides, "train.steps=100000", "tracker=off")
+    settings, corpus = prepared(*overrides, "optim=adamw", "train.steps=100000", "tracker=off")
     two, context = build_arms(settings, corpus)
-    alone = settings.model_copy(update={"optim": settings.reference, "model": settings.model})
-    one, _ = build_arms(alone.model_copy(update={"reference": _none()}), corpus)
+    one, _ = build_arms(settings.model_copy(update={"reference": NoReference(name="none")}), corpus)
     loops = [make_loop(settings, corpus, arms, context, folder) for arms in (two, one)]
     times = []
     for repeat in range(-1, repeats):
@@ -161,12 +161,6 @@ def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, f
             times.append(found[0] / found[1])
     mean, half = t_interval(times)
     print(f"two arms / one arm, {case.name}: time × {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]", flush=True)
-
-
-def _none() -> object:
-    from natattn.training.settings import NoReference
-
-    return NoReference(name="none")
 
 
 def report(name: str, pairs: list[tuple[float, float]], tokens: int) -> None:

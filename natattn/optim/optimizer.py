@@ -1,5 +1,6 @@
 """An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,6 +55,8 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.steps = 0
         self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
         self.measuring = False
+        # By the identity of a parameter group: the parameters that had gradients, and how their slots are batched.
+        self._batches: dict[int, tuple[tuple[nn.Parameter, ...], dict[tuple[str, float, bool], list[Slot]]]] = {}
         self._slots: dict[nn.Parameter, list[Slot]] = {}
         by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
         for view in views:
@@ -146,13 +149,22 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """All matrices of a group that share a direction and a rate take their step together."""
-        batches: dict[tuple[str, float, bool], list[Slot]] = {}
-        for parameter in group["params"]:
-            for slot in self._slots[parameter] if parameter.grad is not None else ():
-                batches.setdefault((slot.direction, slot.rate, self.sharing.is_split(slot)), []).append(slot)
-        for (key, rate, is_split), slots in batches.items():
+        for (key, rate, is_split), slots in self._batches_of(group).items():
             step = partial(self.sharing.step, self) if is_split else self._step_here
             step(self.directions[key], slots, group["lr"] * rate, group["weight_decay"])
+
+    def _batches_of(self, group: dict[str, Any]) -> dict[tuple[str, float, bool], list[Slot]]:
+        """By direction, rate and whether the work is split: the slots of a group that have a gradient."""
+        having = tuple(parameter for parameter in group["params"] if parameter.grad is not None)
+        known = self._batches.get(id(group))
+        if known is not None and len(known[0]) == len(having) and all(map(operator.is_, known[0], having)):
+            return known[1]
+        batches: dict[tuple[str, float, bool], list[Slot]] = {}
+        for parameter in having:
+            for slot in self._slots[parameter]:
+                batches.setdefault((slot.direction, slot.rate, self.sharing.is_split(slot)), []).append(slot)
+        self._batches[id(group)] = having, batches
+        return batches
 
     def _step_here(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
         """The step of whole matrices, or of this rank's parts of parameters."""
@@ -186,12 +198,17 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _saved_state(self, view: ParameterView) -> State:
         """The same, empty where there is none yet or another rank has it."""
-        state, prefix = self.state[view.parameter], view.state_prefix
+        state: State = self.state[view.parameter]
+        prefix = view.state_prefix
+        if not prefix:
+            return state
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
     def keep_state(self, view: ParameterView, state: State) -> None:
         """Enter a view's state into its parameter's."""
-        self.state[view.parameter].update({view.state_prefix + name: value for name, value in state.items()})
+        own = self.state[view.parameter]
+        if state is not own:
+            own.update({view.state_prefix + name: value for name, value in state.items()})
 
     def slots_of(self, parameter: nn.Parameter) -> list[Slot]:
         """What the directions are shown of a parameter."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Slot:
     rate: float
     parts: tuple[ParameterView, ...]  # the matrices in it, each with a role of its own
 
-    @property
+    @cached_property
     def place(self) -> Place:
         """Where it stands in the model."""
         view = self.view

@@ -134,8 +134,7 @@ class Arm:
             torch.cuda.reset_peak_memory_stats(self.device)
         with self.stopwatch.running():
             self.model.train()
-            rank = (self.ranks.rank,) if self.ranks.rank else ()
-            torch.manual_seed(addressed_seed(self.seed, "dropout", step, *rank))
+            self._seed_dropout(step)
             total = torch.zeros((), dtype=torch.float64 if self.is_double else torch.float32, device=self.device)
             with self.probe.step(step) if self.probe else contextlib.nullcontext():
                 for index, tokens in enumerate(slices):
@@ -143,9 +142,7 @@ class Arm:
                         loss = self.loss(tokens) / len(slices)
                         loss.backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
-            gradient_norm = nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.clip_norm if self.clip_norm is not None else float("inf")
-            )
+            gradient_norm = self._clip_gradients()
             self.set_rates(learning_rate_factor)
             with self.optimizer_stopwatch.running():
                 self.optimizer.step()
@@ -154,6 +151,23 @@ class Arm:
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
         return StepResult(total, whole(gradient_norm))
+
+    def _seed_dropout(self, step: int) -> None:
+        rank = (self.ranks.rank,) if self.ranks.rank else ()
+        seed = addressed_seed(self.seed, "dropout", step, *rank)
+        # torch.manual_seed also asks for every kind of device that there might be, at half a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip the gradient by its norm, which is returned as it was before."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        # On the host, where looking is free, a gradient that is short enough is left alone.
+        if self.clip_norm is not None and (norm.device.type != "cpu" or not bool(norm <= self.clip_norm)):
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        return norm
 
     def set_rates(self, learning_rate_factor: float) -> None:
         """The learning rate of every parameter group, by the schedule."""
