@@ -110,8 +110,15 @@ def test_variants_of_a_run_equal_one_process_too(tiny, tmp_path):
             _assert_equal(tmp_path / name / "alone", tmp_path / name / way)
 
 
-@pytest.mark.parametrize("optimizer", ["natural_muon", "aif"])
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("optimizer", "parallel"),
+    [
+        ("natural_muon", "fsdp"),
+        ("aif", "ddp"),
+        pytest.param("natural_muon", "ddp", marks=pytest.mark.slow),
+        pytest.param("aif", "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_from_two_ranks_to_one_and_back(tiny, tmp_path, optimizer, parallel):
     common = [*tiny, "precision=fp64", f"optim={optimizer}", "schedule=constant", "schedule.warmup_steps=2"]
     common = [text for text in common if not text.startswith(("train.steps", "schedule.warmup_fraction"))]
