@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from natattn.errors import UserError
+from natattn.together import LauncherStore, started_by_torchrun
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -13,7 +14,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks of a machine make the same mistake
+        if not started_by_torchrun() or LauncherStore().is_first_to_report_mistake():
             print(f"natattn: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natattn.ranks import Ranks
 
-TIMEOUT = timedelta(minutes=10)  # of one collective: longer than any evaluation, checkpoint or data preparation
+TIMEOUT = timedelta(hours=1)  # of one wait for the others: longer than the first rank takes to prepare a text
 _FOLDER = "natattn/run_folder"
 _LOST = "natattn/lost"
+_MISTAKE = "natattn/mistake"
 _SIGNS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
@@ -36,8 +37,9 @@ def joined(store: "LauncherStore") -> Iterator["Ranks"]:
     from natattn.ranks import Ranks
 
     on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
     try:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, **store.rendezvous())
@@ -80,6 +82,7 @@ class LauncherStore:
             return {}
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
+        self._store.set_timeout(TIMEOUT)
         store = PrefixStore(f"natattn/attempt_{_attempt()}", self._store)
         return {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
@@ -89,14 +92,25 @@ class LauncherStore:
             self._store.set(_FOLDER, folder)
 
     def remembered_folder(self) -> str | None:
-        """Where the run is that an earlier attempt of this launch has begun."""
-        if self._store is None or _attempt() == 0:
+        """Where the run is that an earlier attempt of this launch has begun; to be asked before this one begins."""
+        if self._store is None:
             return None
         return self._store.get(_FOLDER).decode() if self._store.check([_FOLDER]) else None
 
-    def is_first_to_report(self) -> bool:
-        """Whether no other rank of this attempt has reported that one is lost."""
-        return self._store is None or self._store.add(f"{_LOST}/{_attempt()}", 1) == 1
+    def is_first_to_report_loss(self) -> bool:
+        """Whether a lost rank is news: no other has reported one in this attempt, and none was lost by a mistake."""
+        return not self._counted(_MISTAKE, 0) and self._counted(f"{_LOST}/{_attempt()}", 1) == 1
+
+    def is_first_to_report_mistake(self) -> bool:
+        """Whether no other rank has told the user of a mistake; most are made by all of them."""
+        return self._counted(_MISTAKE, 1) == 1
+
+    def _counted(self, key: str, more: int) -> int:
+        """Count something up; how often it has been counted in this launch."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # the launcher may have gone as well
+                return int(self._store.add(key, more))
+        return more
 
 
 def _attempt() -> int:
@@ -116,7 +130,7 @@ def together(work: Callable[["Ranks", LauncherStore], int]) -> int:
         with joined(store) as ranks:
             return work(ranks, store)
     except LostRankError as error:
-        if store.is_first_to_report():
+        if store.is_first_to_report_loss():
             print(
                 f"natattn: another rank has ended ({error}); where torchrun does not restart them, go on with the same "
                 "torchrun line and resume=FOLDER",

@@ -100,7 +100,7 @@ def _launch(arguments: list[str]) -> int:
 
 def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
     """One run by several ranks; after a restart by torchrun, go on with it."""
-    begun = store.remembered_folder()
+    begun = ranks.from_first(store.remembered_folder() if ranks.is_first else None)
     if begun is not None and (Path(begun) / CONFIG).exists():
         return _resume(begun, config.quote_paths([f"resume={begun}"]), ranks)
     codes: list[int] = []
@@ -173,7 +173,7 @@ def _job(
             raise  # it may be that another rank is lost
         traceback.print_exc()
         code = 1
-    if code and is_new:
+    if code and is_new and (ranks is None or ranks.is_first):
         with contextlib.suppress(OSError):
             folder.rmdir()  # succeeds where nothing was written to it
     if code > 128 and sweeping:
@@ -223,8 +223,10 @@ def _resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> in
     settings = config.resumed_settings(saved, overrides)
     facts = read_run(folder)
     if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
-        print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
-        return 0
+        if ranks is None or ranks.is_first:
+            print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
+        # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
+        return 1 if ranks is not None and facts["status"] == "diverged" else 0
     return _run(settings, folder, None, ranks)
 
 

@@ -5,8 +5,9 @@ process writes safetensors files for each kind; several write their parts with t
 safetensors too. Either is read by any number of processes.
 """
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -205,6 +206,7 @@ class _Parts:
     def __init__(self, folder: Path, arm: Arm) -> None:
         from torch.distributed.checkpoint import HuggingFaceStorageReader  # type: ignore[attr-defined]
 
+        self._folder = folder
         self._reader = HuggingFaceStorageReader(str(folder))
         self._alone = arm.ranks.size == 1
 
@@ -215,7 +217,7 @@ class _Parts:
     def read(self, targets: Mapping[str, Tensor]) -> None:
         import torch.distributed.checkpoint as checkpoint
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _in_one_line(f"{self._folder}: cannot be read"):
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             checkpoint.load(  # type: ignore[attr-defined]
                 dict(targets), storage_reader=self._reader, no_dist=self._alone
@@ -228,6 +230,19 @@ def _write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # A part may be a view of more than it shows, which is no file's business.
     own = {name: tensor if hasattr(tensor, "placements") else tensor.contiguous() for name, tensor in tensors.items()}
-    checkpoint.save(  # type: ignore[attr-defined]
-        own, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    )
+    with _in_one_line(f"{folder}: cannot be written"):
+        checkpoint.save(  # type: ignore[attr-defined]
+            own, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        )
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Turn what several ranks report of a failed checkpoint into a UserError with the first cause."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise UserError(f"{what} by rank {rank}: {str(cause).splitlines()[0]}") from error

@@ -38,6 +38,10 @@ def check_ranks(settings: RunSettings, ranks: Ranks) -> None:
     batch_size, accumulation_steps = settings.train.batch_size, settings.train.accumulation_steps
     if isinstance(settings.model.attention, PublishedAttention):
         raise UserError(f"model={settings.model.name}: every rank would see its own energies; run it without torchrun")
+    if settings.train.device.startswith("cuda:"):
+        raise UserError(
+            f"train.device={settings.train.device}: every rank needs a GPU of its own; valid: auto, cuda, cpu"
+        )
     if settings.train.parallel == "fsdp" and settings.stabilisers.qk_clip is not None:
         raise UserError("stabilisers.qk_clip: needs whole query and key weights; valid: train.parallel=ddp")
     if batch_size % (ranks.size * accumulation_steps):

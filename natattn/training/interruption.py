@@ -17,6 +17,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.received: int | None = None
+        self._agreeing = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,12 +36,16 @@ class Interruption:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.received = number
+        self.received = number
+        if not self._agreeing:
+            self.signal = number
 
     def hold(self) -> None:
         """Wait with what was received until the other processes have been asked."""
+        self._agreeing = True
         self.signal = None
 
     def agree(self, received: list[int | None]) -> None:
         """Take what any of the processes has received for one's own."""
+        self._agreeing = True
         self.signal = max((number for number in received if number is not None), default=None)
