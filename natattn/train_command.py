@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from natattn.together import LauncherStore
     from natattn.training.settings import RunSettings
 
-CONFIG = "config.yaml"
-
 
 def train(arguments: list[str]) -> int:
     """`natattn train`: validate everything first, then hand the jobs to Hydra."""
@@ -100,6 +98,8 @@ def _launch(arguments: list[str]) -> int:
 
 def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
     """One run by several ranks; after a restart by torchrun, go on with it."""
+    from natattn.training.run_folder import CONFIG
+
     begun = ranks.from_first(store.remembered_folder() if ranks.is_first else None)
     if begun is not None and (Path(begun) / CONFIG).exists():
         return _resume(begun, config.quote_paths([f"resume={begun}"]), ranks)

@@ -10,7 +10,6 @@ natural arm with optim=aif against the standard arm with AdamW. Nothing is writt
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_train import interleaved, make_loop, prepared
+from bench_train import interleaved, make_loop, prepared, report
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -161,17 +160,6 @@ def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, f
             times.append(found[0] / found[1])
     mean, half = t_interval(times)
     print(f"two arms / one arm, {case.name}: time × {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]", flush=True)
-
-
-def report(name: str, pairs: list[tuple[float, float]], tokens: int) -> None:
-    """Print the ratio of throughputs, first over second, from (seconds, seconds) per step of every repeat."""
-    mean, half = t_interval([second / first for first, second in pairs])
-    first, second = (tokens / statistics.median(column) for column in zip(*pairs, strict=True))
-    print(
-        f"{name}: {first:,.0f} / {second:,.0f} tokens/s, ratio {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}] "
-        f"over {len(pairs)} repeats",
-        flush=True,
-    )
 
 
 def main() -> None:

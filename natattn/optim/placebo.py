@@ -78,9 +78,9 @@ class PlaceboStatistics:
         layers: list[int] = self.source.recorded_layers
         return layers
 
-    def reduce(self) -> None:
-        """Have the probe join what the ranks have seen."""
-        self.source.reduce()
+    def reduce(self, group: Any = None) -> None:
+        """Have the probe join what the ranks of a process group have seen."""
+        self.source.reduce(group)
 
     def begin(self, step: int, quantities: Collection[str]) -> None:
         """Take this step's true energies into what the placebos are made of; once per step."""

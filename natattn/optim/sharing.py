@@ -67,10 +67,12 @@ class Sharing:
         """The step of matrices whose owners compute their updates for all ranks."""
         owned_by = [self._owners[_address(slot)] for slot in slots]
         own: dict[int, Tensor] = {}
+        gathered = None
         for number, slot in enumerate(slots):
-            gradient = slot.view.of(whole(slot.view.parameter.grad))  # type: ignore[arg-type]
+            if gathered is None or slot.view.parameter is not slots[number - 1].view.parameter:
+                gathered = whole(slot.view.parameter.grad)  # type: ignore[arg-type]
             if owned_by[number] == self.ranks.rank:
-                own[number] = gradient
+                own[number] = slot.view.of(gathered)
         views, places = [slots[n].view for n in own], [slots[n].place for n in own]
         states = [
             keeper.state_of(view, direction, gradient) for view, gradient in zip(views, own.values(), strict=True)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from natattn.errors import UserError
-from natattn.ranks import own_part, part_like, sharded_like
+from natattn.ranks import is_sharded, own_part, part_like, sharded_like
 from natattn.training.arms import Arm
 
 _KINDS = ("model", "optimizer", "probe", "patterns")
@@ -229,7 +229,7 @@ def _write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter  # type: ignore[attr-defined]
 
     # A part may be a view of more than it shows, which is no file's business.
-    own = {name: tensor if hasattr(tensor, "placements") else tensor.contiguous() for name, tensor in tensors.items()}
+    own = {name: tensor if is_sharded(tensor) else tensor.contiguous() for name, tensor in tensors.items()}
     with _in_one_line(f"{folder}: cannot be written"):
         checkpoint.save(  # type: ignore[attr-defined]
             own, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True)

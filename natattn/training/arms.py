@@ -93,12 +93,6 @@ class Arm:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
-    def is_double(self) -> bool:
-        """Whether all is computed in float64."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype == torch.float64
-
-    @property
     def active(self) -> bool:
         """Whether the arm still trains."""
         return self.status == "running"
@@ -135,13 +129,13 @@ class Arm:
         with self.stopwatch.running():
             self.model.train()
             self._seed_dropout(step)
-            total = torch.zeros((), dtype=torch.float64 if self.is_double else torch.float32, device=self.device)
+            total = torch.zeros((), device=self.device)
             with self.probe.step(step) if self.probe else contextlib.nullcontext():
                 for index, tokens in enumerate(slices):
                     with self.without_sync() if index + 1 < len(slices) else contextlib.nullcontext():
                         loss = self.loss(tokens) / len(slices)
                         loss.backward()  # type: ignore[no-untyped-call]
-                    total += loss.detach()
+                    total = total + loss.detach()  # in float64 where the loss is
             gradient_norm = self._clip_gradients()
             self.set_rates(learning_rate_factor)
             with self.optimizer_stopwatch.running():
