@@ -58,8 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("natattn: an argument is not valid UTF-8; rename the file or give a glob", file=sys.stderr)
         return 2
     from natattn import commands
+    from natattn.exits import leave
+    from natattn.together import started_by_torchrun
 
-    return commands.guarded(lambda: getattr(commands, command)(rest))
+    code = commands.guarded(lambda: getattr(commands, command)(rest))
+    if started_by_torchrun():
+        leave(code)
+    return code
 
 
 def _typing_the_command() -> bool:

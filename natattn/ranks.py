@@ -39,13 +39,20 @@ class Ranks:
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the ranks, one collective for each dtype; the tensors have the same shapes on every rank."""
+        return self._reduced(tensors, "SUM")
+
+    def maximum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The largest over the ranks, element by element; as ``sum``."""
+        return self._reduced(tensors, "MAX")
+
+    def _reduced(self, tensors: Sequence[Tensor], operation: str) -> list[Tensor]:
         if self.size == 1:
             return list(tensors)
         results: list[Tensor] = list(tensors)
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
             flat = torch.cat([tensors[number].reshape(-1) for number in numbers])
-            dist.all_reduce(flat, group=self.group)
+            dist.all_reduce(flat, op=getattr(dist.ReduceOp, operation), group=self.group)
             parts = torch.split(flat, [tensors[number].numel() for number in numbers])
             for number, part in zip(numbers, parts, strict=True):
                 results[number] = part.view(tensors[number].shape)

@@ -15,6 +15,7 @@ from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, 
 from natattn.attention.site import AttentionSite, ExactMethod, MaskCounts, Observation
 from natattn.attention.statistics import EnergyStatistics, all_reduce
 from natattn.randomness import addressed_seed
+from natattn.ranks import Ranks
 
 
 class AttentionProbe:
@@ -167,7 +168,11 @@ class AttentionProbe:
         for site in self.sites:
             if site.statistics is not None:
                 recorded = site.statistics
-                tensors |= {f"{site.layer}.pairs": recorded.pairs, f"{site.layer}.rows": recorded.rows}
+                # A compiled pass may give all layers the same tensor, which safetensors refuses to write twice.
+                tensors |= {
+                    f"{site.layer}.pairs": recorded.pairs.clone(),
+                    f"{site.layer}.rows": recorded.rows.clone(),
+                }
                 for term, total in recorded.totals.items():
                     kind = "sampled" if term in recorded.sampled else "exact"
                     tensors[f"{site.layer}.{kind}.{term}"] = total
@@ -185,10 +190,14 @@ class AttentionProbe:
                 site.statistics = EnergyStatistics(own["pairs",], own["rows",], totals, sampled)
         self._reduced = True
 
-    def reduce(self, group: Any = None) -> None:
-        """Make the recorded step's statistics those of all ranks' batches together; once per step, then harmless."""
+    def reduce(self, ranks: Ranks | None = None) -> None:
+        """Make the recorded step's statistics those of all ranks' batches together; once per step, then harmless.
+
+        Args:
+            ranks: those of the default process group, where they are not given.
+        """
         if not self._reduced:
-            reduced = all_reduce([site.recorded() for site in self.sites], group)
+            reduced = all_reduce([site.recorded() for site in self.sites], ranks or Ranks.of_group())
             for site, statistics in zip(self.sites, reduced, strict=True):
                 site.statistics = statistics
             self._reduced = True

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from natattn.attention.quantities import MAXIMUM, QUANTITIES
+from natattn.ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,18 +83,15 @@ class EnergyStatistics:
         )
 
 
-def all_reduce(layers: Sequence[EnergyStatistics], group: Any = None) -> list[EnergyStatistics]:
+def all_reduce(layers: Sequence[EnergyStatistics], ranks: Ranks) -> list[EnergyStatistics]:
     """Statistics over the batches of all ranks together: at most two collectives, however many layers there are.
 
-    Every rank must hold the same layers and terms. Without a process group there is one rank and nothing to do.
+    Every rank must hold the same layers and terms.
     """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return list(layers)
     sums = [tensor for layer in layers for tensor in (layer.pairs, layer.rows, *_summed(layer).values())]
     maxima = [layer.totals[MAXIMUM] for layer in layers if MAXIMUM in layer.totals]
-    reduced_sums = iter(_reduced(sums, distributed.ReduceOp.SUM, group))
-    reduced_maxima = iter(_reduced(maxima, distributed.ReduceOp.MAX, group))
+    reduced_sums = iter(ranks.sum(sums))
+    reduced_maxima = iter(ranks.maximum(maxima))
     results = []
     for layer in layers:
         pairs, rows = next(reduced_sums), next(reduced_sums)
@@ -107,12 +104,3 @@ def all_reduce(layers: Sequence[EnergyStatistics], group: Any = None) -> list[En
 
 def _summed(layer: EnergyStatistics) -> dict[str, Tensor]:
     return {name: total for name, total in layer.totals.items() if name != MAXIMUM}
-
-
-def _reduced(tensors: Sequence[Tensor], operation: Any, group: Any) -> list[Tensor]:
-    """The tensors, reduced over the ranks in one collective."""
-    if not tensors:
-        return []
-    flat = torch.cat(list(tensors))
-    torch.distributed.all_reduce(flat, op=operation, group=group)
-    return list(torch.split(flat, [tensor.numel() for tensor in tensors]))

@@ -134,17 +134,18 @@ class FisherProbe(AttentionProbe):
             if due:
                 self._end()
 
-    def reduce(self, group: Any = None) -> None:
+    def reduce(self, ranks: Ranks | None = None) -> None:
         """As of ``AttentionProbe``; what the ranks have captured enters the averages of all of them.
 
         A factor is a mean over query rows (a covariance over tokens), so that the ranks' factors are averaged with
         their numbers of rows as weights; those of a mask that differs between heads with the mean number.
         """
-        super().reduce(group)
+        ranks = ranks or Ranks.of_group()
+        super().reduce(ranks)
         if self._captured:
             names, parts = list(self._captured), list(self._captured.values())
             self._captured = {}
-            weighted = self.ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
+            weighted = ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
             factors, weights = weighted[: len(names)], weighted[len(names) :]
             for name, factor, weight in zip(names, factors, weights, strict=True):
                 self._average(name, factor / weight)

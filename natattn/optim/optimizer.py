@@ -142,7 +142,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
     def _begin_step(self) -> None:
         """What has to happen between the last backward pass and the first update."""
         if self.ranks.size > 1 and self.statistics is not None:
-            self.statistics.reduce(self.ranks.group)  # type: ignore[attr-defined,union-attr]
+            self.statistics.reduce(self.ranks)  # type: ignore[attr-defined,union-attr]
         if isinstance(self.statistics, PlaceboStatistics):
             quantities = {name: None for direction in self.directions.values() for name in direction.quantities}
             self.statistics.begin(self.steps, [name for name in quantities if name.endswith("energy")])

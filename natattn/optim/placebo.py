@@ -12,6 +12,7 @@ from torch import Tensor
 
 from natattn.optim.partition import ParameterView
 from natattn.randomness import addressed_seed
+from natattn.ranks import Ranks
 
 PlaceboKind = Literal["constant", "shuffled", "identity", "plain"]
 HISTORY = 4096  # energies that the shuffled placebo draws from: those of the last steps
@@ -78,9 +79,9 @@ class PlaceboStatistics:
         layers: list[int] = self.source.recorded_layers
         return layers
 
-    def reduce(self, group: Any = None) -> None:
+    def reduce(self, ranks: Ranks) -> None:
         """Have the probe join what the ranks of a process group have seen."""
-        self.source.reduce(group)
+        self.source.reduce(ranks)
 
     def begin(self, step: int, quantities: Collection[str]) -> None:
         """Take this step's true energies into what the placebos are made of; once per step."""

@@ -40,10 +40,24 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus, ranks: Ranks | No
             load_weights(model, arms[0].model)
         model_settings.attention.put_on(model)
         settings.stabilisers.put_on(model)
+        if settings.train.activation_checkpointing:
+            _checkpoint_activations(model)
         if _is_sharded(settings, ranks):
             shard(model, settings.device, ranks)
         arms.append(_build_arm(name, model, model_settings, optim, settings, ranks))
     return arms, context
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Keep no more of a block than its input, and compute the rest again in the backward pass.
+
+    Raises: UserError for a model that cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(f"train.activation_checkpointing=true: {type(model).__name__} has none; valid: false")
+    # Older releases of transformers know the second name alone, newer ones warn of it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _initial_model(model: ModelSettings, settings: RunSettings, corpus: TokenizedCorpus) -> torch.nn.Module:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,21 +14,24 @@ from natattn.ranks import Ranks
 from natattn.training.progress import Parallel
 from natattn.training.settings import RunSettings
 
+Result = TypeVar("Result")
 
-def on_first(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Have the first rank do something before the others go on.
+
+def on_first(ranks: Ranks, action: Callable[[], Result]) -> Result:
+    """Have the first rank do something before the others go on, and tell them the result, which is JSON content.
 
     Raises: UserError on every rank where the first one does.
     """
-    own: UserError | None = None
+    result, own = None, None
     if ranks.is_first:
         try:
-            action()
+            result = action()
         except UserError as error:
             own = error
-    message = ranks.from_first(None if own is None else str(own))
+    result, message = ranks.from_first([result, None if own is None else str(own)])
     if message is not None:
         raise own or UserError(message)
+    return cast(Result, result)
 
 
 def check_ranks(settings: RunSettings, ranks: Ranks) -> None:

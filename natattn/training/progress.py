@@ -30,6 +30,7 @@ class TrainSettings(Settings):
     compile: bool
     device: DeviceName
     parallel: Parallel = "ddp"
+    activation_checkpointing: bool = False
 
 
 @dataclass

@@ -45,25 +45,24 @@ def train_replicas(settings: RunSettings, folder: Path, *, group: str | None = N
     members = settings.of_each_seed()
     folders = [folder / f"seed{each.seed}" for each in members]
     for path in (folder, *folders):
-        if (path / run_folder.CONFIG).exists():
-            raise UserError(f"{path}: already holds a run; go on with resume={path}, or choose another folder")
+        run_folder.check_unused(path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_folder.RunLock(folder))
         check_init(settings.init)
         corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
         built = [_checked_arms(each, corpus) for each in members]
-        console, means = None, None
+        facts = [
+            {**run_facts(each, corpus, arms, context, group or folder.name), "replicas": len(members)}
+            for each, (arms, context) in zip(members, built, strict=True)
+        ]
+        label = f"{facts[0]['label']} · means of {len(members)} seeds"
+        console = Console({**facts[0], "label": label}, total_steps=settings.train.steps)
+        means = SeedMeans(console, len(members))
         runs: list[OpenRun] = []
-        for each, path, (arms, context) in zip(members, folders, built, strict=True):
-            facts = {**run_facts(each, corpus, arms, context, group or folder.name), "replicas": len(members)}
-            if console is None or means is None:
-                label = f"{facts['label']} · means of {len(members)} seeds"
-                console = Console({**facts, "label": label}, total_steps=settings.train.steps)
-                means = SeedMeans(console, len(members))
+        for each, path, own, (arms, context) in zip(members, folders, facts, built, strict=True):
             stack.enter_context(run_folder.RunLock(path))
-            runs.append(OpenRun(each, path, corpus, arms, facts, partial(_warn_of, console, each.seed)))
+            runs.append(OpenRun(each, path, corpus, arms, own, partial(_warn_of, console, each.seed)))
             runs[-1].open(stack, context, means, Progress(), 0)
-        assert means is not None
         interruption = stack.enter_context(Interruption())
         replicas = Replicas([run.loop for run in runs], means.show)
         outcomes = replicas.run(interruption, lambda number, outcome: runs[number].finish(outcome))

@@ -8,7 +8,6 @@ from typing import Any
 
 from natattn.attention.attach import fold_temperature
 from natattn.data import Batches, TokenizedCorpus, pack, prepare
-from natattn.errors import UserError
 from natattn.files import write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
 from natattn.ranks import Ranks
@@ -64,8 +63,8 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None, rank
 
 def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ranks: Ranks) -> None:
     """What one process does before anything is built: lock the folder, and prepare the text, which is kept."""
-    if settings.resume is None and (folder / run_folder.CONFIG).exists():
-        raise UserError(f"{folder}: already holds a run; go on with resume={folder}, or choose another folder")
+    if settings.resume is None:
+        run_folder.check_unused(folder)
     stack.enter_context(run_folder.RunLock(folder))
     check_init(settings.init)
     if ranks.size > 1:
@@ -168,17 +167,19 @@ def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Prog
     """Put the newest whole checkpoint into the arms: where it stands, the metrics' size then, and warnings."""
     if settings.resume is None:
         return Progress(), 0, []
-    ranks, checkpoints, warnings = arms[0].ranks, folder / "checkpoints", list[str]()
-    if ranks.size > 1:  # damaged ones are removed, which is for one rank to do
-        on_first(ranks, lambda: warnings.extend(load_newest(checkpoints)[2]))
-    checkpoint, state, more = load_newest(checkpoints)
-    warnings += more
-    if checkpoint is None:
+    # Damaged ones are removed, and all must agree on one: the first rank looks for it.
+    name, state, warnings = on_first(arms[0].ranks, lambda: _newest(folder / "checkpoints"))
+    if name is None:
         return Progress(), 0, warnings
     for arm in arms:
         arm.status, arm.cause = state["arms"][arm.name]["status"], state["arms"][arm.name]["cause"]
-        read_arm(checkpoint, arm, state["optimizers"][arm.name])
+        read_arm(folder / "checkpoints" / name, arm, state["optimizers"][arm.name])
     return Progress.from_json(state["progress"]), state["metrics_position"], warnings
+
+
+def _newest(checkpoints: Path) -> tuple[str | None, dict[str, Any], list[str]]:
+    path, state, warnings = load_newest(checkpoints)
+    return None if path is None else path.name, state, warnings
 
 
 def _open_mirror(

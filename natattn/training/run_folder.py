@@ -25,6 +25,7 @@ LOCK = "run.lock"
 ADDED_LATER: dict[str, Any] = {
     "size.n_inner": None,
     "train.parallel": "ddp",
+    "train.activation_checkpointing": False,
     "seeds": None,
     "stabilisers.qk_norm": False,
     "stabilisers.qk_clip": None,
@@ -77,6 +78,12 @@ class RunLock:
     ) -> None:
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def check_unused(folder: Path) -> None:
+    """Raises: UserError for a folder that holds a run."""
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder}: already holds a run; go on with resume={folder}, or choose another folder")
 
 
 def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()) -> str:

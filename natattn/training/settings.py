@@ -18,7 +18,16 @@ from natattn.training.schedule import ConstantSettings, ScheduleSettings
 
 REFERENCE = "standard"
 # What may differ between a run and its resumption: how it is watched and how long it may take, not what it computes.
-CHANGEABLE = frozenset({"tracker", "resume", "train.max_seconds", "train.keep_checkpoints", "train.parallel"})
+CHANGEABLE = frozenset(
+    {
+        "tracker",
+        "resume",
+        "train.max_seconds",
+        "train.keep_checkpoints",
+        "train.parallel",
+        "train.activation_checkpointing",
+    }
+)
 
 
 class NoReference(Settings):
@@ -113,6 +122,8 @@ class RunSettings(Settings):
             )
         if self.train.compile:
             raise UserError(start + "train.compile=true: is not compiled; valid: train.compile=false")
+        if self.train.activation_checkpointing:
+            raise UserError(start + "train.activation_checkpointing=true: the stacked pass keeps all; valid: false")
         if self.seed + self.seeds > 2**63:  # type: ignore[operator]
             raise UserError(f"{start}seed={self.seed}: the last seed would not be below 2**63")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from natattn import config
 from natattn.errors import UserError
+from natattn.exits import leave
 from natattn.together import together
 from natattn.training.run import train
 
@@ -25,4 +26,4 @@ def work(ranks, _):
     return 0
 
 
-sys.exit(together(work))
+leave(together(work))

@@ -52,6 +52,36 @@ def test_standard_candidate_has_a_name_of_its_own(tiny):
     assert [arm.name for arm in arms] == ["standard", "standard_muon"]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optim=aif",),
+        ("optim=natural_muon", "train.accumulation_steps=2"),
+        ("model=published",),
+        ("model=natural_gradient",),
+        ("model.dropout=0.1",),
+        ("precision=bf16",),
+        ("stabilisers.qk_clip=0.01",),
+    ],
+)
+def test_activation_checkpointing_keeps_less_and_changes_nothing(tiny, tokens, overrides):
+    found = []
+    for flag in ("false", "true"):
+        arms, _ = _arms(tiny, *overrides, f"train.activation_checkpointing={flag}")
+        kept = 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            results = [arm.train_step([tokens[:2], tokens[2:]], 0, 1.0) for arm in arms]
+        found.append(([result.loss for result in results], [weights_hash(arm.model) for arm in arms], kept))
+    assert found[0][:2] == found[1][:2]
+    assert found[1][2] < found[0][2]
+
+
 def test_dropout_is_paired_between_arms(tiny, tokens):
     (standard, natural), _ = _arms(tiny, "model.dropout=0.3", "optim=adamw")
     results = [[arm.train_step([tokens], step, 1.0).loss for step in range(3)] for arm in (standard, natural)]

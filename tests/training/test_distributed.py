@@ -12,6 +12,7 @@ import pytest
 
 from natattn import config
 from natattn.tracking.metrics_file import read_metrics
+from natattn.training.checkpoint import load_newest
 from natattn.training.run import train
 
 NAMED_BY_THE_PLAN = ("adamw", "aif", "muon", "fisher_muon", "natural_muon")
@@ -32,7 +33,7 @@ def _run_jobs(folder, jobs, *options):
     worker = Path(__file__).with_name("ranks_worker.py")
     command = [*TORCHRUN, "--standalone", *options, str(worker), str(listed)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=_environment())
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
 
 
 def _alone(overrides, folder):
@@ -228,13 +229,27 @@ def test_a_restart_by_torchrun_goes_on_with_the_run(tiny, tmp_path):
     _assert_equal(tmp_path / "alone", tmp_path / "run")
 
 
-def test_a_signal_stops_all_ranks_at_one_step_and_the_run_goes_on(tiny, tmp_path):
+def test_a_signal_stops_all_ranks_with_a_whole_checkpoint(tiny, tmp_path):
     process = _start([*tiny, *LONG], tmp_path / "run")
     _wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert "natattn: interrupted; go on with" in errors
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    path, state, warnings = load_newest(tmp_path / "run" / "checkpoints")
+    assert path is not None
+    assert warnings == []
+    last = max(step for step, _, name in _values(tmp_path / "run") if name == "train/loss")
+    assert 0 < last <= state["step"] < 2000
+
+
+def test_activation_checkpointing_changes_nothing(tiny, tmp_path):
+    short = ["optim=natural_muon", "precision=fp64", "train.activation_checkpointing=true"]
+    jobs = [([*tiny, *short, f"train.parallel={way}"], tmp_path / way) for way in ("ddp", "fsdp")]
+    _run_jobs(tmp_path, jobs)
+    _alone([*tiny, *short[:2]], tmp_path / "alone")
+    for way in ("ddp", "fsdp"):
+        _assert_equal(tmp_path / "alone", tmp_path / way)
 
 
 @pytest.mark.parametrize(

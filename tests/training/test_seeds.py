@@ -162,6 +162,7 @@ def test_the_time_limit_stops_all_seeds_at_one_step(tiny, tmp_path):
         (["seeds=0"], "seeds=0: "),
         (["seeds=2", "model.dropout=0.1"], "seeds=2: model.dropout=0.1: "),
         (["seeds=2", "model=published"], "seeds=2: model=published: "),
+        (["seeds=2", "train.activation_checkpointing=true"], "seeds=2: train.activation_checkpointing=true: "),
         (["seeds=2", "train.compile=true"], "seeds=2: train.compile=true: "),
         (["seeds=2", f"seed={2**63 - 1}"], "seeds=2: seed="),
         (["seeds=2", "-m", "seed=0,1"], "seeds=2: the sweep is over seed already"),
