@@ -25,12 +25,15 @@ from natattn import config
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
+from natattn.reproduce.bundles import bundled, overrides_of
 from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
 from natattn.training.run_folder import CONFIG, RunIsBusyError, read_config, read_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from natattn.training.settings import RunSettings
 
 _PARENT = os.getppid()  # of this process, when it began
 LOG = "log.txt"  # of a run folder: what the run would have shown
@@ -46,10 +49,12 @@ class TrainJob:
 
     Attributes:
         labels: {name of the run folder: the job in words}.
+        members: {name of the run folder: those of all the runs that are made with it}.
         started_by: process that launches.
     """
 
     labels: Mapping[str, str]
+    members: Mapping[str, Sequence[str]]
     started_by: int
 
     def __call__(self, composed: "DictConfig") -> str | None:
@@ -63,7 +68,8 @@ class TrainJob:
             folder = folder.relative_to(Path.cwd())
         label = self.labels.get(folder.name, folder.name)
         try:
-            while (failure := _train(composed, folder)) is _BUSY:
+            folders = [folder.with_name(name) for name in self.members.get(folder.name, [folder.name])]
+            while (failure := _train(config.settings_of(composed), folders)) is _BUSY:
                 time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
         except UserError as error:
             failure = str(error)
@@ -92,6 +98,9 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
     from omegaconf.errors import OmegaConfBaseException
 
     labels = {job.key: name for name, job in jobs.items()}
+    # Whoever names a launcher has several workers: they share the runs out.
+    bundles = [(job,) for job in jobs.values()] if launcher else bundled(jobs.values(), folder)
+    members = {bundle[0].key: [job.key for job in bundle] for bundle in bundles}
     with _hydra() as hydra, _ended_by_sigterm(), _progress(folder, list(labels)):
         from hydra._internal.callbacks import Callbacks
 
@@ -99,11 +108,13 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
         try:
             composed = hydra.compose_config(CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(composed))
-            plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels, os.getpid()), composed)
+            plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels, members, os.getpid()), composed)
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
         # Quoted: a key such as 12e4567890123456 would be read as a number.
-        batch = [[*config.quote_paths(job.overrides), f"hydra.sweep.subdir='{job.key}'"] for job in jobs.values()]
+        batch = [
+            [*config.quote_paths(overrides_of(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"] for bundle in bundles
+        ]
         try:
             returned = plugin.launch(batch, initial_job_idx=0)
         except OSError as error:
@@ -113,40 +124,45 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
             print(f"natattn: failed: {failure}", file=sys.stderr, flush=True)
             return [failure]
     failures = []
-    for name, result in zip(jobs, returned, strict=True):
+    for bundle, result in zip(bundles, returned, strict=True):
         try:
             failure = result.return_value
         except Exception as error:  # raised by the launcher around the job, on whatever machine
-            failure = f"{name}: {first_line(error)}"
+            failure = f"{labels[bundle[0].key]}: {first_line(error)}"
             print(f"natattn: failed: {failure}", file=sys.stderr, flush=True)
         failures += [failure] if failure is not None else []
     return failures
 
 
-def _train(composed: "DictConfig", folder: Path) -> str | None:
-    """One run in its folder, from the beginning or from where it broke off.
+def _train(settings: "RunSettings", folders: Sequence[Path]) -> str | None:
+    """The run of each seed in its folder, together where all begin, else one after the other.
 
-    Raises: KeyboardInterrupt where it was interrupted, after it has saved where it stands.
+    Raises: KeyboardInterrupt where one was interrupted, after it has saved where it stands.
     """
+    from natattn.training.replicas import train_in_folders
     from natattn.training.run import train
 
-    if read_run(folder).get("status") in ENDED:
+    runs = settings.of_each_seed()
+    if len(runs) > 1 and any((folder / CONFIG).exists() for folder in folders):
+        failures = [_train(run, [folder]) for run, folder in zip(runs, folders, strict=True)]
+        return next((failure for failure in failures if failure is not None), None)
+    if read_run(folders[0]).get("status") in ENDED:
         return None  # another process was faster
-    settings = config.settings_of(composed)
-    if (folder / CONFIG).exists():
-        read_config(folder)
-        settings = settings.model_copy(update={"resume": str(folder)})
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+    if (folders[0] / CONFIG).exists():
+        read_config(folders[0])
+        settings = settings.model_copy(update={"resume": str(folders[0])})
+    folders[0].mkdir(parents=True, exist_ok=True)
+    with (folders[0] / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:
-            result = train(settings, folder)
+            result = train(settings, folders[0]) if len(runs) == 1 else train_in_folders(settings, folders)
         except RunIsBusyError:
             return _BUSY
     if result.outcome == "interrupted":
         if result.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return None
 
 

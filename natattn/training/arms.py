@@ -87,9 +87,11 @@ class Arm:
     patterns: dict[int, Tensor] = field(default_factory=dict)
     peak_memory: int = 0  # bytes of GPU memory at the worst moment of this arm's steps; the CPU keeps no such count
     _rates: list[float] = field(init=False)
+    _parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.stopwatch, self.optimizer_stopwatch = Stopwatch(self.device), Stopwatch(self.device)
+        self._parameters = list(self.model.parameters())
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -127,7 +129,8 @@ class Arm:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with self.stopwatch.running():
-            self.model.train()
+            if not self.model.training:  # to say so again costs a walk over all modules
+                self.model.train()
             self._seed_dropout(step)
             total = torch.zeros((), device=self.device)
             with self.probe.step(step) if self.probe else contextlib.nullcontext():
@@ -156,7 +159,7 @@ class Arm:
 
     def _clip_gradients(self) -> Tensor:
         """Clip the gradient by its norm, which is returned as it was before."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         # On the host, where looking is free, a gradient that is short enough is left alone.
         if self.clip_norm is not None and (norm.device.type != "cpu" or not bool(norm <= self.clip_norm)):

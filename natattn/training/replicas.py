@@ -42,17 +42,29 @@ def train_replicas(settings: RunSettings, folder: Path, *, group: str | None = N
     Raises: UserError for whatever the user can mend; then a new folder holds nothing of ours.
     """
     settings.check()
-    members = settings.of_each_seed()
-    folders = [folder / f"seed{each.seed}" for each in members]
+    folders = [folder / f"seed{each.seed}" for each in settings.of_each_seed()]
     for path in (folder, *folders):
         run_folder.check_unused(path)
+    with run_folder.RunLock(folder):
+        return train_in_folders(settings, folders, group=group or folder.name)
+
+
+def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: str | None = None) -> RunResult:
+    """Train the runs of ``settings.of_each_seed()`` in a folder each.
+
+    Raises: UserError for whatever the user can mend; then a new folder holds nothing of ours.
+    """
+    settings.check()
+    members = settings.of_each_seed()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_folder.RunLock(folder))
+        for path in folders:
+            stack.enter_context(run_folder.RunLock(path))
+            run_folder.check_unused(path)
         check_init(settings.init)
         corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
         built = [_checked_arms(each, corpus) for each in members]
         facts = [
-            {**run_facts(each, corpus, arms, context, group or folder.name), "replicas": len(members)}
+            {**run_facts(each, corpus, arms, context, group), "replicas": len(members)}
             for each, (arms, context) in zip(members, built, strict=True)
         ]
         label = f"{facts[0]['label']} · means of {len(members)} seeds"
@@ -60,7 +72,6 @@ def train_replicas(settings: RunSettings, folder: Path, *, group: str | None = N
         means = SeedMeans(console, len(members))
         runs: list[OpenRun] = []
         for each, path, own, (arms, context) in zip(members, folders, facts, built, strict=True):
-            stack.enter_context(run_folder.RunLock(path))
             runs.append(OpenRun(each, path, corpus, arms, own, partial(_warn_of, console, each.seed)))
             runs[-1].open(stack, context, means, Progress(), 0)
         interruption = stack.enter_context(Interruption())

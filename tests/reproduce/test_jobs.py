@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from natattn import config
 from natattn.errors import UserError
+from natattn.reproduce.bundles import bundled
 from natattn.reproduce.done import DoneRuns, key_of
-from natattn.reproduce.execution import launch
+from natattn.reproduce.execution import _train, launch
 from natattn.reproduce.jobs import Job, JobMaker, job_key
 from natattn.reproduce.settings import CorpusSettings, Repeats
 from natattn.reproduce.texts import repeated_lines
+from natattn.tracking.metrics_file import read_metrics
 from natattn.training.run_folder import RUN, RunLock, read_config
 
 TINY = (
@@ -130,3 +133,48 @@ def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path, monkeypa
     assert launch({"held": made}, tmp_path / "runs", ()) == []
     assert waited
     assert key_of(tmp_path / "runs" / made.key) == made.key
+
+
+def _jobs_of_seeds(folder: Path, seeds: list[int], *overrides: str) -> list[Job]:
+    maker = JobMaker(folder, None)
+    jobs = [maker.job(LINES, [*TINY, *LINES.overrides, *overrides, f"seed={seed}"]) for seed in seeds]
+    return [job for job in jobs if isinstance(job, Job)]
+
+
+def test_seeds_that_follow_each_other_are_trained_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = _jobs_of_seeds(tmp_path, [7, 5, 6, 9])
+    runs, apart = tmp_path / "runs", tmp_path / "apart"
+    assert launch({job.key: job for job in jobs}, runs, ()) == []
+    assert launch({jobs[1].key: jobs[1]}, apart, ()) == []
+    assert {path.name for path in runs.iterdir()} == {job.key for job in jobs}
+    for job, together in zip(jobs, (3, 3, 3, None), strict=True):
+        assert key_of(runs / job.key) == job.key
+        assert json.loads((runs / job.key / RUN).read_text()).get("replicas") == together
+        assert not (runs / job.key / "checkpoints").exists()
+    values = [read_metrics(folder / jobs[1].key / "metrics.jsonl") for folder in (runs, apart)]
+    losses = [metrics.value[metrics.name == "validation/loss"] for metrics in values]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_seeds_of_which_one_has_begun_go_on_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = _jobs_of_seeds(tmp_path, [0, 1])
+    assert launch({jobs[1].key: jobs[1]}, tmp_path, ()) == []
+    settings = config.settings_of(config.compose(config.quote_paths((*jobs[0].overrides, "seeds=2"))))
+    assert _train(settings, [tmp_path / job.key for job in jobs]) is None
+    assert [key_of(tmp_path / job.key) for job in jobs] == [job.key for job in jobs]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("model.dropout=0.1",), ("size.n_embd=256",), ("reference=adamw",), ("train.compile=true",), ("model=published",)],
+)
+def test_seeds_are_left_alone_where_together_is_impossible_or_not_known_to_be_faster(tmp_path: Path, overrides):
+    jobs = _jobs_of_seeds(tmp_path, [0, 1], *overrides)
+    assert bundled(jobs, tmp_path) == [(jobs[0],), (jobs[1],)]
+
+
+def test_no_more_seeds_go_together_than_have_been_measured(tmp_path: Path):
+    jobs = _jobs_of_seeds(tmp_path, list(range(10)))
+    assert [len(bundle) for bundle in bundled(jobs, tmp_path)] == [8, 2]
