@@ -3,8 +3,8 @@
     python scripts/profile_step.py                                   # nano, natural + aif beside standard + AdamW
     python scripts/profile_step.py size=pico optim=natural_muon --steps 50 --sort cumulative
 
-Any override of `natattn train` may follow. The profiler's own cost is in every figure, most of all in functions that are
-called often. Nothing is written.
+Any override of `natattn train` may follow. The profiler's own cost is in every figure, most of all in functions that
+are called often. Nothing is written.
 """
 
 import argparse
