@@ -160,7 +160,7 @@ class Arm:
     def _clip_gradients(self) -> Tensor:
         """Clip the gradient by its norm, which is returned as it was before."""
         parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
         # On the host, where looking is free, a gradient that is short enough is left alone.
         if self.clip_norm is not None and (norm.device.type != "cpu" or not bool(norm <= self.clip_norm)):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
