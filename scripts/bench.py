@@ -26,7 +26,7 @@ CUDA = ["--device", "cuda"]
 # What each part answers, and the options that it has on the CPU and on a GPU; None where it has nothing to say there.
 PARTS: dict[str, tuple[str, list[str], list[str] | None]] = {
     "floor": ("our loop against a plain GPT's forward, backward and update; two arms; natural + aif", [], CUDA),
-    "train": ("our loop against transformers' Trainer", ["--only", "trainer"], None),
+    "train": ("our loop against transformers' Trainer", [], None),
     "attention": ("observing attention, by length", [], CUDA),
     "optim": ("whole steps against Muon's", [], CUDA),
     "seeds": ("several seeds as one computation", [], ["train.device=cuda"]),

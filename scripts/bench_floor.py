@@ -10,14 +10,13 @@ natural arm with optim=aif against the standard arm with AdamW. Nothing is writt
 """
 
 import argparse
+import itertools
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_train import interleaved, make_loop, prepared, report
+from bench_train import interleaved, make_loop, prepared, report, take_turns
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -99,16 +98,6 @@ def floor_step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tenso
     optimizer.zero_grad(set_to_none=True)
 
 
-def seconds(steps: int, step: Callable[[int], object], device: torch.device) -> float:
-    """Per step."""
-    start = time.perf_counter()
-    for number in range(steps):
-        step(number)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / steps
-
-
 def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Path) -> None:
     """Tokens/s of our loop over those of the floor."""
     options = ("model=standard", "optim=adamw", "reference=none", f"train.device={device}", *case.overrides)
@@ -123,21 +112,12 @@ def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Pat
     batches = [torch.from_numpy(loop.batches.batch(step)).to(loop.device) for step in range(8)]
     bf16 = settings.precision.kind == "bf16"
 
-    def floor(number: int) -> None:
-        floor_step(model, optimizer, batches[number % 8], bf16=bf16)
+    numbers = itertools.count()
 
-    def ours(_: int) -> None:
-        loop.advance()
+    def floor() -> None:
+        floor_step(model, optimizer, batches[next(numbers) % 8], bf16=bf16)
 
-    pairs = []
-    for repeat in range(-1, repeats):  # the first round is warm-up
-        order = [ours, floor] if repeat % 2 else [floor, ours]
-        spent = {ours: 0.0, floor: 0.0}
-        for _ in range(steps):
-            for way in order:
-                spent[way] += seconds(1, way, loop.device)
-        if repeat >= 0:
-            pairs.append((spent[ours] / steps, spent[floor] / steps))
+    pairs = take_turns([loop.advance, floor], repeats, steps, loop.device)
     report(f"our loop / floor, {case.name}", pairs, settings.train.batch_size * context)
 
 
@@ -150,14 +130,9 @@ def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, f
     two, context = build_arms(settings, corpus)
     one, _ = build_arms(settings.model_copy(update={"reference": NoReference(name="none")}), corpus)
     loops = [make_loop(settings, corpus, arms, context, folder) for arms in (two, one)]
-    times = []
-    for repeat in range(-1, repeats):
-        found = [0.0, 0.0]
-        for _ in range(steps):
-            for which in (0, 1) if repeat % 2 else (1, 0):
-                found[which] += seconds(1, lambda _, loop=loops[which]: loop.advance(), loops[0].device)  # type: ignore[misc]
-        if repeat >= 0:
-            times.append(found[0] / found[1])
+    times = [
+        both / alone for both, alone in take_turns([loop.advance for loop in loops], repeats, steps, loops[0].device)
+    ]
     mean, half = t_interval(times)
     print(f"two arms / one arm, {case.name}: time × {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]", flush=True)
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_floor import seconds
-from bench_train import make_loop, prepared
+from bench_train import make_loop, prepared, take_turns
 
 from natattn.statistics import t_interval
 from natattn.training.arms import Arm
@@ -40,15 +39,9 @@ def built(device: str, folder: Path, *overrides: str) -> Loop:
 
 def growth(name: str, loops: dict[int, Loop], repeats: int, steps: int) -> None:
     """Print seconds per step by size, and the fitted exponent."""
-    times: dict[int, list[float]] = {size: [] for size in loops}
-    for repeat in range(-1, repeats):
-        spent = dict.fromkeys(loops, 0.0)
-        for _ in range(steps):
-            for size, loop in loops.items():
-                spent[size] += seconds(1, lambda _, loop=loop: loop.advance(), loop.device)  # type: ignore[misc]
-        if repeat >= 0:
-            for size in loops:
-                times[size].append(spent[size] / steps)
+    ways = [loop.advance for loop in loops.values()]
+    found = take_turns(ways, repeats, steps, next(iter(loops.values())).device)
+    times = dict(zip(loops, zip(*found, strict=True), strict=True))
     sizes = list(loops)
     slopes = [np.polyfit(np.log(sizes), np.log([times[size][n] for size in sizes]), 1)[0] for n in range(repeats)]
     mean, half = t_interval([float(slope) for slope in slopes])

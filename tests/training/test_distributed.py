@@ -252,6 +252,23 @@ def test_activation_checkpointing_changes_nothing(tiny, tmp_path):
         _assert_equal(tmp_path / "alone", tmp_path / way)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_ranks_agree_that_time_is_up_and_that_an_arm_has_diverged(tiny, tmp_path, parallel):
+    way = [*tiny, f"train.parallel={parallel}"]
+    jobs = [
+        ([*way, "train.max_seconds=1e-9"], tmp_path / "late"),
+        ([*way, "optim=sgd", "optim.learning_rate=1e30", "train.clip_norm=null"], tmp_path / "diverged"),
+    ]
+    _run_jobs(tmp_path, jobs)
+    late = json.loads((tmp_path / "late" / "run.json").read_text())
+    assert late["status"] == "time_limit"
+    diverged = json.loads((tmp_path / "diverged" / "run.json").read_text())
+    assert diverged["status"] == "finished"
+    assert diverged["arms"]["natural"]["status"] == "diverged"
+    assert diverged["arms"]["standard"]["status"] == "finished"
+    assert read_metrics(tmp_path / "diverged" / "metrics.jsonl").step.max() == 6
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
