@@ -101,6 +101,7 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
     # Whoever names a launcher has several workers: they share the runs out.
     bundles = [(job,) for job in jobs.values()] if launcher else bundled(jobs.values(), folder)
     members = {bundle[0].key: [job.key for job in bundle] for bundle in bundles}
+    labels |= {b[0].key: f"{labels[b[0].key]} to {len(b) - 1} seeds later" for b in bundles if len(b) > 1}
     with _hydra() as hydra, _ended_by_sigterm(), _progress(folder, list(labels)):
         from hydra._internal.callbacks import Callbacks
 
