@@ -119,8 +119,8 @@ def _attempt() -> int:
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several, or the only one of a launcher that may restart it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def together(work: Callable[["Ranks", LauncherStore], int]) -> int:

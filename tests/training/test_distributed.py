@@ -218,12 +218,13 @@ def test_a_rank_that_dies_ends_the_job_with_one_line(tiny, tmp_path, victim):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
-def test_a_restart_by_torchrun_goes_on_with_the_run(tiny, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_restart_by_torchrun_goes_on_with_the_run(tiny, tmp_path, ranks):
     length = ["train.steps=120", "train.checkpoint_every=20", "train.evaluate_every=60", "precision=fp64"]
     _alone([*tiny, *length], tmp_path / "alone")
-    process = _start([*tiny, *length], tmp_path / "run", "--max-restarts=1")
+    process = _start([*tiny, *length], tmp_path / "run", "--max-restarts=1", f"--nproc-per-node={ranks}")
     _wait_for_checkpoint(tmp_path / "run", process)
-    os.kill(_ranks_of(process)[1], signal.SIGKILL)
+    os.kill(_ranks_of(process)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     _assert_equal(tmp_path / "alone", tmp_path / "run")
