@@ -83,13 +83,16 @@ class TrainJob:
         return failure
 
 
-def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> list[str]:
+def launch(
+    jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str], *, seeds_together: bool = False
+) -> list[str]:
     """Run jobs, and say in a line each which failed.
 
     Args:
         jobs: {what it is, in words: the job}.
         folder: holds a run folder for each job, named by its key.
         launcher: Hydra's overrides, such as hydra/launcher=joblib hydra.launcher.n_jobs=4; none for this process.
+        seeds_together: train those that differ in their seed alone as one computation, where that is faster.
     Raises: UserError for a launcher that is not there, or overrides that it does not know.
     """
     from hydra.core.plugins import Plugins
@@ -98,8 +101,7 @@ def launch(jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str]) -> li
     from omegaconf.errors import OmegaConfBaseException
 
     labels = {job.key: name for name, job in jobs.items()}
-    # Whoever names a launcher has several workers: they share the runs out.
-    bundles = [(job,) for job in jobs.values()] if launcher else bundled(jobs.values(), folder)
+    bundles = bundled(jobs.values(), folder) if seeds_together else [(job,) for job in jobs.values()]
     members = {bundle[0].key: [job.key for job in bundle] for bundle in bundles}
     labels |= {b[0].key: f"{labels[b[0].key]} to {len(b) - 1} seeds later" for b in bundles if len(b) > 1}
     with _hydra() as hydra, _ended_by_sigterm(), _progress(folder, list(labels)):

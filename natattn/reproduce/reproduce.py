@@ -94,7 +94,7 @@ class Studies:
         tried: set[str] = set()
         while todo := {label: job for label, job in self._missing().items() if job.key not in tried}:
             tried |= {job.key for job in todo.values()}
-            self.failures += launch(todo, self.folder / RUNS, launcher)
+            self.failures += launch(todo, self.folder / RUNS, launcher, seeds_together=self.settings[0].seeds_together)
             for job in todo.values():
                 self.done.add(self.folder / RUNS / job.key)
         for label, job in self._missing().items():

@@ -236,6 +236,7 @@ class ReproduceSettings(Settings):
         runs: folders, sweeps or globs whose runs count as done, beside those that were trained here.
         kept: folder of published results: runs/ and analysis/ in it count as done; missing is none.
         wikitext: folder with WikiText-2's valid.txt and test.txt; None: only what is done can be shown.
+        seeds_together: train runs that differ in their seed alone as one computation, where that is known to be faster.
         train: false rebuilds from what is done and lists what is missing.
         only: arms and corpora to train now, for a study that is spread over several sittings; empty for all.
         output: folder for the results.
@@ -247,6 +248,7 @@ class ReproduceSettings(Settings):
     kept: str
     wikitext: str | None
     train: bool
+    seeds_together: bool
     only: Several
     output: Annotated[str, Field(min_length=1)]
 

@@ -145,7 +145,7 @@ def test_seeds_that_follow_each_other_are_trained_together(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     jobs = _jobs_of_seeds(tmp_path, [7, 5, 6, 9])
     runs, apart = tmp_path / "runs", tmp_path / "apart"
-    assert launch({job.key: job for job in jobs}, runs, ()) == []
+    assert launch({job.key: job for job in jobs}, runs, (), seeds_together=True) == []
     assert launch({jobs[1].key: jobs[1]}, apart, ()) == []
     assert {path.name for path in runs.iterdir()} == {job.key for job in jobs}
     for job, together in zip(jobs, (3, 3, 3, None), strict=True):

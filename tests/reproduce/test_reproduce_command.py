@@ -213,7 +213,16 @@ def test_a_study_that_names_what_is_not_there_is_one_line(changes, said: str, mo
         "name": "made", "title": "made", "seeds": [1], "corpora": {"text": {}}, "arms": {"a": {}, "b": {}},
         "budgets": {"cpu": {}},
     }  # fmt: skip
-    keys = {"budget": "cpu", "runs": [], "kept": "", "wikitext": None, "train": True, "only": [], "output": "o"}
+    keys = {
+        "budget": "cpu",
+        "runs": [],
+        "kept": "",
+        "wikitext": None,
+        "train": True,
+        "seeds_together": False,
+        "only": [],
+        "output": "o",
+    }
     monkeypatch.setattr("natattn.config.plain_values", lambda _: {"study": made | changes, **keys})
     with pytest.raises(UserError, match=said):
         read_arguments(["study=published"])
