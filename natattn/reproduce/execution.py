@@ -68,7 +68,7 @@ class TrainJob:
             folder = folder.relative_to(Path.cwd())
         label = self.labels.get(folder.name, folder.name)
         try:
-            folders = [folder.with_name(name) for name in self.members.get(folder.name, [folder.name])]
+            folders = [folder.with_name(name) for name in self.members[folder.name]]
             while (failure := _train(config.settings_of(composed), folders)) is _BUSY:
                 time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
         except UserError as error:
@@ -126,6 +126,11 @@ def launch(
             failure = f"the launcher broke off: {type(error).__name__}: {first_line(error)}"
             print(f"natattn: failed: {failure}", file=sys.stderr, flush=True)
             return [failure]
+    return _failures(bundles, returned, labels)
+
+
+def _failures(bundles: Sequence[Sequence[Job]], returned: Sequence[Any], labels: Mapping[str, str]) -> list[str]:
+    """A line for each job that failed, by what the launcher returned of it."""
     failures = []
     for bundle, result in zip(bundles, returned, strict=True):
         try:

@@ -50,11 +50,10 @@ def train_replicas(settings: RunSettings, folder: Path, *, group: str | None = N
 
 
 def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: str | None = None) -> RunResult:
-    """Train the runs of ``settings.of_each_seed()`` in a folder each.
+    """Train the runs of ``settings.of_each_seed()`` in a folder each; ``settings`` have been checked.
 
     Raises: UserError for whatever the user can mend; then a new folder holds nothing of ours.
     """
-    settings.check()
     members = settings.of_each_seed()
     with contextlib.ExitStack() as stack:
         for path in folders:
