@@ -117,15 +117,18 @@ def _run_settings(
     paper: PaperSettings, data: str | Path, max_steps: int | None, max_seconds: float | None, seed: int
 ) -> tuple["RunSettings", int]:
     """Settings of the run, and its steps per epoch, which only the tokenized text tells."""
-    from natattn.data import Batches, prepare
+    from natattn.data import Batches
+    from natattn.tasks import LanguageTask
+    from natattn.training.build import open_task
 
     if max_steps is not None and max_steps < 1:
         raise UserError(f"max_steps={max_steps}: must be at least 1, or None for all epochs")
     limit = "null" if max_seconds is None else max_seconds
     overrides = [*paper.overrides(), *_data_overrides(data), f"train.max_seconds={limit}", f"seed={seed}"]
     draft = config.settings_of(config.compose(overrides))
-    corpus = prepare(draft.data, draft.tokenizer)
-    batches = Batches(corpus.train, paper.batch_size, paper.max_length, seed, "epochs")
+    task = open_task(draft)
+    assert isinstance(task, LanguageTask)
+    batches = Batches(task.corpus.train, paper.batch_size, paper.max_length, seed, "epochs")
     steps_per_epoch = -(-batches.blocks_per_epoch // paper.batch_size)
     steps = -(-paper.epochs * batches.blocks_per_epoch // paper.batch_size)
     steps = steps if max_steps is None else min(steps, max_steps)

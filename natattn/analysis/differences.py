@@ -23,6 +23,10 @@ class PairedQuantity:
     unit: str
     difference: Compared
 
+    def unit_in(self, run_unit: str) -> str:
+        """The unit in runs whose losses are means over tokens, images or pairs."""
+        return self.unit.replace("token", run_unit)
+
 
 def _final_loss(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
     if arm.final_loss is None or other.final_loss is None:
@@ -34,6 +38,21 @@ def _test_loss(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: A
     if arm.test_loss is None or other.test_loss is None:
         return None
     return arm.test_loss - other.test_loss
+
+
+def _test_error(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
+    """Share of test images that are classified wrongly; of pairs that are not found first, mean over both ways."""
+    errors = [_error(each) for each in (arm, other)]
+    return None if errors[0] is None or errors[1] is None else errors[0] - errors[1]
+
+
+def _error(arm: ArmSummary) -> float | None:
+    for names in (("accuracy",), ("image_to_text_recall_1", "text_to_image_recall_1")):
+        found = [arm.metrics.get(f"test/{name}") for name in names]
+        known = [value for value in found if value is not None]
+        if len(known) == len(names):
+            return 1 - sum(known) / len(known)
+    return None
 
 
 def _area(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: ArmSummary) -> float | None:
@@ -89,6 +108,7 @@ def _step_time(run: RunSummary, arm: ArmSummary, other_run: RunSummary, other: A
 PAIRED_QUANTITIES: Mapping[str, PairedQuantity] = {
     "final_loss": PairedQuantity("final loss", "nats/token", _final_loss),
     "test_loss": PairedQuantity("test loss", "nats/token", _test_loss),
+    "test_error": PairedQuantity("test error", "share", _test_error),
     "mean_loss": PairedQuantity("mean loss over steps", "nats/token", _area),
     "steps_to_target": PairedQuantity("steps to the worse of both final losses, log ratio", "", _steps_to_target),
     "pattern_divergence": PairedQuantity("pattern divergence in the second half, log ratio", "", _stability),

@@ -1,8 +1,9 @@
 """What a table says about an arm: each quantity with its name, its value and how it is written."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from natattn.analysis.runs import ArmSummary, RunSummary
 
@@ -48,11 +49,14 @@ def ratio(value: float) -> str:
 
 
 def _nats_per_byte(run: RunSummary, loss: float | None) -> float | None:
-    return None if loss is None or run.data is None else loss * run.data.tokens_per_byte
+    text = run.data.text if run.data else None
+    return None if loss is None or text is None else loss * text.tokens_per_byte
 
 
-def _exponential(loss: float | None) -> float | None:
-    return None if loss is None else math.exp(min(loss, 700.0))  # 700: the largest that does not overflow
+def _perplexity(run: RunSummary, loss: float | None) -> float | None:
+    if loss is None or run.unit != "token":
+        return None
+    return math.exp(min(loss, 700.0))  # 700: the largest that does not overflow
 
 
 def _diverged(run: RunSummary, arm: ArmSummary) -> str:
@@ -63,22 +67,61 @@ def _not_reached(run: RunSummary, arm: ArmSummary) -> str:
     return "—" if run.target is None or arm.steps_to_target is not None else "not reached"
 
 
+def share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+# {metric of a task: what it is called}; all are shares.
+TASK_METRICS = {
+    "accuracy": "accuracy",
+    "calibration_error": "calibration error",
+    "image_to_text_recall_1": "image → text recall@1",
+    "image_to_text_recall_5": "image → text recall@5",
+    "text_to_image_recall_1": "text → image recall@1",
+    "text_to_image_recall_5": "text → image recall@5",
+}
+
+
+def _task_metric(metric: str, run: RunSummary, arm: ArmSummary) -> float | None:
+    return arm.metrics.get(metric)
+
+
+def _speed(unit: str, run: RunSummary, arm: ArmSummary) -> float | None:
+    return arm.units_per_second if run.unit == unit else None
+
+
+def _metrics(split: str) -> Iterator[Quantity]:
+    """What tasks measure of a split beside its loss."""
+    for name, title in TASK_METRICS.items():
+        metric = f"{split}/{name}"
+        value = partial(_task_metric, f"{split}/{name}")
+        yield Quantity(f"{split} {title}", f"{split} {title}", value, share)
+
+
+def _speeds() -> Iterator[Quantity]:
+    """One for each unit; runs know that of their own."""
+    for unit in ("token", "image", "pair"):
+        yield Quantity(f"{unit}s/s", f"{unit}s/s", partial(_speed, unit), count)
+
+
 FINAL_LOSS = Quantity("final validation loss", "final", lambda run, arm: arm.final_loss, loss, True, _diverged)
 
 QUANTITIES = (
     FINAL_LOSS,
-    Quantity("  perplexity", "perplexity", lambda run, arm: _exponential(arm.final_loss), perplexity),
+    Quantity("  perplexity", "perplexity", lambda run, arm: _perplexity(run, arm.final_loss), perplexity),
     Quantity("  nats/byte", "nats/byte", lambda run, arm: _nats_per_byte(run, arm.final_loss), loss, True),
     Quantity("best validation loss", "best", lambda run, arm: arm.best_loss, loss, True),
-    Quantity("  perplexity", None, lambda run, arm: _exponential(arm.best_loss), perplexity),
+    Quantity("  perplexity", None, lambda run, arm: _perplexity(run, arm.best_loss), perplexity),
     Quantity("  nats/byte", None, lambda run, arm: _nats_per_byte(run, arm.best_loss), loss, True),
     Quantity("  at step", None, lambda run, arm: arm.best_step, count),
+    *_metrics("validation"),
     Quantity("test loss", "test", lambda run, arm: arm.test_loss, loss, True),
+    *_metrics("test"),
     Quantity("steps to target", "steps to target", lambda run, arm: arm.steps_to_target, count, False, _not_reached),
     Quantity(
         "seconds to target", "time to target", lambda run, arm: arm.seconds_to_target, seconds, False, _not_reached
     ),
-    Quantity("tokens/s", "tokens/s", lambda run, arm: arm.tokens_per_second, count),
+    *_speeds(),
     Quantity("step time / reference", "step time", lambda run, arm: arm.step_time_ratio, ratio),
     Quantity("peak memory", "memory", lambda run, arm: arm.peak_memory_bytes, memory),
 )

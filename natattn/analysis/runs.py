@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,13 @@ from natattn.training.run_folder import CONFIG, RUN, read_config
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """The data of a run. Entropies in nats/token, of the validation text; `floor` where it is known exactly.
+class TextFacts:
+    """The text of a run. Entropies in nats/token, of the validation text; `floor` where it is known exactly.
 
     `held_out_bigram_entropy` is the loss of a bigram model of the training text, `plug_in_bigram_entropy` (None in old
     run folders) the entropy of the validation text's own counts.
     """
 
-    name: str
-    fingerprint: str
     tokens_per_byte: float
     unigram_entropy: float
     held_out_bigram_entropy: float
@@ -37,8 +35,28 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """The data of a run: `text`, or with another task what `chance` reaches, by the name of the metric."""
+
+    name: str
+    fingerprint: str
+    text: TextFacts | None = None
+    chance: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Losses that need no attention, by name."""
+        if self.text is None:
+            return {"chance": self.chance["loss"]}
+        levels = {"unigram entropy": self.text.unigram_entropy, "bigram model": self.text.held_out_bigram_entropy}
+        return levels | ({} if self.text.floor is None else {"floor": self.text.floor})
+
+
+@dataclass(frozen=True)
 class ArmSummary:
-    """The numbers of one arm; None is "not known". Losses in nats/token.
+    """The numbers of one arm; None is "not known". Losses in nats per the run's unit.
+
+    `metrics` are the task's others, as they were last measured, by their names: validation/accuracy, …
 
     `steps_to_target` and `seconds_to_target` are of the reference's final loss: None if it was not reached, or there
     is no target. A diverged arm has no final loss and has reached nothing.
@@ -58,10 +76,11 @@ class ArmSummary:
     steps_to_target: float | None
     seconds_to_target: float | None
     step_seconds: float | None  # median over the intervals between evaluations
-    tokens_per_second: float | None
+    units_per_second: float | None  # tokens, images or pairs
     step_time_ratio: float | None  # to the reference
     peak_memory_bytes: float | None
     leaky: bool
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,7 @@ class RunSummary:
     reference: str | None = None
     candidate: str | None = None
     seed: int | None = None
+    unit: str = "token"  # what a loss is the mean over: token, image or pair
     planned_steps: int | None = None
     device: str = ""
     identical: bool = False
@@ -159,7 +179,6 @@ def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSumm
     target = _final_loss(metrics, reference) if reference is not None else None
     reference_step_seconds = _step_seconds(metrics, reference) if reference is not None else None
     arms = tuple(_arm(name, facts, metrics, target, reference_step_seconds) for name in names)
-    data = facts["data"]
     return RunSummary(
         folder=folder,
         status=str(facts["status"]),
@@ -167,20 +186,13 @@ def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSumm
         reference=reference,
         candidate=facts["candidate"],
         seed=facts.get("seed"),
+        unit=unit_of(facts),
         planned_steps=facts.get("steps"),
         device=str(facts.get("device", "")),
         identical=bool(facts.get("identical")),
         target=target,
         process_peak_memory_bytes=_largest(metrics, None, "time/peak_memory_bytes"),
-        data=DataFacts(
-            name=str(data["name"]),
-            fingerprint=str(data["fingerprint"]),
-            tokens_per_byte=data["validation_tokens"] / data["validation_bytes"],
-            unigram_entropy=float(data["unigram_entropy"]),
-            held_out_bigram_entropy=float(data["held_out_bigram_entropy"]),
-            plug_in_bigram_entropy=_number(data.get("plug_in_bigram_entropy")),
-            floor=_number(data.get("floor")),
-        ),
+        data=data_of(facts),
         arms=arms,
         config=_config(folder),
         config_hash=str(facts.get("config_hash", "")),
@@ -215,11 +227,40 @@ def _arm(
         steps_to_target=reached,
         seconds_to_target=None if reached is None else _at_step(metrics, name, "time/train_seconds", reached),
         step_seconds=step_seconds,
-        tokens_per_second=_tokens_per_second(metrics, name, step_seconds, facts.get("tokens_per_step")),
+        units_per_second=_units_per_second(metrics, name, step_seconds, facts),
         step_time_ratio=step_seconds / reference_step_seconds if step_seconds and reference_step_seconds else None,
         peak_memory_bytes=_largest(metrics, name, "time/peak_memory_bytes"),
         leaky=name in facts.get("leaky", ()),
+        metrics=_task_metrics(metrics, name),
     )
+
+
+def unit_of(facts: dict[str, Any]) -> str:
+    """What the losses of a run are means over: token (also of runs that are older than the other tasks), image, pair."""
+    return str(facts.get("unit", "token"))
+
+
+def data_of(facts: dict[str, Any]) -> DataFacts:
+    """What run.json says of the data."""
+    data = facts["data"]
+    name, fingerprint = str(data["name"]), str(data["fingerprint"])
+    if unit_of(facts) != "token":
+        return DataFacts(name, fingerprint, chance={key: float(value) for key, value in data["chance"].items()})
+    text = TextFacts(
+        tokens_per_byte=data["validation_tokens"] / data["validation_bytes"],
+        unigram_entropy=float(data["unigram_entropy"]),
+        held_out_bigram_entropy=float(data["held_out_bigram_entropy"]),
+        plug_in_bigram_entropy=_number(data.get("plug_in_bigram_entropy")),
+        floor=_number(data.get("floor")),
+    )
+    return DataFacts(name, fingerprint, text)
+
+
+def _task_metrics(metrics: Metrics, arm: str) -> dict[str, float]:
+    """The last values of what is measured of a split beside its loss."""
+    found = {name for name in metrics.names() if name.startswith(("validation/", "test/"))}
+    last = {name: _last(metrics, arm, name) for name in sorted(found - {"validation/loss", "test/loss"})}
+    return {name: value for name, value in last.items() if value is not None}
 
 
 def _number(value: Any) -> float | None:
@@ -257,12 +298,12 @@ def _step_seconds(metrics: Metrics, arm: str) -> float | None:
     return float(np.median(np.diff(train_seconds)[taken] / np.diff(steps)[taken])) if taken.any() else None
 
 
-def _tokens_per_second(
-    metrics: Metrics, arm: str, step_seconds: float | None, tokens_per_step: int | None
-) -> float | None:
-    if tokens_per_step and step_seconds:
-        return tokens_per_step / step_seconds
-    return _last(metrics, arm, "time/tokens_per_second")  # too few evaluations for a median
+def _units_per_second(metrics: Metrics, arm: str, step_seconds: float | None, facts: dict[str, Any]) -> float | None:
+    unit = unit_of(facts)
+    units_per_step = facts.get(f"{unit}s_per_step")
+    if units_per_step and step_seconds:
+        return float(units_per_step / step_seconds)
+    return _last(metrics, arm, f"time/{unit}s_per_second")  # too few evaluations for a median
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

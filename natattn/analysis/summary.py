@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from natattn.analysis.groups import Group, group_runs
-from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, Quantity, memory
-from natattn.analysis.runs import ArmSummary, DataFacts, RunSummary, find_runs, summarise_run
+from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, memory, share
+from natattn.analysis.runs import ArmSummary, RunSummary, TextFacts, find_runs, summarise_run
 from natattn.errors import UserError
 from natattn.statistics import mean, standard_deviation
 from natattn.tracking.console import signed
@@ -102,7 +102,7 @@ def _group_table(group: Group) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title=Text(group.label, style="bold"))
     table.title_justify = table.caption_justify = "left"
     table.caption = Text("\n".join(notes([group])), style="not italic")
-    table.add_column("nats/token", style="dim", no_wrap=True)
+    table.add_column(f"nats/{group.runs[0].unit}", style="dim", no_wrap=True)
     for name in group.arm_names:
         table.add_column(_arm_label(group, name), justify="right")
     if compares:
@@ -111,7 +111,8 @@ def _group_table(group: Group) -> Table:
     for quantity in known_quantities([group]):
         cells = [_cell(quantity, group, name) for name in group.arm_names]
         table.add_row(quantity.title, *cells, *([_difference(quantity, group)] if compares else []))
-    table.add_row("below the bigram model", *(below_bigram(group, name) for name in group.arm_names))
+    if any(run.unit == "token" for run in group.runs):
+        table.add_row("below the bigram model", *(below_bigram(group, name) for name in group.arm_names))
     return table
 
 
@@ -139,7 +140,9 @@ def _sweep_columns(groups: list[Group]) -> dict[str, _Cell]:
             columns["difference"] = lambda group, name: (
                 _difference(FINAL_LOSS, group) if name == group.candidate else ""
             )
-    return columns | {"< bigram": below_bigram, "status": arm_status}
+    if any(run.unit == "token" for group in groups for run in group.runs):
+        columns["< bigram"] = below_bigram
+    return columns | {"status": arm_status}
 
 
 def _folded(cell: str | Text) -> str | Text:
@@ -204,7 +207,10 @@ def below_bigram(group: Group, name: str) -> str:
     """Whether the arm ended below the bigram model's loss; over several runs, how many did."""
     arms = group.arms(name)
     below = sum(
-        arm.final_loss is not None and run.data is not None and arm.final_loss < run.data.held_out_bigram_entropy
+        arm.final_loss is not None
+        and run.data is not None
+        and run.data.text is not None
+        and arm.final_loss < run.data.text.held_out_bigram_entropy
         for run, arm in arms
     )
     return ("yes" if below else "no") if len(arms) == 1 else f"{below} of {len(arms)}"
@@ -235,7 +241,7 @@ def _arm_label(group: Group, name: str) -> Text:
     return Text.assemble(name, (" LEAKY", "bold red")) if leaky else Text(name)
 
 
-def _levels(data: DataFacts) -> str:
+def _levels(data: TextFacts) -> str:
     """What counting alone would reach, in nats/token; the bigram model has seen the training text only."""
     plug_in = "" if data.plug_in_bigram_entropy is None else f"; plug-in entropy {data.plug_in_bigram_entropy:.4f}"
     bigram = f"bigram model {data.held_out_bigram_entropy:.4f} (held out{plug_in})"
@@ -248,8 +254,12 @@ def notes(groups: list[Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     found = []
     if groups and (data := groups[0].data) is not None:
-        found.append(f"data: {data.name} ({data.fingerprint[:12]}), {1 / data.tokens_per_byte:.2f} bytes/token")
-        found.append(_levels(data))
+        start = f"data: {data.name} ({data.fingerprint[:12]})"
+        if data.text is not None:
+            found += [f"{start}, {1 / data.text.tokens_per_byte:.2f} bytes/token", _levels(data.text)]
+        else:
+            shares = (f"{TASK_METRICS[name]} {share(value)}" for name, value in data.chance.items() if name != "loss")
+            found += [start, f"chance: loss {data.chance['loss']:.4f}, {', '.join(shares)}"]
     if targets := [run.target for run in runs if run.target is not None]:
         shown = f", {targets[0]:.4f}" if len(runs) == 1 else ""
         found.append(f"target: the reference's final validation loss{shown}")

@@ -13,6 +13,7 @@ IGNORED_LABEL = -100  # what cross-entropy in torch and transformers leaves out
 
 # Purposes key the generators, so that two uses of one seed never see the same numbers.
 _WINDOW, _PERMUTATION, _OFFSET = 1, 2, 3
+AUGMENTATION, SCENES = 4, 5  # of images; SCENES and the two after it are of the splits
 
 _WORDS_PER_COUNTER = 4  # one Philox counter value yields four 64-bit words
 
@@ -80,37 +81,83 @@ class Batches:
         concatenated by rank and then by slice the parts are the global batch, whatever their number.
         Raises UserError if the batch cannot be divided into that many equal parts.
         """
-        part_size, remainder = divmod(self.batch_size, world_size * accumulation_steps)
-        if remainder or not part_size:
-            raise UserError(
-                f"train.batch_size={self.batch_size} cannot be divided equally among "
-                f"{world_size} ranks × {accumulation_steps} accumulation steps"
-            )
-        part = rank * accumulation_steps + accumulation_index
-        first = step * self.batch_size + part * part_size
+        first, part_size = part_of_batch(
+            step,
+            self.batch_size,
+            rank=rank,
+            world_size=world_size,
+            accumulation_index=accumulation_index,
+            accumulation_steps=accumulation_steps,
+        )
         starts = self._starts(first, part_size)
         return _windows(self.split.tokens, starts, self.context + 1)
 
     def _starts(self, first: int, count: int) -> np.ndarray:
         """Int64 [count]: where the windows of the global samples first … first + count - 1 begin."""
         row_length = self.split.row_length
-        if self.sampling == "random":
-            words = _philox(self.seed, _WINDOW, counter=first).random_raw(count * _WORDS_PER_COUNTER)
-            places = len(self.split.tokens) - self.context if row_length is None else self.blocks_per_epoch
-            return _scale(words[::_WORDS_PER_COUNTER], places) * (row_length or 1)
         blocks = self.blocks_per_epoch
-        stride = row_length or self.context
-        spare = len(self.split.tokens) - 1 - blocks * self.context if row_length is None else 0
-        starts = np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:  # more than once only where the batch crosses the end of an epoch
-            epoch, position = divmod(first + done, blocks)
-            taken = min(count - done, blocks - position)
-            offset = _scale(_philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1)
-            order = _permutation(self.seed, epoch, blocks)[position : position + taken]
-            starts[done : done + taken] = offset + order * stride
-            done += taken
-        return starts
+        if self.sampling == "random":
+            places = len(self.split.tokens) - self.context if row_length is None else blocks
+            return sample_indices(self.seed, "random", first, count, places) * (row_length or 1)
+        order = sample_indices(self.seed, "epochs", first, count, blocks)
+        if row_length is not None:
+            return order * row_length
+        spare = len(self.split.tokens) - 1 - blocks * self.context
+        epochs = np.arange(first, first + count) // blocks
+        offsets = {
+            epoch: scaled_words(
+                _philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1
+            )[0]
+            for epoch in np.unique(epochs).tolist()
+        }
+        return order * self.context + np.array([offsets[epoch] for epoch in epochs.tolist()], dtype=np.int64)
+
+
+def part_of_batch(
+    step: int,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulation_index: int = 0,
+    accumulation_steps: int = 1,
+) -> tuple[int, int]:
+    """(global index of the first sample, number of samples) of a rank's accumulation slice of a step's batch.
+
+    Raises UserError if the batch cannot be divided into equal parts.
+    """
+    part_size, remainder = divmod(batch_size, world_size * accumulation_steps)
+    if remainder or not part_size:
+        raise UserError(
+            f"train.batch_size={batch_size} cannot be divided equally among "
+            f"{world_size} ranks × {accumulation_steps} accumulation steps"
+        )
+    part = rank * accumulation_steps + accumulation_index
+    return step * batch_size + part * part_size, part_size
+
+
+def sample_indices(seed: int, sampling: Literal["random", "epochs"], first: int, count: int, places: int) -> np.ndarray:
+    """Int64 [count] in 0 … places - 1: what the samples with the global indices first … first + count - 1 are.
+
+    `random`: each uniform. `epochs`: every place once, in a seeded order, before any comes again.
+    """
+    if sampling == "random":
+        words = _philox(seed, _WINDOW, counter=first).random_raw(count * _WORDS_PER_COUNTER)
+        return scaled_words(words[::_WORDS_PER_COUNTER], places)
+    indices = np.empty(count, dtype=np.int64)
+    done = 0
+    while done < count:  # more than once only where the batch crosses the end of an epoch
+        epoch, position = divmod(first + done, places)
+        taken = min(count - done, places - position)
+        indices[done : done + taken] = _permutation(seed, epoch, places)[position : position + taken]
+        done += taken
+    return indices
+
+
+def uniform_words(seed: int, purpose: int, first: int, count: int) -> np.ndarray:
+    """Uint64 [count, 4]: four uniform words for each of the samples first … first + count - 1, for one purpose."""
+    words: np.ndarray = _philox(seed, purpose, counter=first).random_raw(count * _WORDS_PER_COUNTER)
+    return words.reshape(count, _WORDS_PER_COUNTER)
 
 
 def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -161,7 +208,7 @@ def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np
     return np.random.Philox(key=key, counter=np.array([counter, stream, 0, 0], dtype=np.uint64))
 
 
-def _scale(words: np.ndarray, count: int) -> np.ndarray:
+def scaled_words(words: np.ndarray, count: int) -> np.ndarray:
     """Int64: uniform 64-bit words → uniform integers in 0 … count - 1."""
     # 53 bits make the float exact; the product cannot reach `count`, and numpy's own `integers` may draw again.
     return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * count).astype(np.int64)

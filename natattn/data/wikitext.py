@@ -1,15 +1,13 @@
 """The raw WikiText releases, read through `datasets`."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
-from natattn.data.hub import hub_reachable
+from natattn.data.hub import load_hub_dataset
 from natattn.data.splits import SplitName
-from natattn.errors import UserError
 from natattn.settings import Settings
 
 _TITLE = re.compile(r" = [^=].* = \n?")  # " = Title = "; sections have more signs: " = = Section = = "
@@ -62,23 +60,5 @@ class WikitextCorpus:
 
     @cached_property
     def _dataset(self) -> Any:
-        import datasets
-
-        online = os.path.isdir(self.settings.dataset) or hub_reachable()
-        configured = datasets.config.HF_HUB_OFFLINE
-        datasets.config.HF_HUB_OFFLINE = configured or not online  # else six attempts, 23 seconds in all
-        try:
-            return datasets.load_dataset(self.settings.dataset, self.settings.release)
-        except Exception as error:  # of many types: network, disk, no such release, a broken download
-            if online:
-                cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            else:
-                cause = (
-                    f"the Hugging Face Hub cannot be reached and {datasets.config.HF_DATASETS_CACHE} does not hold it"
-                )
-            raise UserError(
-                f"data.dataset={self.settings.dataset} ({self.settings.release}) cannot be loaded: {cause}; "
-                "without a network use data=stdlib, data=text data.train=FILE or data=grammar"
-            ) from error
-        finally:
-            datasets.config.HF_HUB_OFFLINE = configured
+        instead = "data=stdlib, data=text data.train=FILE or data=grammar"
+        return load_hub_dataset(self.settings.dataset, self.settings.release, instead)

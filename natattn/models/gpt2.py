@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from natattn.errors import UserError
+from natattn.explain import first_line
 from natattn.files import pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
 from natattn.settings import Name, Settings
@@ -93,11 +94,7 @@ def check_init(init: RandomInit | PretrainedInit) -> Any:
         source, options = pretrained_source(init.path)
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises whatever its readers do
-        raise UserError(f"init.path={init.path}: no transformers model there: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"init.path={init.path}: no transformers model there: {first_line(error)}") from error
 
 
 def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
@@ -106,20 +103,23 @@ def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
     Raises: UserError naming the key.
     """
     if isinstance(init, RandomInit):
-        _whole_size(size)
+        whole_size(size)
 
 
-def _whole_size(size: SizeSettings) -> dict[str, Any]:
-    """The sizes of a model that is built anew, none of them left open."""
+def whole_size(size: SizeSettings) -> dict[str, Any]:
+    """The sizes of a model that is built anew, none of them left open but ``n_inner`` and ``context``.
+
+    Raises: UserError naming the key that has no value, or a number of heads that does not divide the width.
+    """
     values = size.model_dump(exclude={"name"})
     for key, value in values.items():
-        if value is None and key != "n_inner":
+        if value is None and key not in ("n_inner", "context"):
             raise UserError(f"size.{key}: no value; size={size.name} is for init=pretrained, choose another size")
     n_embd, n_head = values["n_embd"], values["n_head"]
     if n_embd % n_head:
         raise UserError(
             f"size.n_head={n_head}: does not divide size.n_embd={n_embd}; "
-            f"valid: a divisor, such as {_nearest_divisor(n_embd, n_head)}"
+            f"valid: a divisor, such as {nearest_divisor(n_embd, n_head)}"
         )
     return values
 
@@ -146,7 +146,7 @@ def build_model(
         from natattn.models.published import build_published
 
         return build_published(
-            **_whole_size(size),
+            **whole_size(size),
             vocab_size=vocab_size,
             end_token_id=end_token_id,
             causal=model.attention.causal,
@@ -158,12 +158,16 @@ def build_model(
     return _random_gpt2(model, size, vocab_size=vocab_size, end_token_id=end_token_id, seed=seed)
 
 
-def context_of(model: nn.Module, size: SizeSettings) -> int:
-    """Tokens of context that the run trains with: ``size.context``, else all that the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+def context_of(size: SizeSettings, init: RandomInit | PretrainedInit) -> int:
+    """Tokens of context that a run trains with: ``size.context``, else all that the model has positions for.
+
+    Raises: UserError where a pretrained model has fewer positions, or states none and ``size.context`` is not given.
+    """
+    found = check_init(init)
+    positions = size.context if found is None else getattr(found, "max_position_embeddings", None)
     if size.context is None:
         if positions is None:
-            raise UserError("size.context: the pretrained model states no longest context; give size.context=N")
+            raise UserError("size.context: no value; give size.context=N, the longest context in tokens")
         return int(positions)
     if positions is not None and size.context > positions:
         raise UserError(f"size.context={size.context}: the pretrained model has {positions} positions")
@@ -175,7 +179,7 @@ def _random_gpt2(
 ) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = _whole_size(size)
+    sizes = whole_size(size)
     config = GPT2Config(
         n_positions=sizes.pop("context"),
         vocab_size=vocab_size,
@@ -198,7 +202,12 @@ def _random_gpt2(
 def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedInit, vocab_size: int) -> nn.Module:
     import transformers
 
-    _check_against_pretrained(size, check_init(init), init.path, vocab_size)
+    found = check_init(init)
+    check_against_pretrained(size, found, init.path)
+    if vocab_size > found.vocab_size:
+        raise UserError(
+            f"tokenizer: has {vocab_size} tokens, the model at init.path={init.path} only {found.vocab_size}"
+        )
     auto: Any = transformers.AutoModelForCausalLM
     try:
         with without_progress_bars(), without_reports():
@@ -212,12 +221,12 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
                 output_loading_info=True,
             )
     except Exception as error:  # a damaged file raises whatever its reader does
-        raise UserError(f"init.path={init.path}: cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"init.path={init.path}: cannot be loaded: {first_line(error)}") from error
     forget_quantization(loaded)
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(f"init.path={init.path}: {len(missing)} weights are missing, {missing[0]} among them")
-    _set_dropout(loaded, model.dropout)
+    set_dropout(loaded, model.dropout)
     built: nn.Module = loaded
     return built
 
@@ -245,7 +254,11 @@ def without_reports() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_size: int) -> None:
+def check_against_pretrained(size: SizeSettings, config: Any, path: str) -> None:
+    """Refuse sizes that are not the pretrained model's.
+
+    Raises: UserError naming the key.
+    """
     names = {
         "n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_head": "num_attention_heads", "n_inner": "n_inner",
     }  # fmt: skip
@@ -253,11 +266,9 @@ def _check_against_pretrained(size: SizeSettings, config: Any, path: str, vocab_
         asked, actual = getattr(size, key), getattr(config, name, None)
         if asked is not None and asked != actual:
             raise UserError(f"size.{key}={asked}: the model at init.path={path} has {actual}; use size=pretrained")
-    if vocab_size > config.vocab_size:
-        raise UserError(f"tokenizer: has {vocab_size} tokens, the model at init.path={path} only {config.vocab_size}")
 
 
-def _set_dropout(model: nn.Module, probability: float) -> None:
+def set_dropout(model: nn.Module, probability: float) -> None:
     """Dropout of every layer: as modules (GPT-2) or as a number on the attention layer (Llama and later)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -266,5 +277,6 @@ def _set_dropout(model: nn.Module, probability: float) -> None:
             module.attention_dropout = probability  # type: ignore[assignment]
 
 
-def _nearest_divisor(width: int, heads: int) -> int:
+def nearest_divisor(width: int, heads: int) -> int:
+    """The divisor of ``width`` that is nearest to ``heads``."""
     return min((d for d in range(1, width + 1) if width % d == 0), key=lambda d: (abs(d - heads), d))

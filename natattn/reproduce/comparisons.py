@@ -57,7 +57,9 @@ def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, s
             chosen = [
                 comparison
                 for comparison in study.comparisons
-                if comparison.metric == metric and corpus in arms[comparison.arm].corpora
+                if comparison.metric == metric
+                and corpus in arms[comparison.arm].corpora
+                and (comparison.corpora is None or corpus in comparison.corpora)
             ]
             family = _judge_family(study, chosen, arms, corpus, measure, leaky)
             found += family

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from natattn import config
-from natattn.data import pack, prepare
 from natattn.errors import UserError
 from natattn.files import conf_folder, write_json
 from natattn.reproduce.settings import CorpusSettings
 from natattn.reproduce.texts import file_overrides
+from natattn.training.build import open_task
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import config_hash
 from natattn.training.settings import CHANGEABLE, RunSettings
@@ -106,8 +106,7 @@ class JobMaker:
         name = json.dumps(parts, sort_keys=True)
         if name not in self._fingerprints:
             settings = RunSettings.model_validate(composed)
-            corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
-            self._fingerprints[name] = corpus.fingerprint
+            self._fingerprints[name] = open_task(settings).fingerprint
         return self._fingerprints[name]
 
 

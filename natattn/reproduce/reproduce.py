@@ -144,7 +144,7 @@ class Studies:
         judged = judge(study, lambda *asked: trials.measure(plan, *asked), _leaky(trials, plan))
         tables = [arms_table(trials, plan), differences_table(trials, plan, judged)] if judged else []
         tables += [] if (tuning := tuning_table(trials, plan)) is None else [tuning]
-        drawn = (differences_picture(trials, judged), profile_picture(trials, plan))
+        drawn = (differences_picture(trials, plan, judged), profile_picture(trials, plan))
         read = self._analyses(trials, plan, analyse)
         return StudyResult(
             study.name,

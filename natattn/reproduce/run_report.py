@@ -117,23 +117,26 @@ def run_result(runs: Sequence[RunSummary]) -> StudyResult:
 def _table(groups: list[Group], number: int) -> StudyTable:
     """A row for each arm of each group; all groups have the same data."""
     quantities = [each for each in known_quantities(groups) if each.heading is not None]
+    unit = groups[0].runs[0].unit
+    bigram = ("below the bigram model",) if unit == "token" else ()
     compares = any(paired_differences(FINAL_LOSS, group) for group in groups)
     headings = ["runs that are alike", "arm", "n"]
     for quantity in quantities:
-        headings.append(_heading(quantity))
+        headings.append(_heading(quantity, unit))
         if quantity is FINAL_LOSS and compares:
-            headings.append("difference, nats/token")
+            headings.append(f"difference, nats/{unit}")
     rows, runs = [], []
     for group in groups:
         for name in group.arm_names:
-            rows.append((*_row(group, name, quantities, compares), below_bigram(group, name), _status(group, name)))
+            below = (below_bigram(group, name),) if bigram else ()
+            rows.append((*_row(group, name, quantities, compares), *below, _status(group, name)))
             runs.append(tuple(run.folder for run in group.runs))
     data = groups[0].data
     return StudyTable(
         name=f"runs_{number}",
         title=data.name if data else "unknown data",
         caption="\n".join([*notes(groups), _CAPTION]),
-        headings=(*headings, "below the bigram model", "status"),
+        headings=(*headings, *bigram, "status"),
         rows=tuple(rows),
         runs=tuple(runs),
     )
@@ -170,11 +173,11 @@ def _estimate(values: Sequence[float]) -> Estimate:
     return Estimate(centre, centre - half, centre + half)
 
 
-def _heading(quantity: Quantity) -> str:
+def _heading(quantity: Quantity, unit: str) -> str:
     title = quantity.title.strip()
     if title == _GIBIBYTES:
         return f"{title}, GiB"
-    return f"{title}, nats/token" if quantity.is_loss and title != "nats/byte" else title
+    return f"{title}, nats/{unit}" if quantity.is_loss and title != "nats/byte" else title
 
 
 def _status(group: Group, name: str) -> str:
@@ -198,7 +201,8 @@ def _every_run(runs: Sequence[RunSummary]) -> StudyTable:
                 run.status.replace("_", " ") + "".join(f", {arm.name} LEAKY" for arm in run.arms if arm.leaky),
             )
         )
-    headings = ("run", "what", "data", "seed", "steps", "candidate's last validation loss, nats/token", "status")
+    units = " or ".join(dict.fromkeys(f"nats/{run.unit}" for run in runs))
+    headings = ("run", "what", "data", "seed", "steps", f"candidate's last validation loss, {units}", "status")
     folders = tuple((run.folder,) for run in runs)
     return StudyTable("every_run", "Every run", "", headings, tuple(rows), folders)
 
@@ -219,13 +223,15 @@ def _curves(groups: Sequence[Group], number: int) -> Picture | None:
     lines = [
         run_figures.Line(name, own.steps, own.mean, own.low, own.high) for name, own in zip(names, drawn, strict=True)
     ]
-    levels = {} if (data := groups[0].data) is None else {"bigram model": data.held_out_bigram_entropy}
+    known = {} if (data := groups[0].data) is None else data.levels
+    levels = {name: level for name, level in known.items() if name in ("bigram model", "chance")}
     few = f"; the {len(drawn)} of {len(treatments)} with the least final loss" if len(drawn) < len(treatments) else ""
     name = groups[0].data.name if groups[0].data else "unknown data"
     caption = (
         f"{name}: means over seeds (their number in brackets) with 95 % t bands from three seeds on{few}.{in_full}"
     )
-    png = run_figures.bands([("validation loss, nats/token", lines, levels)], x_label="steps", logarithmic=True)
+    unit = groups[0].runs[0].unit
+    png = run_figures.bands([(f"validation loss, nats/{unit}", lines, levels)], x_label="steps", logarithmic=True)
     return Picture(f"curves_{number}", caption, _numbers(drawn), png)
 
 

@@ -25,7 +25,7 @@ _SIGNIFICANT = 6  # digits of a loss in a curve
 
 @dataclass(frozen=True)
 class ArmView:
-    """One arm of a run: final and best loss in nats/token (None where it has none), and its validation curve."""
+    """One arm of a run: final and best loss in nats (None where it has none), and its validation curve."""
 
     name: str
     optimizer: str
@@ -47,7 +47,8 @@ class RunView:
         address: of the folder, relative to the page.
         status: how it ended, or why it cannot be read.
         data: name and fingerprint; losses compare where they are equal.
-        per_byte: tokens per byte of the validation text.
+        unit: of which a loss is the mean: token, image or pair.
+        per_byte: tokens per byte of the validation text; None of other data.
         config: {dotted key: value}, values as text.
         arms: the reference first.
     """
@@ -57,6 +58,7 @@ class RunView:
     status: str
     seed: int | None
     data: str
+    unit: str
     per_byte: float | None
     config: dict[str, str]
     arms: tuple[ArmView, ...]
@@ -101,7 +103,7 @@ def _differing_keys(views: Sequence[RunView]) -> list[str]:
 def _view(run: RunSummary, name: str, address: str) -> RunView:
     if run.problem is not None:
         problem = run.problem.replace(f"{run.folder}/", "")  # the address says where it is
-        return RunView(f"{name} · broken", address, f"broken: {problem}", None, "", None, {}, ())
+        return RunView(f"{name} · broken", address, f"broken: {problem}", None, "", run.unit, None, {}, ())
     metrics = read_metrics(run.folder / METRICS_FILE)
     arms = " vs ".join(f"{arm.name} ({arm.optimizer})" for arm in run.arms)
     seed = "" if run.seed is None else f" · seed {run.seed}"
@@ -111,7 +113,8 @@ def _view(run: RunSummary, name: str, address: str) -> RunView:
         status=run.status.replace("_", " "),
         seed=run.seed,
         data=f"{run.data.name} ({run.data.fingerprint[:12]})" if run.data else "",
-        per_byte=run.data.tokens_per_byte if run.data else None,
+        unit=run.unit,
+        per_byte=run.data.text.tokens_per_byte if run.data and run.data.text else None,
         config=_config(run.config),
         arms=tuple(_arm(arm, metrics, is_reference=arm.name == run.reference) for arm in run.arms),
     )

@@ -3,6 +3,7 @@
 A study's file leaves out what it does not use, so that its fields have defaults, unlike those of a training run.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,7 +14,9 @@ BudgetName = Literal["smoke", "cpu", "gpu"]
 Overrides = tuple[str, ...]
 # One name stands for a list of one.
 Several = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-Metric = Literal["final_loss", "test_loss", "mean_loss", "steps_to_target", "pattern_divergence", "step_time"]
+Metric = Literal[
+    "final_loss", "test_loss", "test_error", "mean_loss", "steps_to_target", "pattern_divergence", "step_time"
+]  # fmt: skip
 
 
 class Excerpt(Settings):
@@ -100,6 +103,7 @@ class ComparisonSettings(Settings):
         threshold: what the difference is measured against; 0 unless the claim allows something.
         placebos: whether the difference to each placebo of the arm must exclude zero too.
         indifference: in the metric's unit; None for the study's.
+        corpora: where it is made; None for all that the arm is trained on.
     """
 
     claim: str | None = None
@@ -110,6 +114,14 @@ class ComparisonSettings(Settings):
     threshold: float = 0.0
     placebos: bool = True
     indifference: Annotated[float, Field(ge=0)] | None = None
+    corpora: tuple[Name, ...] | None = None
+
+    def among(self, corpora: Collection[str]) -> "ComparisonSettings | None":
+        """The same where a budget has these corpora alone; None where it has none of its own."""
+        if self.corpora is None:
+            return self
+        left = tuple(corpus for corpus in self.corpora if corpus in corpora)
+        return self.model_copy(update={"corpora": left}) if left else None
 
 
 class AnalysisSettings(Settings):
@@ -178,6 +190,10 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "StudySettings":
+        for comparison in self.comparisons:
+            for corpus in comparison.corpora or ():
+                if corpus not in self.corpora:
+                    raise ValueError(f"comparisons: no corpus {corpus!r}; valid: {', '.join(self.corpora)}")
         named = {arm for analysis in self.analyses.values() for arm in analysis.arms}
         named |= {name for budget in self.budgets.values() for name in (*(budget.arms or ()), *budget.products)}
         if unknown := named - set(self.arms):
@@ -198,7 +214,10 @@ class StudySettings(Settings):
         update |= {"of_budget": changed.base, "analyze": (*self.analyze, *changed.analyze)}
         kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
         update["arms"] = {name: self._arm_at(name, arm, changed) for name, arm in kept.items()}
-        update["comparisons"] = tuple(c for c in self.comparisons if {c.arm, c.baseline} <= set(kept))
+        corpora = self.corpora if changed.corpora is None else changed.corpora
+        update["comparisons"] = tuple(
+            c for each in self.comparisons if {each.arm, each.baseline} <= set(kept) and (c := each.among(corpora))
+        )
         update["analyses"] = {name: found for name, found in self.analyses.items() if set(found.arms) & set(kept)}
         update["target"] = self.target if self.target in kept else None
         return self.model_copy(update=update)

@@ -58,7 +58,9 @@ SCRIPT = """
     const low = Math.min(...losses), high = Math.max(...losses), margin = 0.06 * (high - low) || 0.1;
     return [last, low - margin, high + margin]; };
 
-  const axes = (last, low, high, x, y) => {
+  const unitsOf = (pair) => [...new Set(pair.map((run) => `nats/${run.unit}`))].join(" or ");
+
+  const axes = (last, low, high, x, y, units) => {
     const [losses, digits] = ticks(low, high, 6), [steps] = ticks(0, last, 6);
     for (const loss of losses) svg.append(
       draw("line", { class: "grid", x1: left, x2: width - right, y1: y(loss), y2: y(loss) }),
@@ -69,7 +71,7 @@ SCRIPT = """
     const middle = (top + height - bottom) / 2;
     svg.append(draw("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "steps"),
       draw("text", { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` },
-        "validation loss, nats/token")); };
+        `validation loss, ${units}`)); };
 
   const curve = (run, side, arm, x, y) => {
     const at = arm.steps.map((step, index) => [x(step), y(arm.losses[index])]);
@@ -89,7 +91,7 @@ SCRIPT = """
     const [last, low, high] = limits(arms);
     const x = (step) => left + step / last * (width - left - right);
     const y = (loss) => top + (high - loss) / (high - low) * (height - top - bottom);
-    axes(last, low, high, x, y);
+    axes(last, low, high, x, y, unitsOf(pair));
     svg.append(draw("clipPath", { id: "compare-frame" }, draw("rect",
       { x: left, y: top - 4, width: width - left - right + 4, height: height - top - bottom + 8 })));
     const inside = draw("g", { "clip-path": "url(#compare-frame)" });
@@ -110,7 +112,7 @@ SCRIPT = """
         number(arm.final === null || run.per_byte === null ? null : arm.final * run.per_byte, 4),
         number(arm.best, 4)])); });
     place("finals").replaceChildren(make("thead", {}, row("th", ["run", "arm", "optimizer", "seed", "status", "data",
-      "final loss, nats/token", "nats/byte", "best loss, nats/token"])), make("tbody", {}, ...rows)); };
+      `final loss, ${unitsOf(pair)}`, "nats/byte", `best loss, ${unitsOf(pair)}`])), make("tbody", {}, ...rows)); };
 
   const showDifference = ([first, second]) => {
     const [mine, theirs] = [second, first].map((run) => run.arms.at(-1)?.final ?? null);
@@ -119,7 +121,7 @@ SCRIPT = """
     place("difference").textContent = first.data !== second.data
       ? "The data are not the same: these losses do not compare."
       : mine === null || theirs === null ? "Without a final loss of both there is no difference."
-      : `Final validation loss, B − A (the last arm of each): ${number(mine - theirs, 5)} nats/token.${leaky}`; };
+      : `Final validation loss, B − A (the last arm of each): ${number(mine - theirs, 5)} ${unitsOf([first])}.${leaky}`; };
 
   const showSettings = (pair) => {
     const configs = pair.map((run) => run.config);

@@ -9,13 +9,13 @@ from natattn.analysis.sections.section import Picture, table
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.figures import profile_figure
 from natattn.reproduce.plan import Plan
-from natattn.reproduce.study_tables import steps_to_target, targets_of
+from natattn.reproduce.study_tables import steps_to_target, targets_of, unit_of_corpus
 from natattn.reproduce.trials import Trials
 
 TICKS = (-1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | None:
+def differences_picture(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> Picture | None:
     """Final-loss differences with their intervals, a panel for each data set."""
     rows = [row for row in judged if row.comparison.metric == "final_loss" and row.difference.count > 1]
     corpora = list(dict.fromkeys(row.corpus for row in rows))
@@ -31,13 +31,15 @@ def differences_picture(trials: Trials, judged: Sequence[Judged]) -> Picture | N
             for row in (row for row in rows if row.corpus == corpus):
                 height, (low, high) = names.index(f"{row.arm} − {row.other}"), row.difference.interval
                 panel.plot([low, high], [height, height], color=COLOURS[place % len(COLOURS)])
-                panel.plot(row.difference.mean, height, MARKERS[place % len(MARKERS)], color=COLOURS[place])
+                panel.plot(
+                    row.difference.mean, height, MARKERS[place % len(MARKERS)], color=COLOURS[place % len(COLOURS)]
+                )
             panel.set_xscale("symlog", linthresh=2 * trials.study.indifference or 0.02)  # far ones squeeze the rest
             low, high = panel.get_xlim()
             ticks = [tick for tick in TICKS if low <= tick <= high]
             panel.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
             panel.set_xticks([], minor=True)
-            panel.set(title=corpus, xlabel="final loss difference, nats/token")
+            panel.set(title=corpus, xlabel=f"final loss difference, nats/{unit_of_corpus(trials, plan, corpus)}")
         panels[0].set_yticks(range(len(names)), names, fontsize=8)
         panels[0].invert_yaxis()
 

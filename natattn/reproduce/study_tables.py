@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from natattn.analysis.bands import series
 from natattn.analysis.differences import PAIRED_QUANTITIES, late_divergence
+from natattn.analysis.quantities import TASK_METRICS
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
@@ -32,7 +34,7 @@ def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
     return StudyTable(
         f"{trials.study.name}_tuning",
         "Tuning",
-        f"Last validation loss, nats/token, over {trials.study.tuning.key.lstrip('+')}: mean of seed {seeds}, which "
+        f"Last validation loss, {_loss_units(trials, plan)}, over {trials.study.tuning.key.lstrip('+')}: mean of seed {seeds}, which "
         "no other table uses. The same grid for every arm; placebos train at the value of the arm they stand in for.",
         ("data", "arm", "best", *(f"{rate:g}" for rate in rates)),
         tuple(rows),
@@ -88,12 +90,24 @@ def differences_table(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> S
         f"{trials.study.name}_differences",
         "Differences",
         "Paired by seed, data and initial weights; Holm-adjusted 95 % intervals and p-values within one data set and "
-        f"metric, placebos included. δ = {trials.study.indifference:g}{_other_deltas(trials)}. Losses in nats/token. "
+        f"metric, placebos included. δ = {trials.study.indifference:g}{_other_deltas(trials)}. Losses in "
+        f"{_loss_units(trials, plan)}. "
         "Rows without a claim say only on which side of zero the interval lies.",
         ("data", "difference", "claim", "mean", "pairs", "p", "p of sign flips", "verdict", "note"),
         tuple(rows),
         tuple(runs),
     )
+
+
+def unit_of_corpus(trials: Trials, plan: Plan, corpus: str) -> str:
+    """What the losses of a corpus's runs are means over: token, image or pair."""
+    arms = (arm.name for arm in trials.arms.values() if corpus in arm.corpora)
+    return next((run.unit for arm in arms for run, _ in trials.finals(plan, corpus, arm)), "token")
+
+
+def _loss_units(trials: Trials, plan: Plan) -> str:
+    units = (unit_of_corpus(trials, plan, corpus) for corpus in trials.study.corpora)
+    return " or ".join(dict.fromkeys(f"nats/{unit}" for unit in units))
 
 
 def _says(row: Judged) -> Cell:
@@ -122,7 +136,7 @@ def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Findi
                 what=row.title,
                 where=row.corpus,
                 estimate=Estimate(row.difference.mean, *row.difference.interval),
-                unit=PAIRED_QUANTITIES[row.comparison.metric].unit,
+                unit=PAIRED_QUANTITIES[row.comparison.metric].unit_in(unit_of_corpus(trials, plan, row.corpus)),
                 count=row.difference.count,
                 verdict=row.verdict,
                 p_value=row.difference.p_value,
@@ -137,9 +151,14 @@ TIMES = ("steps to target", "seconds to target", "reached")
 Quantity = Callable[[RunSummary, ArmSummary], float | None]
 
 
+def _task_metric(metric: str, run: RunSummary, arm: ArmSummary) -> float | None:
+    return arm.metrics.get(metric)
+
+
 QUANTITIES: tuple[tuple[str, Quantity], ...] = (
     ("final loss", lambda run, arm: arm.final_loss),
     ("test loss", lambda run, arm: arm.test_loss),
+    *((f"test {title}", partial(_task_metric, f"test/{name}")) for name, title in TASK_METRICS.items()),
     ("pattern divergence", late_divergence),
     ("step time ratio", lambda run, arm: arm.step_time_ratio),
     ("seconds/step", lambda run, arm: arm.step_seconds),

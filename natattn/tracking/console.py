@@ -19,7 +19,9 @@ from rich.text import Text
 from natattn.tracking import Record
 
 _REFRESH_SECONDS = 0.25
-_TRAIN, _VALIDATION, _SPEED, _DIVERGED = "train/loss", "validation/loss", "time/tokens_per_second", "diverged"
+_TRAIN, _VALIDATION, _DIVERGED = "train/loss", "validation/loss", "diverged"
+# Of tasks but language: what an evaluation's line says beside the loss, and what it is called there.
+_SHARES = {"validation/accuracy": "accuracy", "validation/image_to_text_recall_1": "recall@1"}
 # Below this width the columns that matter least are left out.
 _WIDE_COLUMNS = 60
 
@@ -111,6 +113,8 @@ class _View:
         arms = run_facts.get("arms", {})
         self._arms = sorted(arms, key=lambda arm: arm != self._reference)  # the reference first
         self._leaky = set(run_facts.get("leaky", ()))
+        self._unit = str(run_facts.get("unit", "token"))
+        self._speed = f"time/{self._unit}s_per_second"
         self._latest: dict[tuple[str | None, str], Record] = {}
         self._first: Record | None = None
         self._last: Record | None = None
@@ -132,13 +136,18 @@ class _View:
         )
 
     def line(self, step: int) -> str:
-        """The evaluation at `step` in one line: losses in nats/token."""
+        """The evaluation at `step` in one line: losses in nats, and what the task measures beside them."""
         parts = [f"step {step}/{self._total_steps}"]
         parts += [f"{self._label(arm)} {self._validation_or_fate(arm, step)}" for arm in self._arms]
         if (difference := self._difference(_VALIDATION)) is not None:
             parts.append(f"difference {signed(difference)}")
-        if speeds := [f"{self._latest[arm, _SPEED].value:,.0f}" for arm in self._arms if (arm, _SPEED) in self._latest]:
-            parts.append(f"{' and '.join(speeds)} tokens/s")
+        for metric, name in _SHARES.items():
+            found = [value for arm in self._arms if (value := self._value(arm, metric, step)) is not None]
+            if found:
+                parts.append(f"{name} {' and '.join(f'{100 * value:.1f} %' for value in found)}")
+        speeds = [self._latest[arm, self._speed] for arm in self._arms if (arm, self._speed) in self._latest]
+        if speeds:
+            parts.append(f"{' and '.join(f'{speed.value:,.0f}' for speed in speeds)} {self._unit}s/s")
         if remaining := self._remaining():
             parts.append(f"{remaining} left")
         return " | ".join(parts)
@@ -157,15 +166,20 @@ class _View:
 
     def _table(self, wide: bool) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column("nats/token" if wide else "", no_wrap=True, overflow="ellipsis")
-        for heading in ("train", "validation", "tokens/s") if wide else ("train", "valid."):
+        table.add_column(f"nats/{self._unit}" if wide else "", no_wrap=True, overflow="ellipsis")
+        shares = [(metric, name) for metric, name in _SHARES.items() if (self._arms[0], metric) in self._latest]
+        further = [*(name for _, name in shares), f"{self._unit}s/s"]
+        for heading in ("train", "validation", *further) if wide else ("train", "valid."):
             table.add_column(heading, justify="right", no_wrap=True)
         for arm in self._arms:
             cells = [_loss(self._latest.get((arm, name))) for name in (_TRAIN, _VALIDATION)]
             if diverged := self._latest.get((arm, _DIVERGED)):
                 cells[0] = f"[bold red]diverged at {diverged.step}[/]"
             if wide:
-                speed = self._latest.get((arm, _SPEED))
+                for metric, _ in shares:
+                    found = self._latest.get((arm, metric))
+                    cells.append(f"{100 * found.value:.1f} %" if found else "")
+                speed = self._latest.get((arm, self._speed))
                 cells.append(f"{speed.value:,.0f}" if speed else "")
             table.add_row(Text(self._label(arm), style="red" if arm in self._leaky else ""), *cells)
         if self._reference in self._arms and self._candidate in self._arms:

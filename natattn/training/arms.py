@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from natattn.attention.energy import working_dtype
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
 from natattn.models.attention_types import TemperedAttention
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
 from natattn.ranks import Ranks, own_part, whole
+from natattn.tasks.base import Batch, Task
 
 Status = Literal["running", "finished", "diverged", "interrupted"]
 
@@ -54,7 +54,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step measured, still on the device: the batch's mean loss (nats/token) and the gradient's norm."""
+    """What one step measured, still on the device: the batch's mean loss (nats) and the gradient's norm."""
 
     loss: Tensor
     gradient_norm: Tensor
@@ -65,7 +65,8 @@ class Arm:
     """One model in training."""
 
     name: str
-    model: Any  # a transformers causal language model
+    model: Any  # a transformers model of the task
+    task: Task
     optimizer: DirectionalOptimizer
     probe: AttentionProbe | None
     device: torch.device
@@ -78,7 +79,6 @@ class Arm:
     without_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     tempered: TemperedAttention | None = None
     clip_energy: float | None = None  # QK-clip's threshold, nats
-    label_shift: int = 1  # tokens between an input's place and its label's; 2 only to repeat the published mistake
     status: Status = "running"
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
@@ -104,25 +104,15 @@ class Arm:
         if self.tempered is not None:
             self.tempered.update(self.model, step, steps)
 
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss (nats) of int64 tokens [batch, context + 1]; labels are shifted once, here."""
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch of the task, in nats."""
         forward = self.model if self.forward is None else self.forward
         with self.autocast():
-            logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
-        return self.cross_entropy(logits, tokens[:, 1:], reduction="mean")
+            outputs = forward(**self.task.inputs(batch))
+        return self.task.loss(outputs, batch)
 
-    def cross_entropy(self, logits: Tensor, following: Tensor, *, reduction: str) -> Tensor:
-        """Cross-entropy in nats of logits [batch, context, vocabulary] with the tokens that follow their inputs.
-
-        Labels of −100 are ignored.
-        """
-        extra = self.label_shift - 1
-        logits, labels = logits[:, : logits.shape[1] - extra], following[:, extra:]
-        logits = logits.to(working_dtype(logits)).flatten(0, 1)
-        return nn.functional.cross_entropy(logits, labels.flatten(), reduction=reduction)
-
-    def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> StepResult:
-        """One update from a batch given as accumulation slices [slice, context + 1] of equal size.
+    def train_step(self, slices: Sequence[Batch], step: int, learning_rate_factor: float) -> StepResult:
+        """One update from a batch given as accumulation slices of equal size.
 
         Dropout draws from a stream addressed by (seed, step, rank), so that arms drop the same units.
         """
@@ -134,9 +124,9 @@ class Arm:
             self._seed_dropout(step)
             total = torch.zeros((), device=self.device)
             with self.probe.step(step) if self.probe else contextlib.nullcontext():
-                for index, tokens in enumerate(slices):
+                for index, batch in enumerate(slices):
                     with self.without_sync() if index + 1 < len(slices) else contextlib.nullcontext():
-                        loss = self.loss(tokens) / len(slices)
+                        loss = self.loss(batch) / len(slices)
                         loss.backward()  # type: ignore[no-untyped-call]
                     total = total + loss.detach()  # in float64 where the loss is
             gradient_norm = self._clip_gradients()

@@ -1,4 +1,4 @@
-"""Settings and a corpus → arms: same initial weights, each with its attention type, probe and optimizer."""
+"""Settings → a task, and its arms: same initial weights, each with its attention type, probe and optimizer."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,20 +8,55 @@ import torch
 
 from natattn.attention.block_energies import BlockEnergies
 from natattn.attention.probe import AttentionProbe
-from natattn.data import TokenizedCorpus
+from natattn.data.images import prepare_images, prepare_pairs
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
-from natattn.models.gpt2 import ModelSettings, build_model, context_of
+from natattn.models.gpt2 import ModelSettings, context_of
 from natattn.optim.directions import Statistics
 from natattn.optim.settings import OptimSettings
 from natattn.ranks import Ranks, whole
+from natattn.tasks.base import Task
+from natattn.tasks.language import LanguageTask, prepare_text
+from natattn.tasks.multimodal import MultimodalSettings, MultimodalTask
+from natattn.tasks.vision import VisionSettings, VisionTask
 from natattn.training.arms import Arm
 from natattn.training.distributed import SharedForward, shard, shared_forward
 from natattn.training.settings import REFERENCE, RunSettings
 
 
-def build_arms(settings: RunSettings, corpus: TokenizedCorpus, ranks: Ranks | None = None) -> tuple[list[Arm], int]:
-    """The reference (where there is one) and the candidate, from the same initial weights; and the context."""
+def open_task(settings: RunSettings, *, progress: bool = True) -> Task:
+    """The task of a run with its data prepared; ``settings`` have been checked.
+
+    Args:
+        progress: a bar on standard error for what takes long, where that is a terminal.
+
+    Raises: UserError for all that is wrong with the data, or does not fit the model.
+    """
+    data: Any = settings.data
+    shared: Any = {
+        "size": settings.size,
+        "batch_size": settings.train.batch_size,
+        "seed": settings.seed,
+        "sampling": settings.train.sampling,
+    }
+    dtype = torch.float64 if settings.precision.kind == "fp64" else torch.float32
+    tokenizer: Any = settings.tokenizer
+    match settings.task:
+        case VisionSettings() as task:
+            pictures = prepare_images(data, progress=progress)
+            return VisionTask(pictures, data, task, init=settings.init, dtype=dtype, **shared)
+        case MultimodalSettings() as task:
+            pairs = prepare_pairs(data, tokenizer, progress=progress)
+            return MultimodalTask(pairs, data, task, dtype=dtype, **shared)
+    packing: Any = settings.packing
+    text = prepare_text(data, tokenizer, packing, progress=progress)
+    context = context_of(settings.size, settings.init)
+    shift = settings.model.label_shift
+    return LanguageTask(text, init=settings.init, context=context, label_shift=shift, **shared)
+
+
+def build_arms(settings: RunSettings, task: Task, ranks: Ranks | None = None) -> list[Arm]:
+    """The reference (where there is one) and the candidate, from the same initial weights."""
     ranks = ranks or Ranks()
     softmax = SoftmaxAttention(kind="softmax")
     reference = settings.model.model_copy(update={"name": REFERENCE, "attention": softmax})
@@ -29,11 +64,8 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus, ranks: Ranks | No
     if isinstance(settings.reference, OptimSettings):
         candidates.insert(0, (REFERENCE, reference, settings.reference))
     arms: list[Arm] = []
-    context = 0
     for name, model_settings, optim in candidates:
-        model = _initial_model(model_settings, settings, corpus)
-        context = context_of(model, settings.size)
-        check_enough_text(corpus, context)
+        model = _initial_model(model_settings, settings, task)
         if not _is_sharded(settings, ranks):
             model.to(settings.device)
         if arms and not isinstance(model_settings.attention, PublishedAttention):
@@ -44,8 +76,8 @@ def build_arms(settings: RunSettings, corpus: TokenizedCorpus, ranks: Ranks | No
             _checkpoint_activations(model)
         if _is_sharded(settings, ranks):
             shard(model, settings.device, ranks)
-        arms.append(_build_arm(name, model, model_settings, optim, settings, ranks))
-    return arms, context
+        arms.append(_build_arm(name, model, task, model_settings, optim, settings, ranks))
+    return arms
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -60,15 +92,8 @@ def _checkpoint_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _initial_model(model: ModelSettings, settings: RunSettings, corpus: TokenizedCorpus) -> torch.nn.Module:
-    built = build_model(
-        model,
-        settings.size,
-        settings.init,
-        vocab_size=corpus.tokenizer.vocab_size,
-        end_token_id=corpus.tokenizer.end_token_id,
-        seed=settings.seed,
-    )
+def _initial_model(model: ModelSettings, settings: RunSettings, task: Task) -> torch.nn.Module:
+    built = task.initial_model(model)
     return built.double() if settings.precision.kind == "fp64" else built
 
 
@@ -81,14 +106,14 @@ def load_weights(model: torch.nn.Module, source: torch.nn.Module) -> None:
     model.load_state_dict({name: whole(tensor) for name, tensor in source.state_dict().items()})
 
 
-def whole_model(arm: Arm, settings: RunSettings, corpus: TokenizedCorpus, step: int) -> Any:
+def whole_model(arm: Arm, settings: RunSettings, step: int) -> Any:
     """The arm's model in one piece, as of ``step``: itself, or a copy on the CPU where the ranks hold parts of it."""
     if not _is_sharded(settings, arm.ranks):
         return arm.model
     model_settings = settings.model
     if arm.name == REFERENCE:
         model_settings = model_settings.model_copy(update={"attention": SoftmaxAttention(kind="softmax")})
-    model = _initial_model(model_settings, settings, corpus)
+    model = _initial_model(model_settings, settings, arm.task)
     load_weights(model, arm.model)
     model_settings.attention.put_on(model)
     settings.stabilisers.put_on(model)
@@ -100,6 +125,7 @@ def whole_model(arm: Arm, settings: RunSettings, corpus: TokenizedCorpus, step: 
 def _build_arm(
     name: str,
     model: torch.nn.Module,
+    task: Task,
     model_settings: ModelSettings,
     optim: OptimSettings,
     settings: RunSettings,
@@ -127,6 +153,7 @@ def _build_arm(
     return Arm(
         name=name,
         model=model,
+        task=task,
         optimizer=optimizer,
         probe=probe,
         device=device,
@@ -137,7 +164,6 @@ def _build_arm(
         forward=torch.compile(shared.call) if settings.train.compile else shared.call,
         without_sync=shared.without_sync,
         tempered=attention if isinstance(attention, TemperedAttention) else None,
-        label_shift=settings.model.label_shift,
         clip_energy=settings.stabilisers.qk_clip,
     )
 
@@ -159,18 +185,3 @@ def _build_probe(
         )
     except ValueError as error:
         raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
-
-
-def check_enough_text(corpus: TokenizedCorpus, context: int) -> None:
-    """Refuse splits shorter than one window.
-
-    Raises: UserError naming the split and both lengths.
-    """
-    for name in ("train", "validation", "test"):
-        split = getattr(corpus, name)
-        count = len(split.tokens) if split is not None else context + 1
-        if count < context + 1:
-            raise UserError(
-                f"size.context={context}: longer than the {name} text, which has {count} tokens; "
-                f"valid: a context below {count}, or more text"
-            )

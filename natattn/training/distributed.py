@@ -39,6 +39,11 @@ def check_ranks(settings: RunSettings, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     batch_size, accumulation_steps = settings.train.batch_size, settings.train.accumulation_steps
+    if settings.task.kind == "multimodal":
+        raise UserError(
+            "task=multimodal: every pair is compared with all others of its batch, which the ranks would not see; "
+            "run it without torchrun"
+        )
     if isinstance(settings.model.attention, PublishedAttention):
         raise UserError(f"model={settings.model.name}: every rank would see its own energies; run it without torchrun")
     if settings.train.device.startswith("cuda:"):

@@ -3,7 +3,6 @@
 import secrets
 from typing import Any
 
-from natattn.data import TokenizedCorpus, bigram_entropy, held_out_bigram_entropy, unigram_entropy
 from natattn.errors import UserError
 from natattn.optim.settings import OptimSettings
 from natattn.training import run_folder
@@ -12,9 +11,7 @@ from natattn.training.progress import Outcome
 from natattn.training.settings import CHANGEABLE, REFERENCE, RunSettings
 
 
-def run_facts(
-    settings: RunSettings, corpus: TokenizedCorpus, arms: list[Arm], context: int, group: str | None
-) -> dict[str, Any]:
+def run_facts(settings: RunSettings, arms: list[Arm], group: str | None) -> dict[str, Any]:
     """The content of run.json at the start of a run; ``arms`` must still have their initial weights."""
     config = settings.model_dump(mode="json")
     optims = {arm.name: settings.optim.name for arm in arms}
@@ -22,8 +19,10 @@ def run_facts(
     if isinstance(settings.reference, OptimSettings):
         optims[REFERENCE], models[REFERENCE] = settings.reference.name, REFERENCE
     digest = run_folder.config_hash(config, without=CHANGEABLE)
-    tokens, vocab_size = corpus.validation.tokens, corpus.tokenizer.vocab_size
+    task = arms[0].task
     return {
+        "task": task.kind,
+        "unit": task.unit,
         "reference": REFERENCE if len(arms) > 1 else None,
         "candidate": arms[-1].name,
         "arms": {
@@ -38,24 +37,14 @@ def run_facts(
         },
         "status": "running",
         "steps": settings.train.steps,
-        "tokens_per_step": settings.train.batch_size * context,
+        f"{task.unit}s_per_step": task.units_per_step,
         "seed": settings.seed,
         "config_hash": digest,
         "run_id": secrets.token_hex(6),
         "group": group,
         "initial_weights_hash": weights_hash(arms[0].model),
         "identical": False,
-        "data": {
-            "name": corpus.name,
-            "fingerprint": corpus.fingerprint,
-            "vocab_size": vocab_size,
-            "validation_tokens": len(tokens),
-            "validation_bytes": corpus.validation.byte_count,
-            "unigram_entropy": unigram_entropy(tokens, vocab_size),
-            "held_out_bigram_entropy": held_out_bigram_entropy(corpus.train.tokens, tokens, vocab_size),
-            "plug_in_bigram_entropy": bigram_entropy(tokens, vocab_size),
-            "floor": corpus.floor,
-        },
+        "data": task.facts(),
         "device": str(settings.device),
         "ranks": arms[0].ranks.size,
         "label": f"{settings.model.name} · {settings.optim.name} · {settings.size.name}",
@@ -75,7 +64,7 @@ def finish_facts(facts: dict[str, Any], arms: list[Arm], outcome: Outcome, *, id
 def resumed_facts(facts: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """The facts of a run that goes on: what names it stays, what it is made of must not have changed.
 
-    Raises: UserError where the text or the initial weights are not those that the run began with.
+    Raises: UserError where the data or the initial weights are not those that the run began with.
     """
     if not saved:
         return facts

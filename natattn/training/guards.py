@@ -1,4 +1,4 @@
-"""Checks made before a run trains: no look into the future, labels shifted once."""
+"""Checks made before a run trains: no look into the future, labels shifted once, examples apart from each other."""
 
 import math
 
@@ -8,9 +8,52 @@ from torch import Tensor
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
 from natattn.settings import Settings
+from natattn.tasks.language import LanguageTask
 from natattn.training.arms import Arm
 
 TOLERANCE = 1e-4  # of a logit's change, in units of the logits' standard deviation; of an oracle's loss, in nats
+BATCH_TOLERANCE = 1e-2  # as the first; a GPU's convolutions round to TF32, in another order for another batch
+
+
+def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
+    """Check every arm before it trains; the names of the arms that read later tokens, which only model=published may.
+
+    That model's labels may be shifted twice as well, as its author's were.
+
+    Raises: UserError for any other model.
+    """
+    task = arms[0].task
+    if not isinstance(task, LanguageTask):
+        for arm in arms:
+            check_independence(arm)
+        return []
+    context, vocab_size = task.context, task.corpus.tokenizer.vocab_size
+    if isinstance(attention, PublishedAttention):
+        return [arm.name for arm in arms if not causality_leak(arm, context, vocab_size) <= TOLERANCE]
+    for arm in arms:
+        check_causality(arm, context, vocab_size)
+        check_label_shift(arm, vocab_size)
+    return []
+
+
+@torch.no_grad()
+def check_independence(arm: Arm) -> None:
+    """Refuse an arm that says something else of an example when others are in its batch: it could tell them apart.
+
+    Raises: UserError naming the arm.
+    """
+    arm.model.eval()
+    inputs = arm.task.probe_inputs(arm.device)
+    alone = {name: value[:1] for name, value in inputs.items()}
+    together, single = (arm.task.examples(arm.model(**each))[:1].float() for each in (inputs, alone))
+    if not bool(single.isfinite().all()):
+        raise UserError(f"arm {arm.name}: its outputs are not finite before the first step; are its weights?")
+    change = float((together - single).abs().max()) / max(float(single.std()), 1e-30)
+    if not change <= BATCH_TOLERANCE:
+        raise UserError(
+            f"arm {arm.name}: its output for an example moves by {change:.2g} standard deviations with the rest of the "
+            "batch; examples must not see each other"
+        )
 
 
 @torch.no_grad()
@@ -32,21 +75,6 @@ def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
         difference = float((_logits(arm, changed) - original)[:, :position].abs().max())
         leak = difference if math.isnan(difference) else max(leak, difference)
     return leak / max(float(original.std()), 1e-30)
-
-
-def check_guards(arms: list[Arm], context: int, vocab_size: int, *, attention: Settings) -> list[str]:
-    """Check every arm before it trains; the names of the arms that read later tokens, which only model=published may.
-
-    That model's labels may be shifted twice as well, as its author's were.
-
-    Raises: UserError for any other model.
-    """
-    if not isinstance(attention, PublishedAttention):
-        for arm in arms:
-            check_causality(arm, context, vocab_size)
-            check_label_shift(arm, vocab_size)
-        return []
-    return [arm.name for arm in arms if not causality_leak(arm, context, vocab_size) <= TOLERANCE]
 
 
 def check_causality(arm: Arm, context: int, vocab_size: int) -> None:

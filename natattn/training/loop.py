@@ -11,15 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from natattn.data import Batches, TokenSplit
+from natattn.tasks.base import Batch, HeldOut, Part, to_device
 from natattn.tracking import Record, Tracker
 from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.training.arms import Arm, StepResult, identical
 from natattn.training.checkpoint import save_checkpoint
-from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
+from natattn.training.evaluate import attention_metrics, split_metrics
 from natattn.training.interruption import Interruption
 from natattn.training.progress import Outcome, Progress, TrainSettings
 from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
@@ -38,11 +35,7 @@ class Loop:
         arms: list[Arm],
         settings: TrainSettings,
         schedule: CosineSettings | WSDSettings | ConstantSettings,
-        batches: Batches,
-        validation: TokenSplit,
-        test: TokenSplit | None,
         *,
-        context: int,
         folder: Path,
         metrics: MetricsFile | NoMetricsFile,
         trackers: Sequence[Tracker],
@@ -51,10 +44,7 @@ class Loop:
         self.arms = arms
         self.settings = settings
         self.schedule = schedule
-        self.batches = batches
-        self.validation = validation
-        self.test = test
-        self.context = context
+        self.task = arms[0].task
         self.folder = folder
         self.metrics = metrics
         self.trackers: list[Tracker | NoMetricsFile] = [metrics, *trackers]
@@ -63,7 +53,7 @@ class Loop:
         self.ranks = arms[0].ranks
         self.identical = False
         self._losses: dict[str, float] = {}  # validation losses at the last evaluation, by arm
-        self._probe_batch = first_sequences(validation, context, self.device)
+        self._probe_inputs = self.task.probe_inputs(self.device)
         self._pending: list[tuple[int, Arm, StepResult]] = []
         # Step 0 is evaluated before anything is saved: a run that has evaluated starts from a checkpoint of its step.
         self._saved_step = progress.step if progress.evaluated_step >= 0 else -1
@@ -149,9 +139,11 @@ class Loop:
         """What the schedule multiplies the learning rates of this step by."""
         return self.schedule.factor(self.progress.step, self.settings.steps)
 
-    def slices(self) -> list[Tensor]:
-        """This step's batch on the device, in accumulation slices [slice, context + 1]."""
-        return [self._tokens(self.progress.step, index) for index in range(self.settings.accumulation_steps)]
+    def slices(self) -> list[Batch]:
+        """This step's batch on the device, in accumulation slices."""
+        count = self.settings.accumulation_steps
+        parts = [Part(self.ranks.rank, self.ranks.size, index, count) for index in range(count)]
+        return [to_device(self.task.batch(self.progress.step, part), self.device) for part in parts]
 
     def before_step(self, arm: Arm) -> None:
         """Set what depends on the step; have the step before an evaluation measured."""
@@ -169,20 +161,6 @@ class Loop:
         self.progress.step += 1
         if self.progress.step % self.settings.log_every == 0:
             self._drain()
-
-    def _tokens(self, step: int, index: int) -> Tensor:
-        batch = torch.from_numpy(
-            self.batches.batch(
-                step,
-                rank=self.ranks.rank,
-                world_size=self.ranks.size,
-                accumulation_index=index,
-                accumulation_steps=self.settings.accumulation_steps,
-            )
-        )
-        if self.device.type == "cuda":
-            return batch.pin_memory().to(self.device, non_blocking=True)
-        return batch
 
     def _drain(self) -> None:
         """Read the pending losses off the device, log them, and stop arms whose loss is not finite."""
@@ -206,7 +184,7 @@ class Loop:
         self._log(records)
 
     def evaluate(self) -> None:
-        """Log every active arm's validation loss, attention, energy factors and clock, and make it all durable."""
+        """Log every active arm's validation metrics, attention, energy factors and clock, and make it all durable."""
         self._drain()
         step = self.progress.step
         records: list[Record] = []
@@ -215,11 +193,12 @@ class Loop:
             if not arm.active:
                 continue
             arm.at_step(step, self.settings.steps)
-            losses[arm.name] = self._loss_over(arm, self.validation)
+            found = self._metrics_over(arm, "validation")
+            losses[arm.name] = found["validation/loss"]
             if not math.isfinite(losses[arm.name]):
                 arm.diverge(step, f"the validation loss is {losses[arm.name]}")
                 records.append(self._record("diverged", float(step), arm, step))
-            values = {"validation/loss": losses[arm.name], **attention_metrics(arm, self._probe_batch)}
+            values = {**found, **attention_metrics(arm, self._probe_inputs)}
             values.update(self._optimizer_metrics(arm))
             values.update(self._clock_metrics(arm))
             records.extend(self._record(name, value, arm, step) for name, value in values.items())
@@ -234,15 +213,16 @@ class Loop:
             self.identical = all(self.ranks.gather(same))
 
     def _evaluate_test(self) -> None:
-        """Log the test loss of every arm that is left, once, at the end."""
-        if self.test is not None:
-            arms = [arm for arm in self.arms if arm.active]
+        """Log the test metrics of every arm that is left, once, at the end."""
+        if self.task.has_test:
             step = self.progress.step
-            self._log([self._record("test/loss", self._loss_over(arm, self.test), arm, step) for arm in arms])
+            found = [(arm, self._metrics_over(arm, "test")) for arm in self.arms if arm.active]
+            self._log([self._record(name, value, arm, step) for arm, values in found for name, value in values.items()])
         self.metrics.flush()
 
-    def _loss_over(self, arm: Arm, split: TokenSplit) -> float:
-        return split_loss(arm, split, batch_size=self.settings.evaluation_batch_size, context=self.context)
+    def _metrics_over(self, arm: Arm, split: HeldOut) -> dict[str, float]:
+        found = split_metrics(arm, split, batch_size=self.settings.evaluation_batch_size)
+        return {f"{split}/{name}": value for name, value in found.items()}
 
     def checkpoint(self) -> None:
         """Save everything that going on from this step needs; the best is the candidate's lowest validation loss."""
@@ -278,8 +258,8 @@ class Loop:
         seconds = arm.stopwatch.read()
         metrics = {"time/train_seconds": seconds}
         if self.progress.step and seconds:
-            tokens = self.progress.step * self.settings.batch_size * self.context
-            metrics["time/tokens_per_second"] = tokens / seconds
+            units = self.progress.step * self.task.units_per_step
+            metrics[f"time/{self.task.unit}s_per_second"] = units / seconds
             metrics["time/optimizer_share"] = arm.optimizer_stopwatch.read() / seconds
         if self.device.type == "cuda":
             metrics["time/peak_memory_bytes"] = float(arm.peak_memory)

@@ -6,20 +6,22 @@ written, is counted as that run, and can be resumed by itself. Only the training
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from natattn.data import TokenizedCorpus, pack, prepare
 from natattn.errors import UserError
 from natattn.models.gpt2 import check_init
 from natattn.models.stacked import check_stackable
+from natattn.tasks.base import Task
 from natattn.tracking.console import Console
 from natattn.tracking.seed_means import SeedMeans
 from natattn.training import run_folder
 from natattn.training.arms import Arm
-from natattn.training.build import build_arms
+from natattn.training.build import build_arms, open_task
 from natattn.training.facts import run_facts
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
@@ -60,19 +62,19 @@ def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: s
             stack.enter_context(run_folder.RunLock(path))
             run_folder.check_unused(path)
         check_init(settings.init)
-        corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
-        built = [_checked_arms(each, corpus) for each in members]
+        task: Any = open_task(settings)  # a dataclass: each seed has its own order of the data
+        built = [_checked_arms(each, replace(task, seed=each.seed)) for each in members]
         facts = [
-            {**run_facts(each, corpus, arms, context, group), "replicas": len(members)}
-            for each, (arms, context) in zip(members, built, strict=True)
+            {**run_facts(each, arms, group), "replicas": len(members)}
+            for each, arms in zip(members, built, strict=True)
         ]
         label = f"{facts[0]['label']} · means of {len(members)} seeds"
         console = Console({**facts[0], "label": label}, total_steps=settings.train.steps)
         means = SeedMeans(console, len(members))
         runs: list[OpenRun] = []
-        for each, path, own, (arms, context) in zip(members, folders, facts, built, strict=True):
-            runs.append(OpenRun(each, path, corpus, arms, own, partial(_warn_of, console, each.seed)))
-            runs[-1].open(stack, context, means, Progress(), 0)
+        for each, path, own, arms in zip(members, folders, facts, built, strict=True):
+            runs.append(OpenRun(each, path, arms, own, partial(_warn_of, console, each.seed)))
+            runs[-1].open(stack, means, Progress(), 0)
         interruption = stack.enter_context(Interruption())
         replicas = Replicas([run.loop for run in runs], means.show)
         outcomes = replicas.run(interruption, lambda number, outcome: runs[number].finish(outcome))
@@ -80,16 +82,16 @@ def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: s
     return RunResult(outcome, interruption.signal if outcome == "interrupted" else None)
 
 
-def _checked_arms(settings: RunSettings, corpus: TokenizedCorpus) -> tuple[list[Arm], int]:
-    """The arms of one seed, and the context."""
-    arms, context = build_arms(settings, corpus)
-    check_guards(arms, context, corpus.tokenizer.vocab_size, attention=settings.model.attention)
+def _checked_arms(settings: RunSettings, task: Task) -> list[Arm]:
+    """The arms of one seed."""
+    arms = build_arms(settings, task)
+    check_guards(arms, attention=settings.model.attention)
     for arm in arms:
         try:
             check_stackable(arm.model)
         except ValueError as error:
             raise UserError(f"seeds: {error}") from None
-    return arms, context
+    return arms
 
 
 def _warn_of(console: Console, seed: int, text: str) -> None:
@@ -147,7 +149,8 @@ class Replicas:
             for loop in members:
                 loop.before_step(loop.arms[place])
             joint = self._joint_arm(place, [loop.arms[place] for loop in members])
-            together = [torch.cat(parts) for parts in zip(*(slices[index] for index in chosen), strict=True)]
+            # Language modelling alone has stacked models: a slice is its tokens.
+            together = [torch.cat(parts) for parts in zip(*(slices[index] for index in chosen), strict=True)]  # type: ignore[arg-type]
             results = joint.train_step(together, loops[0].progress.step, loops[0].rate_factor)
             for loop, result in zip(members, results, strict=True):
                 loop.took_step(loop.arms[place], result)

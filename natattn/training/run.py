@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from natattn.attention.attach import fold_temperature
-from natattn.data import Batches, TokenizedCorpus, pack, prepare
 from natattn.files import write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
 from natattn.ranks import Ranks
@@ -19,7 +18,7 @@ from natattn.tracking.wandb import WandbMirror
 from natattn.training import run_folder
 from natattn.training.arm_state import read_arm
 from natattn.training.arms import Arm
-from natattn.training.build import build_arms, whole_model
+from natattn.training.build import build_arms, open_task, whole_model
 from natattn.training.checkpoint import load_newest
 from natattn.training.distributed import check_ranks, on_first
 from natattn.training.facts import finish_facts, resumed_facts, run_facts
@@ -52,39 +51,32 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None, rank
     check_ranks(settings, ranks)
     with contextlib.ExitStack() as stack:
         on_first(ranks, lambda: _begin(stack, settings, folder, ranks))
-        corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
-        arms, context = build_arms(settings, corpus, ranks)
-        leaky = check_guards(arms, context, corpus.tokenizer.vocab_size, attention=settings.model.attention)
-        facts = {**run_facts(settings, corpus, arms, context, group), "leaky": leaky}
+        task = open_task(settings)
+        arms = build_arms(settings, task, ranks)
+        leaky = check_guards(arms, attention=settings.model.attention)
+        facts = {**run_facts(settings, arms, group), "leaky": leaky}
         if settings.resume is not None:
             facts = resumed_facts(facts, run_folder.read_run(folder))
-        return _train(settings, folder, corpus, arms, context, facts)
+        return _train(settings, folder, arms, facts)
 
 
 def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ranks: Ranks) -> None:
-    """What one process does before anything is built: lock the folder, and prepare the text, which is kept."""
+    """What one process does before anything is built: lock the folder, and prepare the data, which is kept."""
     if settings.resume is None:
         run_folder.check_unused(folder)
     stack.enter_context(run_folder.RunLock(folder))
     check_init(settings.init)
     if ranks.size > 1:
-        prepare(settings.data, settings.tokenizer)
+        open_task(settings)
 
 
-def _train(
-    settings: RunSettings,
-    folder: Path,
-    corpus: TokenizedCorpus,
-    arms: list[Arm],
-    context: int,
-    facts: dict[str, Any],
-) -> RunResult:
+def _train(settings: RunSettings, folder: Path, arms: list[Arm], facts: dict[str, Any]) -> RunResult:
     progress, position, warnings = _restore(settings, folder, arms)
     ranks = arms[0].ranks
     with contextlib.ExitStack() as stack:
         console = Console(facts, total_steps=settings.train.steps) if ranks.is_first else None
-        run = OpenRun(settings, folder, corpus, arms, facts, console.warning if console else _silently)
-        run.open(stack, context, console, progress, position)
+        run = OpenRun(settings, folder, arms, facts, console.warning if console else _silently)
+        run.open(stack, console, progress, position)
         for warning in warnings:
             run.warn(warning)
         interruption = stack.enter_context(Interruption())
@@ -99,7 +91,6 @@ class OpenRun:
 
     settings: RunSettings
     folder: Path
-    corpus: TokenizedCorpus
     arms: list[Arm]
     facts: dict[str, Any]  # the content of run.json
     warn: Callable[[str], None]
@@ -109,7 +100,6 @@ class OpenRun:
     def open(
         self,
         stack: contextlib.ExitStack,
-        context: int,
         console: Tracker | None,
         progress: Progress,
         position: int,
@@ -136,10 +126,6 @@ class OpenRun:
             self.arms,
             settings.train,
             settings.schedule,
-            Batches(self.corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling),
-            self.corpus.validation,
-            self.corpus.test,
-            context=context,
             folder=folder,
             metrics=metrics,
             trackers=trackers,
@@ -150,7 +136,7 @@ class OpenRun:
         """Export the models, and enter how the run ended."""
         identical = self.loop.identical
         if outcome != "interrupted":
-            _export(self.settings, self.folder, self.arms, self.corpus, self.loop.progress.step)
+            _export(self.settings, self.folder, self.arms, self.loop.progress.step)
         finish_facts(self.facts, self.arms, outcome, identical=identical)
         if self.mirror:
             self.mirror.summarise({"status": outcome, "identical": identical, **self.loop.summary()})
@@ -203,20 +189,20 @@ def _open_mirror(
     return stack.enter_context(mirror)
 
 
-def _export(settings: RunSettings, folder: Path, arms: list[Arm], corpus: TokenizedCorpus, step: int) -> None:
-    """Save every arm that did not diverge as a folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
+def _export(settings: RunSettings, folder: Path, arms: list[Arm], step: int) -> None:
+    """Save every arm that did not diverge as a folder that transformers' ``from_pretrained`` loads."""
     for arm in arms:
         if arm.status == "diverged":
             continue
         target = folder / "arms" / arm.name / "model"
-        model = whole_model(arm, settings, corpus, step)
+        model = whole_model(arm, settings, step)
         if not arm.ranks.is_first:
             continue
         if arm.tempered is not None:
             fold_temperature(model)  # a reloaded model knows nothing of the temperature
         with without_progress_bars():
             model.save_pretrained(target)
-        corpus.tokenizer.save(target)
+        arm.task.save_beside(target)
 
 
 def _warn_of_the_outcome(warn: Callable[[str], None], arms: list[Arm], *, identical: bool) -> None:

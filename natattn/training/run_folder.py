@@ -23,6 +23,7 @@ ENVIRONMENT = "environment.json"
 LOCK = "run.lock"
 # Keys that were added after runs had been published: at these values they do not enter the hash.
 ADDED_LATER: dict[str, Any] = {
+    "task.kind": "language",
     "size.n_inner": None,
     "train.parallel": "ddp",
     "train.activation_checkpointing": False,

@@ -1,16 +1,18 @@
 """The schema of `natattn train`: one typed object for everything that is composed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field
 
 from natattn.data import DataSettings, PackingSettings, TokenizerSettings
+from natattn.data.images import ImageDataSettings, PairDataSettings
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, StabiliserSettings, TemperedAttention
 from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
 from natattn.optim.settings import OptimSettings
 from natattn.settings import Settings
+from natattn.tasks import LanguageSettings, TaskSettings
 from natattn.tracking.settings import TrackerSettings
 from natattn.training.devices import chosen_device
 from natattn.training.progress import TrainSettings
@@ -30,6 +32,24 @@ CHANGEABLE = frozenset(
 )
 
 
+def _kinds(union: Any) -> tuple[str, ...]:
+    """The values of ``kind`` that a discriminated union knows."""
+    return tuple(get_args(choice.model_fields["kind"].annotation)[0] for choice in get_args(get_args(union)[0]))
+
+
+DATA_KINDS = {
+    "language": _kinds(DataSettings),
+    "vision": _kinds(ImageDataSettings),
+    "multimodal": _kinds(PairDataSettings),
+}
+_READS = {
+    ("tokenizer", True): "reads text",
+    ("tokenizer", False): "reads no text",
+    ("packing", True): "packs its text",
+    ("packing", False): "packs no text",
+}
+
+
 class NoReference(Settings):
     """Only the candidate is trained."""
 
@@ -42,6 +62,12 @@ class PrecisionSettings(Settings):
     kind: Literal["fp32", "bf16", "fp64"]
 
 
+class NoText(Settings):
+    """Neither tokenizer nor packing: the task reads no text, or packs none."""
+
+    kind: Literal["none"]
+
+
 class ProbeSettings(Settings):
     """How attention is observed in training."""
 
@@ -50,15 +76,19 @@ class ProbeSettings(Settings):
 
 
 class RunSettings(Settings):
-    """Everything that `natattn train` composes."""
+    """Everything that `natattn train` composes.
 
+    Fields with a default were added after runs had been published, whose configurations do not have them.
+    """
+
+    task: TaskSettings = LanguageSettings(kind="language")
     model: ModelSettings
     size: SizeSettings
     optim: OptimSettings
     reference: OptimSettings | NoReference
-    data: DataSettings
-    tokenizer: TokenizerSettings
-    packing: PackingSettings
+    data: Annotated[DataSettings | ImageDataSettings | PairDataSettings, Field(discriminator="kind")]
+    tokenizer: Annotated[TokenizerSettings | NoText, Field(discriminator="kind")]
+    packing: Annotated[PackingSettings | NoText, Field(discriminator="kind")]
     stabilisers: StabiliserSettings = StabiliserSettings()
     schedule: ScheduleSettings
     precision: PrecisionSettings
@@ -76,9 +106,11 @@ class RunSettings(Settings):
         Raises: UserError naming the keys.
         """
         check_size(self.size, self.init)
+        self._check_task()
         if self.seeds is not None:
             self._check_seeds()
         self.stabilisers.check(self.model.attention)
+        pretrained = isinstance(self.init, PretrainedInit)
         if self.optim.reads_attention and not self.model.observable:
             raise UserError(
                 f"optim={self.optim.name}: reads attention, which model={self.model.name} does not show; "
@@ -88,8 +120,7 @@ class RunSettings(Settings):
             raise UserError(f"optim={self.optim.name}: keeps factors, which the blocks of model=published do not show")
         if isinstance(self.reference, OptimSettings) and self.reference.reads_attention:
             raise UserError(f"reference={self.reference.name}: the standard arm's attention is not observed")
-        pretrained = isinstance(self.init, PretrainedInit)
-        if pretrained and getattr(self.tokenizer, "path", None) != self.init.path:  # type: ignore[union-attr]
+        if self.task.kind == "language" and pretrained and getattr(self.tokenizer, "path", None) != self.init.path:  # type: ignore[union-attr]
             raise UserError(
                 f"tokenizer.kind={self.tokenizer.kind}: not the vocabulary that the pretrained model at "
                 "init.path has learned; valid: tokenizer=pretrained"
@@ -106,9 +137,48 @@ class RunSettings(Settings):
             )
         chosen_device(self.train.device, "train.device")
 
+    def _check_task(self) -> None:
+        """Refuse data, and parts of a run, that are not of the task."""
+        task = self.task.kind
+        if self.data.kind not in DATA_KINDS[task]:
+            other = next(name for name, kinds in DATA_KINDS.items() if self.data.kind in kinds)
+            raise UserError(
+                f"data.kind={self.data.kind}: is for task={other}; valid for task={task}: {', '.join(DATA_KINDS[task])}"
+            )
+        needs = {"tokenizer": task != "vision", "packing": task == "language"}
+        for key, needed in needs.items():
+            kind = getattr(self, key).kind
+            if (kind == "none") == needed:
+                valid = "another" if needed else f"{key}=none"
+                raise UserError(f"{key}.kind={kind}: task={task} {_READS[key, needed]}; valid: {valid}")
+        if task != "language" and isinstance(self.model.attention, PublishedAttention):
+            raise UserError(f"model={self.model.name}: is a language model; valid for task={task}: model=natural")
+        self._check_length()
+        if task == "multimodal":
+            if isinstance(self.init, PretrainedInit):
+                raise UserError("init=pretrained: not for task=multimodal, whose two towers are built anew")
+            if self.train.accumulation_steps > 1:
+                raise UserError(
+                    f"train.accumulation_steps={self.train.accumulation_steps}: every pair is compared with all others "
+                    "of its batch, which cannot be divided; valid for task=multimodal: 1"
+                )
+
+    def _check_length(self) -> None:
+        """Refuse a context that the task has not, or lacks."""
+        if self.task.kind == "vision" and self.size.context is not None:
+            raise UserError(
+                f"size.context={self.size.context}: an image has as many tokens as patches; valid for task=vision: null"
+            )
+        if self.task.kind == "language" and self.size.context is None and not isinstance(self.init, PretrainedInit):
+            raise UserError(f"size.context: no value; size={self.size.name} needs one, such as size.context=128")
+
     def _check_seeds(self) -> None:
         """Refuse what several seeds cannot do as one computation."""
         start = f"seeds={self.seeds}: "
+        if self.task.kind != "language":
+            raise UserError(
+                f"{start}task={self.task.kind}: its models cannot be stacked; valid: a sweep: -m seed=0,1,…"
+            )
         if self.resume is not None:
             raise UserError(start + "cannot be resumed together; each seed is: resume=FOLDER/seed0, without seeds")
         if isinstance(self.model.attention, PublishedAttention):

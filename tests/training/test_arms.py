@@ -1,22 +1,25 @@
 """Arms of one run: equal at the start, fed alike, and what makes them differ."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from natattn import config
-from natattn.data import TokenSplit, prepare
+from natattn.data import TokenSplit
 from natattn.errors import UserError
 from natattn.models.attention_types import NaturalAttention
 from natattn.training.arms import Arm, identical, weights_hash
-from natattn.training.evaluate import attention_metrics, first_sequences, split_loss
+from natattn.training.build import build_arms, open_task
+from natattn.training.evaluate import attention_metrics, split_metrics
 from natattn.training.guards import causality_leak, check_causality, check_guards, check_label_shift
-from natattn.training.run import build_arms
 
 
 def _arms(tiny, *overrides) -> tuple[list[Arm], int]:
     settings = config.settings_of(config.compose([*tiny, *overrides]))
-    return build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    task = open_task(settings, progress=False)
+    return build_arms(settings, task), task.context
 
 
 @pytest.fixture
@@ -138,18 +141,19 @@ def test_loss_is_the_shifted_cross_entropy(tiny, tokens):
         torch.testing.assert_close(arm.loss(short), expected)
 
 
-def test_split_loss_covers_everything_once_whatever_the_batch(tiny):
-    arm, context = _arms(tiny)[0][0], 16
+def test_the_loss_of_a_split_covers_everything_once_whatever_the_batch(tiny):
+    arm = _arms(tiny)[0][0]
     tokens = np.random.default_rng(0).integers(0, 256, 203).astype(np.uint16)
     split = TokenSplit(tokens, byte_count=203, document_count=1)
-    losses = [split_loss(arm, split, batch_size=size, context=context) for size in (1, 5, 64)]
+    arm.task = replace(arm.task, corpus=replace(arm.task.corpus, validation=split))
+    losses = [split_metrics(arm, "validation", batch_size=size)["loss"] for size in (1, 5, 64)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
 def test_attention_metrics_are_there_for_unobserved_models_too(tiny):
-    (standard, natural), context = _arms(tiny)
-    probe_batch = first_sequences(TokenSplit(np.arange(100, dtype=np.uint16), 100, 1), context, torch.device("cpu"))
-    metrics = [attention_metrics(arm, probe_batch) for arm in (standard, natural)]
+    (standard, natural), _ = _arms(tiny)
+    probe_inputs = standard.task.probe_inputs(torch.device("cpu"))
+    metrics = [attention_metrics(arm, probe_inputs) for arm in (standard, natural)]
     assert metrics[0] == pytest.approx(metrics[1])
     quantities = ("mean_absolute_energy", "maximum", "entropy", "heat_capacity")
     assert set(metrics[0]) == {f"attention/layer_{i}/{name}" for i in (0, 1) for name in quantities}
@@ -158,15 +162,15 @@ def test_attention_metrics_are_there_for_unobserved_models_too(tiny):
 
 
 def test_pattern_divergence_is_from_the_evaluation_before(tiny):
-    (arm, _), context = _arms(tiny)
-    probe_batch = first_sequences(TokenSplit(np.arange(100, dtype=np.uint16), 100, 1), context, torch.device("cpu"))
+    (arm, _), _ = _arms(tiny)
+    probe_inputs = arm.task.probe_inputs(torch.device("cpu"))
     names = [f"attention/layer_{layer}/pattern_divergence" for layer in (0, 1)]
-    first = attention_metrics(arm, probe_batch)
+    first = attention_metrics(arm, probe_inputs)
     assert not any(name in first for name in names)
-    assert [attention_metrics(arm, probe_batch)[name] for name in names] == [0.0, 0.0]
+    assert [attention_metrics(arm, probe_inputs)[name] for name in names] == [0.0, 0.0]
     with torch.no_grad():
         arm.model.transformer.h[1].attn.c_attn.weight.mul_(5.0)
-    moved = attention_metrics(arm, probe_batch)
+    moved = attention_metrics(arm, probe_inputs)
     assert moved[names[0]] == 0.0
     assert 0 < moved[names[1]] < np.log(2)
 
@@ -235,9 +239,9 @@ def test_stabilisers_are_on_both_arms_and_keep_what_is_compared(option, tiny, to
     assert (losses[0] == pytest.approx(unbounded, abs=1e-5)) == (option == "qk_clip")
     largest = {"qk_norm": 8**0.5, "softcap": 0.4, "qk_clip": 0.4}[option]
     for arm in arms:
-        metrics = attention_metrics(arm, tokens[:, :-1])
+        metrics = attention_metrics(arm, {"input_ids": tokens[:, :-1]})
         assert all(v <= largest * 1.001 for name, v in metrics.items() if name.endswith("/maximum")), metrics
-    before = attention_metrics(plain[0], tokens[:, :-1])
+    before = attention_metrics(plain[0], {"input_ids": tokens[:, :-1]})
     assert max(v for name, v in before.items() if name.endswith("/maximum")) > largest
 
 
@@ -271,14 +275,14 @@ def test_an_optimizer_that_does_not_fit_the_model_is_refused(tiny):
 
 
 def test_only_the_published_model_may_leak_and_the_leak_is_named(tiny):
-    arms, context = _arms(tiny, "model=published")
+    arms, _ = _arms(tiny, "model=published")
     published = config.settings_of(config.compose([*tiny, "model=published"])).model.attention
-    assert [arm.label_shift for arm in arms] == [2, 2]
-    assert check_guards(arms, context, 257, attention=published) == ["published"]
+    assert [arm.task.label_shift for arm in arms] == [2, 2]
+    assert check_guards(arms, attention=published) == ["published"]
     with pytest.raises(UserError):
-        check_guards(arms, context, 257, attention=NaturalAttention(kind="natural"))
+        check_guards(arms, attention=NaturalAttention(kind="natural"))
     causal, _ = _arms(tiny, "model=published", "model.attention.causal=true")
-    assert check_guards(causal, context, 257, attention=published) == []
+    assert check_guards(causal, attention=published) == []
 
 
 def test_published_mask_saturates_the_energy_factor(tiny, tokens):

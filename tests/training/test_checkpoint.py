@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from natattn import config
-from natattn.data import prepare
 from natattn.errors import UserError
 from natattn.training.arm_state import read_arm
+from natattn.training.build import build_arms, open_task
 from natattn.training.checkpoint import load_newest, save_checkpoint
-from natattn.training.run import build_arms
 
 
 @pytest.fixture
 def arms(tiny):
     settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
-    arms, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    arms = build_arms(settings, open_task(settings, progress=False))
     tokens = torch.randint(256, (2, 17))
     for arm in arms:
         for step in range(2):
@@ -32,7 +31,7 @@ def _save(folder, arms, step, keep=2, best=False):
 def test_weights_and_optimizer_come_back_to_the_bit(arms, tiny, tmp_path):
     _save(tmp_path, arms, 5)
     settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
-    others, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    others = build_arms(settings, open_task(settings, progress=False))
     path, state, warnings = load_newest(tmp_path)
     assert (path.name, state["step"], state["note"], warnings) == ("step-000005", 5, 5, [])
     tokens = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(1))
@@ -91,7 +90,7 @@ def test_without_checkpoints_there_is_nothing_to_load(tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused(arms, tiny, tmp_path):
     path = _save(tmp_path, arms, 1)
     settings = config.settings_of(config.compose([*tiny, "optim=muon", "size.n_embd=32"]))
-    others, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+    others = build_arms(settings, open_task(settings, progress=False))
     _, state, _ = load_newest(tmp_path)
     with pytest.raises(UserError, match=r"transformer\.wte\.weight has shape"):
         read_arm(path, others[0], state["optimizers"][others[0].name])

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from natattn import config
-from natattn.data import prepare
 from natattn.errors import UserError
 from natattn.training.arms import Arm
-from natattn.training.build import build_arms
+from natattn.training.build import build_arms, open_task
 from natattn.training.joint import JointArm
 
 SEEDS = 3
@@ -28,7 +27,7 @@ def _arms(tiny, *overrides: str) -> list[Arm]:
     for seed in range(SEEDS):
         composed = config.compose([*tiny, "reference=none", "probe.row_count=6", *overrides, f"seed={seed}"])
         settings = config.settings_of(composed)
-        found, _ = build_arms(settings, prepare(settings.data, settings.tokenizer, progress=False))
+        found = build_arms(settings, open_task(settings, progress=False))
         found[-1].model.double()
         arms.append(found[-1])
     return arms

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.runs import read_facts
+from natattn.analysis.runs import DataFacts, data_of, read_facts, unit_of
 from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
@@ -46,6 +46,9 @@ CANDIDATE_TRAINING_LINE: dict[str, Any] = {"color": "#A23B00", "linewidth": 0.6,
 CANDIDATE_TEXT = "#A23B00"
 LEVEL_LINE: dict[str, Any] = {"color": "#555555", "linewidth": 0.9}
 _LEVEL_DASHES = {"unigram entropy": (0, (1, 2)), "bigram model": (0, (5, 2)), "floor": (0, (8, 2, 1, 2))}
+_LEVEL_DASHES["chance"] = _LEVEL_DASHES["bigram model"]
+# Of each task but language what is drawn beneath the losses: metric of the validation split, and its name.
+_DRAWN_METRICS = {"image": ("accuracy", "accuracy"), "pair": ("image_to_text_recall_1", "image → text\nrecall@1")}
 
 # As many points as a curve of training losses is averaged to; as few evaluations as are marked one by one.
 _TRAINING_POINTS = 120
@@ -58,21 +61,23 @@ Series = tuple[NDArray[Any], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class _Curves:
-    """What is drawn of one arm: steps and losses in nats/token."""
+    """What is drawn of one arm: steps, losses in nats, and of tasks but language a share."""
 
     name: str
     label: str
     is_reference: bool
     validation: Series
     training: Series
+    share: Series | None
     diverged_at: int | None
 
 
 def plot_curves(folder: Path) -> Path:
     """Draws `curves.png` in the run folder, and writes what it shows to `curves.csv`; returns the picture's path.
 
-    Above, losses in nats/token over steps: validation (strong), training (thin, averaged), the levels of the data;
-    below, candidate − reference at each evaluation. Raises UserError where the run has no validation loss yet.
+    Above, losses in nats over steps: validation (strong), training (thin, averaged), the levels of the data; below,
+    accuracy or recall where the task has it, and candidate − reference at each evaluation. Raises UserError where the
+    run has no validation loss yet.
     """
     folder = Path(folder)
     facts, metrics = read_facts(folder), read_metrics(folder / METRICS_FILE)
@@ -80,27 +85,29 @@ def plot_curves(folder: Path) -> Path:
         arms = [
             _curves(name, facts, metrics) for name in sorted(facts["arms"], key=lambda arm: arm != facts["reference"])
         ]
-        levels = _levels(facts["data"])
+        data = data_of(facts)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / RUN} does not describe a run: {error}") from error
     if not any(arm.validation[0].size for arm in arms):
         raise UserError(f"{folder} has no validation loss to draw yet")
     difference = _difference(arms, facts)
-    _replace(folder / "curves.csv", _as_csv(arms, difference))
+    _replace(folder / "curves.csv", _as_csv(arms, difference, unit_of(facts)))
     path = folder / "curves.png"
-    _replace(path, _draw(arms, levels, difference, facts))
+    _replace(path, _draw(arms, data, difference, facts))
     return path
 
 
 def _curves(name: str, facts: dict[str, Any], metrics: Metrics) -> _Curves:
     steps, losses, _ = metrics.select(arm=name, name="validation/loss")
     diverged, _, _ = metrics.select(arm=name, name="diverged")
+    drawn = _DRAWN_METRICS.get(unit_of(facts))
     return _Curves(
         name=name,
         label=f"{name} LEAKY" if name in facts.get("leaky", ()) else name,
         is_reference=name == facts["reference"],
         validation=_finite(steps, losses),
         training=_averaged(*_finite(*metrics.select(arm=name, name="train/loss")[:2])),
+        share=None if drawn is None else metrics.select(arm=name, name=f"validation/{drawn[0]}")[:2],
         diverged_at=int(diverged[-1]) if diverged.size else None,
     )
 
@@ -120,11 +127,6 @@ def _averaged(steps: NDArray[Any], values: NDArray[np.float64]) -> Series:
     return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
 
 
-def _levels(data: dict[str, Any]) -> dict[str, float]:
-    levels = {"unigram entropy": data["unigram_entropy"], "bigram model": data["held_out_bigram_entropy"]}
-    return levels | ({} if data.get("floor") is None else {"floor": data["floor"]})
-
-
 def _difference(arms: list[_Curves], facts: dict[str, Any]) -> Series | None:
     """Candidate − reference where both were evaluated; None without a reference."""
     by_name = {arm.name: arm for arm in arms}
@@ -135,10 +137,10 @@ def _difference(arms: list[_Curves], facts: dict[str, Any]) -> Series | None:
     return steps, candidate.validation[1][mine] - reference.validation[1][theirs]
 
 
-def _as_csv(arms: list[_Curves], difference: Series | None) -> bytes:
+def _as_csv(arms: list[_Curves], difference: Series | None, unit: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("curve", "arm", "step", "nats_per_token"))
+    writer.writerow(("curve", "arm", "step", f"nats_per_{unit}"))
     for arm in arms:
         for curve, series in (("validation", arm.validation), ("training_mean", arm.training)):
             writer.writerows(
@@ -149,19 +151,24 @@ def _as_csv(arms: list[_Curves], difference: Series | None) -> bytes:
     return text.getvalue().encode()
 
 
-def _draw(arms: list[_Curves], levels: dict[str, float], difference: Series | None, facts: dict[str, Any]) -> bytes:
+def _draw(arms: list[_Curves], data: DataFacts, difference: Series | None, facts: dict[str, Any]) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 5.4 if difference is not None else 4.2))
-        ratios = [3.2, 1] if difference is not None else [1]
+        unit = unit_of(facts)
+        drawn = _DRAWN_METRICS.get(unit)
+        further = [*([1.4] if drawn is not None else []), *([1.0] if difference is not None else [])]
+        ratios = [3.2, *further] if further else [1]
+        figure = Figure(figsize=(8.0, 4.2 + 1.2 * sum(further)))
         panels = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-        _draw_losses(panels[0], arms, levels)
+        _draw_losses(panels[0], arms, data.levels, unit)
         _write_title(panels[0], facts)
+        if drawn is not None:
+            _draw_shares(panels[1], arms, data.chance[drawn[0]], drawn[1])
         if difference is not None:
-            _draw_difference(panels[1], difference, f"{facts['candidate']} −\n{facts['reference']}")
+            _draw_difference(panels[-1], difference, f"{facts['candidate']} −\n{facts['reference']}", unit)
         panels[-1].set_xlabel("steps")
         panels[-1].set_xlim(0, 1.01 * max(1, *(steps.max() for steps, _ in _series(arms)), *_diverged(arms)))
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
@@ -177,14 +184,29 @@ def _write_title(panel: "Axes", facts: dict[str, Any]) -> None:
         f"{facts.get('label', '')} · {facts['data'].get('name', '')} · seed {facts.get('seed')}{status}",
         loc="left", fontweight="bold", pad=20,
     )  # fmt: skip
-    key = "strong: validation loss    thin: training loss, averaged    dashed: levels of the validation text"
+    levels = "levels of the validation text" if unit_of(facts) == "token" else "chance"
+    key = f"strong: validation loss    thin: training loss, averaged    dashed: {levels}"
     panel.annotate(key, (0, 1), (0, 6), "axes fraction", textcoords="offset points", color="#555555", fontsize=8)
 
 
-def _draw_losses(panel: "Axes", arms: list[_Curves], levels: dict[str, float]) -> None:
+def _draw_shares(panel: "Axes", arms: list[_Curves], chance: float, name: str) -> None:
+    labels: list[tuple[float, str, str]] = []
+    for arm in arms:
+        assert arm.share is not None
+        strong, color = (REFERENCE_LINE, REFERENCE_TEXT) if arm.is_reference else (CANDIDATE_LINE, CANDIDATE_TEXT)
+        panel.plot(*arm.share, **strong)
+        if arm.share[0].size:
+            labels.append((float(arm.share[1][-1]), f"{100 * arm.share[1][-1]:.1f} %", color))
+    panel.axhline(chance, linestyle=_LEVEL_DASHES["chance"], zorder=1.5, **LEVEL_LINE)
+    panel.set_ylim(0, 1.02)
+    panel.set_ylabel(name)
+    _label_right(panel, [*labels, (chance, f"chance {100 * chance:.1f} %", LEVEL_LINE["color"])], gap=0.16)
+
+
+def _draw_losses(panel: "Axes", arms: list[_Curves], levels: dict[str, float], unit: str) -> None:
     low, high = _limits(arms, levels)
     panel.set_ylim(low, high)
-    panel.set_ylabel("loss, nats/token")
+    panel.set_ylabel(f"loss, nats/{unit}")
     labels: list[tuple[float, str, str]] = []
     for arm in arms:
         strong, thin, color = (
@@ -237,11 +259,11 @@ def _diverged(arms: list[_Curves]) -> list[int]:
     return [arm.diverged_at for arm in arms if arm.diverged_at is not None]
 
 
-def _draw_difference(panel: "Axes", difference: Series, name: str) -> None:
+def _draw_difference(panel: "Axes", difference: Series, name: str, unit: str) -> None:
     steps, values = difference
     panel.axhline(0.0, color="#000000", linewidth=0.8)
     panel.plot(steps, values, **CANDIDATE_LINE, marker="o" if len(steps) <= _MARKED_EVALUATIONS else None, markersize=4)
-    panel.set_ylabel(f"{name}\nnats/token")
+    panel.set_ylabel(f"{name}\nnats/{unit}")
     panel.margins(y=0.15)
     if values.size:
         panel.annotate(
@@ -250,13 +272,13 @@ def _draw_difference(panel: "Axes", difference: Series, name: str) -> None:
         )  # fmt: skip
 
 
-def _label_right(panel: "Axes", labels: list[tuple[float, str, str]]) -> None:
+def _label_right(panel: "Axes", labels: list[tuple[float, str, str]], gap: float = 0.055) -> None:
     """Writes each label beside its height at the right border, moved apart where they would overlap."""
     if not labels:
         return
     low, high = panel.get_ylim()
     labels = sorted(labels)
-    heights = _apart([min(1.0, max(0.0, (level - low) / (high - low))) for level, _, _ in labels], gap=0.055)
+    heights = _apart([min(1.0, max(0.0, (level - low) / (high - low))) for level, _, _ in labels], gap)
     for height, (_, text, color) in zip(heights, labels, strict=True):
         panel.annotate(
             text, (1, height), (6, 0), "axes fraction", textcoords="offset points", va="center", color=color

@@ -14,8 +14,9 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
     """Differences to the baseline: final loss, area, time to target, pattern stability, step time."""
     compared = [(t, other) for t, other in zip(runs.treatments, runs.baselines, strict=True) if other is not None]
     tables, findings = [], []
+    run_unit = runs.treatments[0].runs[0][0].unit
     for quantity in PAIRED_QUANTITIES.values():
-        name, unit = quantity.title, quantity.unit
+        name, unit = quantity.title, quantity.unit_in(run_unit)
         samples, complete = [], []
         for treatment, baseline in compared:
             paired = pairs(treatment, baseline)
@@ -30,7 +31,7 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
         tables.append(_comparison_table(name, unit, compared, found, complete, settings.indifference))
         if name == "final loss":
             findings += [
-                _of_difference(t, other, difference)
+                _of_difference(t, other, difference, unit)
                 for (t, other), difference in zip(compared, found, strict=True)
                 if difference.count
             ]
@@ -61,9 +62,9 @@ def _comparison_table(
     return table((heading, "minus", "pairs", "mean", "95 % interval", "p", "p of sign flips", "says"), rows)
 
 
-def _of_difference(treatment: Treatment, baseline: Treatment, difference: Difference) -> str:
+def _of_difference(treatment: Treatment, baseline: Treatment, difference: Difference, unit: str) -> str:
     interval = interval_text(*difference.interval) if difference.count > 1 else "(one pair: no interval)"
     return (
-        f"{treatment.label} − {baseline.label}: {shown(difference.mean)} nats/token {interval}, "
+        f"{treatment.label} − {baseline.label}: {shown(difference.mean)} {unit} {interval}, "
         f"{difference.count} pair{'s' * (difference.count != 1)}."
     )

@@ -36,17 +36,18 @@ def grid_points(runs: RunSet) -> list[GridPoint]:
     for treatment in runs.treatments:
         sizes = [treatment.setting(f"size.{key}") for key in ("context", "n_head", "n_embd")]
         for run, arm in treatment.runs:
-            if arm.final_loss is None or arm.parameters is None or run.data is None:
-                continue  # diverged: it has no loss to compare
+            text = run.data.text if run.data else None
+            if arm.final_loss is None or arm.parameters is None or text is None:
+                continue  # diverged, or of another task: it has no loss to compare
             if not all(isinstance(size, int) for size in sizes):
                 raise UserError(f"sections=[scaling]: {run.folder}: its configuration has no size")
             context, heads, width = (int(str(size)) for size in sizes)
-            entropy = run.data.held_out_bigram_entropy if run.data.floor is None else run.data.floor
+            entropy = text.held_out_bigram_entropy if text.floor is None else text.floor
             # Splits of one grammar are cut a little differently by tokenizers: one grammar is one entropy.
             points.append(
                 GridPoint(
                     context, round(entropy, 2), heads, width // heads, run.seed or 0, arm.final_loss, arm.parameters,
-                    run.data.held_out_bigram_entropy,
+                    text.held_out_bigram_entropy,
                 )
             )  # fmt: skip
     if not points:

@@ -145,8 +145,7 @@ def _levels(runs: RunSet) -> dict[str, float]:
     if len(facts) != 1:
         return {}
     (data,) = facts.values()
-    levels = {"unigram entropy": data.unigram_entropy, "bigram model": data.held_out_bigram_entropy}
-    return levels | ({} if data.floor is None else {"floor": data.floor})
+    return data.levels
 
 
 def _as_table(panels: Sequence[tuple[str, Sequence[Line], object]]) -> Table:

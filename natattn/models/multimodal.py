@@ -1,0 +1,60 @@
+"""Sizes → a contrastive image–text model: a ViT and a BERT under one ``VisionTextDualEncoderModel``."""
+
+import math
+
+import torch
+from torch import nn
+
+from natattn.models.gpt2 import SDPA, ModelSettings, SizeSettings, whole_size
+from natattn.models.vision import vit_config
+
+
+def build_dual_encoder(
+    model: ModelSettings,
+    size: SizeSettings,
+    *,
+    image_size: int,
+    channels: int,
+    patch_size: int,
+    vocab_size: int,
+    context: int,
+    padding_token_id: int,
+    initial_temperature: float,
+    seed: int,
+) -> nn.Module:
+    """Both towers of the run's size, bidirectional, in float32 on the CPU with plain softmax attention.
+
+    Images and captions are projected to vectors of the towers' width, whose cosines divided by a learned temperature
+    are the logits. The same arguments give the same weights.
+
+    Args:
+        context: tokens of the longest caption.
+        initial_temperature: of the logits.
+
+    Raises: UserError for patches that do not fill the image.
+    """
+    from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+    vision = vit_config(model, size, image_size=image_size, channels=channels, patch_size=patch_size)
+    sizes = whole_size(size)
+    text = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=sizes["n_embd"],
+        num_hidden_layers=sizes["n_layer"],
+        num_attention_heads=sizes["n_head"],
+        intermediate_size=sizes["n_inner"] or 4 * sizes["n_embd"],
+        initializer_range=sizes["initializer_range"],
+        max_position_embeddings=context,
+        type_vocab_size=1,
+        pad_token_id=padding_token_id,
+        hidden_dropout_prob=model.dropout,
+        attention_probs_dropout_prob=model.dropout,
+        hidden_act="gelu_pytorch_tanh",
+    )
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        vision, text, projection_dim=sizes["n_embd"], logit_scale_init_value=-math.log(initial_temperature)
+    )
+    config._attn_implementation = SDPA
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VisionTextDualEncoderModel(config)

@@ -1,0 +1,199 @@
+"""Language modelling: the next token of text, by a causal model."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from natattn.attention.energy import working_dtype
+from natattn.data import (
+    Batches,
+    DataSettings,
+    PackingSettings,
+    TokenizedCorpus,
+    TokenizerSettings,
+    TokenSplit,
+    bigram_entropy,
+    evaluation_batches,
+    held_out_bigram_entropy,
+    pack,
+    prepare,
+    unigram_entropy,
+)
+from natattn.data.blocks import IGNORED_LABEL
+from natattn.errors import UserError
+from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, build_model
+from natattn.ranks import Ranks
+from natattn.settings import Settings
+from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
+
+PROBE_SEQUENCES = 8
+
+
+class LanguageSettings(Settings):
+    """Next-token prediction."""
+
+    kind: Literal["language"]
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """Next-token prediction on a corpus.
+
+    Attributes:
+        label_shift: tokens between an input's place and its label's; 2 only to repeat the published mistake.
+    """
+
+    corpus: TokenizedCorpus
+    size: SizeSettings
+    init: InitSettings
+    context: int
+    batch_size: int
+    seed: int
+    sampling: Literal["random", "epochs"]
+    label_shift: int = 1
+
+    kind: ClassVar[str] = "language"
+    unit: ClassVar[str] = "token"
+    can_be_divided: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_enough_text(self.corpus, self.context)
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens that are predicted in one update."""
+        return self.batch_size * self.context
+
+    @property
+    def fingerprint(self) -> str:
+        """Of text, split rule, tokenizer and packing."""
+        return self.corpus.fingerprint
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.corpus.test is not None
+
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self.corpus.train, self.batch_size, self.context, self.seed, self.sampling)
+
+    def initial_model(self, model: ModelSettings) -> nn.Module:
+        """A GPT-2 of the run's size, or the pretrained model."""
+        return build_model(
+            model,
+            self.size,
+            self.init,
+            vocab_size=self.corpus.tokenizer.vocab_size,
+            end_token_id=self.corpus.tokenizer.end_token_id,
+            seed=self.seed,
+        )
+
+    def batch(self, step: int, part: Part) -> Tensor:
+        """Int64 tokens [sequences, context + 1]."""
+        return torch.from_numpy(self._batches.batch(step, **vars(part)))
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """All tokens but the last."""
+        assert isinstance(batch, Tensor)
+        return {"input_ids": batch[:, :-1], "use_cache": False}
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean next-token loss (nats); labels are shifted once, here."""
+        assert isinstance(batch, Tensor)
+        return self.cross_entropy(outputs.logits, batch[:, 1:], reduction="mean")
+
+    def cross_entropy(self, logits: Tensor, following: Tensor, *, reduction: str) -> Tensor:
+        """Cross-entropy in nats of logits [batch, context, vocabulary] with the tokens that follow their inputs.
+
+        Labels of −100 are ignored.
+        """
+        extra = self.label_shift - 1
+        logits, labels = logits[:, : logits.shape[1] - extra], following[:, extra:]
+        logits = logits.to(working_dtype(logits)).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, labels.flatten(), reduction=reduction)
+
+    def evaluate(
+        self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
+    ) -> dict[str, float]:
+        """Mean loss in nats/token over a split, every token but the first predicted exactly once."""
+        text = self.corpus.validation if split == "validation" else self.corpus.test
+        assert text is not None
+        sums = Sums(device, ranks)
+        for (inputs, labels), counted in turns(
+            evaluation_batches(text, batch_size=batch_size, context=self.context), ranks
+        ):
+            with autocast():
+                logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits
+            loss = self.cross_entropy(logits, torch.from_numpy(labels).to(device), reduction="sum")
+            count = int((labels[:, self.label_shift - 1 :] != IGNORED_LABEL).sum())
+            sums.add({"loss": loss, "count": count}, counted=counted)
+        totals = sums.read()
+        return {"loss": float(totals["loss"]) / int(totals["count"])}
+
+    def probe_inputs(self, device: torch.device) -> dict[str, Any]:
+        """The validation split's first few whole windows."""
+        return {"input_ids": first_sequences(self.corpus.validation, self.context, device), "use_cache": False}
+
+    def examples(self, outputs: Any) -> Tensor:
+        """Logits [sequences, tokens, vocabulary]."""
+        logits: Tensor = outputs.logits
+        return logits
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes of the text, and what counting tokens would reach."""
+        corpus = self.corpus
+        tokens, vocab_size = corpus.validation.tokens, corpus.tokenizer.vocab_size
+        return {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "vocab_size": vocab_size,
+            "validation_tokens": len(tokens),
+            "validation_bytes": corpus.validation.byte_count,
+            "unigram_entropy": unigram_entropy(tokens, vocab_size),
+            "held_out_bigram_entropy": held_out_bigram_entropy(corpus.train.tokens, tokens, vocab_size),
+            "plug_in_bigram_entropy": bigram_entropy(tokens, vocab_size),
+            "floor": corpus.floor,
+        }
+
+    def save_beside(self, folder: Path) -> None:
+        """The tokenizer."""
+        self.corpus.tokenizer.save(folder)
+
+
+def prepare_text(
+    data: DataSettings, tokenizer: TokenizerSettings, packing: PackingSettings, *, progress: bool = True
+) -> TokenizedCorpus:
+    """The tokens of a run, in a stream or in rows."""
+    return pack(prepare(data, tokenizer, progress=progress), data, packing)
+
+
+def first_sequences(split: TokenSplit, context: int, device: torch.device) -> Tensor:
+    """The split's first few whole windows, int64 [sequences, context]."""
+    batches: Iterable[tuple[np.ndarray, np.ndarray]] = evaluation_batches(
+        split, batch_size=PROBE_SEQUENCES, context=context
+    )
+    inputs, labels = next(iter(batches))
+    whole = (labels != IGNORED_LABEL).all(axis=1)
+    return torch.from_numpy(inputs[whole] if whole.any() else inputs).to(device)
+
+
+def check_enough_text(corpus: TokenizedCorpus, context: int) -> None:
+    """Refuse splits shorter than one window.
+
+    Raises: UserError naming the split and both lengths.
+    """
+    for name in ("train", "validation", "test"):
+        split = getattr(corpus, name)
+        count = len(split.tokens) if split is not None else context + 1
+        if count < context + 1:
+            raise UserError(
+                f"size.context={context}: longer than the {name} text, which has {count} tokens; "
+                f"valid: a context below {count}, or more text"
+            )

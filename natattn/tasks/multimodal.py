@@ -1,0 +1,264 @@
+"""Contrastive image–text training: which caption belongs to which picture, by two towers that meet in one space."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from natattn.attention.energy import working_dtype
+from natattn.data.blocks import part_of_batch, sample_indices
+from natattn.data.images import PairCorpus, PairDataSettings, PairSplit, augmented
+from natattn.errors import UserError
+from natattn.models.gpt2 import ModelSettings, SizeSettings
+from natattn.models.multimodal import build_dual_encoder
+from natattn.ranks import Ranks
+from natattn.settings import Settings
+from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
+from natattn.tasks.vision import Scaling, save_image_processor
+
+PROBE_PAIRS = 8
+RECALLS = (1, 5)
+
+
+class MultimodalSettings(Settings):
+    """A ViT on patches of ``patch_size`` pixels and a BERT on captions, and a learned temperature of their cosines."""
+
+    kind: Literal["multimodal"]
+    patch_size: int = Field(ge=1)
+    initial_temperature: float = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class MultimodalTask:
+    """Contrastive training on pairs of image and caption.
+
+    Raises: UserError where a caption is longer than ``size.context``.
+    """
+
+    corpus: PairCorpus
+    data: PairDataSettings
+    settings: MultimodalSettings
+    size: SizeSettings
+    batch_size: int
+    seed: int
+    sampling: Literal["random", "epochs"]
+    dtype: torch.dtype = torch.float32
+
+    kind: ClassVar[str] = "multimodal"
+    unit: ClassVar[str] = "pair"
+    can_be_divided: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        longest = self.corpus.longest
+        if self.size.context is not None and self.size.context < longest:
+            raise UserError(
+                f"size.context={self.size.context}: the longest caption has {longest} tokens; "
+                f"valid: at least {longest}, or null for as many as it has"
+            )
+
+    @property
+    def units_per_step(self) -> int:
+        """Pairs in one update."""
+        return self.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of pixels, captions, split rule and tokenizer."""
+        return self.corpus.fingerprint
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.corpus.test is not None
+
+    def initial_model(self, model: ModelSettings) -> nn.Module:
+        """Both towers of the run's size."""
+        tokenizer = self.corpus.tokenizer
+        return build_dual_encoder(
+            model,
+            self.size,
+            image_size=self.corpus.image_size,
+            channels=self.corpus.channels,
+            patch_size=self.settings.patch_size,
+            vocab_size=tokenizer.vocab_size,
+            context=self.size.context or self.corpus.longest,
+            padding_token_id=tokenizer.end_token_id,
+            initial_temperature=self.settings.initial_temperature,
+            seed=self.seed,
+        )
+
+    def batch(self, step: int, part: Part) -> dict[str, Tensor]:
+        """uint8 images [pairs, H, W, C], int64 tokens [pairs, longest], and lengths and groups [pairs]."""
+        first, count = part_of_batch(step, self.batch_size, **vars(part))
+        split = self.corpus.train
+        pairs = sample_indices(self.seed, self.sampling, first, count, len(split))
+        batch = _pairs(split, pairs)
+        images = augmented(
+            batch["images"].numpy(), shift=self.data.shift, flip=self.data.flip, seed=self.seed, first_sample=first
+        )
+        return {**batch, "images": torch.from_numpy(images)}
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Standardised pixels, tokens, and which of them are no padding."""
+        assert isinstance(batch, dict)
+        tokens = batch["tokens"]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return {
+            "pixel_values": self.scaling.pixel_values(batch["images"]),
+            "input_ids": tokens,
+            "attention_mask": (places < batch["lengths"][:, None]).long(),
+        }
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """How pixels become numbers."""
+        return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean contrastive loss of a batch in nats/pair; see ``contrastive_loss``."""
+        assert isinstance(batch, dict)
+        return contrastive_loss(outputs.logits_per_image, batch["groups"])
+
+    def evaluate(
+        self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
+    ) -> dict[str, float]:
+        """Loss in nats/pair and recall@1 and @5 both ways, means over the split's galleries."""
+        pairs = self.corpus.validation if split == "validation" else self.corpus.test
+        assert pairs is not None
+        sums = Sums(device, ranks)
+        for gallery, counted in turns(_galleries(len(pairs), self.corpus.gallery), ranks):
+            images, texts = [], []
+            for start in range(0, len(gallery), batch_size):
+                batch = _pairs(pairs, gallery[start : start + batch_size])
+                with autocast():
+                    outputs = model(**self.inputs({name: tensor.to(device) for name, tensor in batch.items()}))
+                images.append(outputs.image_embeds)
+                texts.append(outputs.text_embeds)
+            groups = torch.from_numpy(pairs.groups[gallery]).to(device)
+            first_of_image = torch.from_numpy(np.unique(pairs.image_of[gallery], return_index=True)[1]).to(device)
+            values = gallery_metrics(
+                torch.cat(images), torch.cat(texts), groups, first_of_image, model.logit_scale.exp()
+            )
+            sums.add({**values, "count": 1}, counted=counted)
+        totals = sums.read()
+        count = float(totals.pop("count"))
+        return {name: float(total) / count for name, total in totals.items()}
+
+    def probe_inputs(self, device: torch.device) -> dict[str, Any]:
+        """The validation split's first few pairs."""
+        validation = self.corpus.validation
+        batch = _pairs(validation, np.arange(min(PROBE_PAIRS, len(validation))))
+        return self.inputs({name: tensor.to(device) for name, tensor in batch.items()})
+
+    def examples(self, outputs: Any) -> Tensor:
+        """Embeddings of both towers, [pairs, 2 · width]."""
+        return torch.cat([outputs.image_embeds, outputs.text_embeds], -1)
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers of pairs, and what a guess reaches."""
+        validation = self.corpus.validation
+        gallery = self.corpus.gallery or len(validation)
+        return {
+            "name": self.corpus.name,
+            "fingerprint": self.corpus.fingerprint,
+            "vocab_size": self.corpus.tokenizer.vocab_size,
+            "train_pairs": len(self.corpus.train),
+            "validation_pairs": len(validation),
+            "test_pairs": len(self.corpus.test) if self.corpus.test is not None else 0,
+            "gallery": gallery,
+            "chance": chance(validation, np.arange(gallery)),
+        }
+
+    def save_beside(self, folder: Path) -> None:
+        """The tokenizer, and how images are scaled."""
+        self.corpus.tokenizer.save(folder)
+        save_image_processor(folder, self.corpus.image_size, self.corpus.mean, self.corpus.std)
+
+
+def contrastive_loss(logits_per_image: Tensor, groups: Tensor) -> Tensor:
+    """½ (mean cross-entropy over images + over captions) of logits [pairs, pairs], in nats.
+
+    The target of an image is uniform over the captions of its group, and the other way round; where every pair is a
+    group of its own this is CLIP's loss (Radford et al. 2021, figure 3), else the supervised contrastive one (Khosla et
+    al. 2020, equation 2) across two towers.
+
+    Args:
+        groups: int64 [pairs].
+    """
+    logits = logits_per_image.to(working_dtype(logits_per_image))
+    targets = (groups[:, None] == groups[None]).to(logits.dtype)
+    targets = targets / targets.sum(1, keepdim=True)
+    both = nn.functional.cross_entropy(logits, targets) + nn.functional.cross_entropy(logits.T, targets)
+    return both / 2
+
+
+def gallery_metrics(
+    image_embeddings: Tensor, text_embeddings: Tensor, groups: Tensor, first_of_image: Tensor, scale: Tensor
+) -> dict[str, Tensor]:
+    """Loss (nats/pair) and recalls of one gallery.
+
+    recall@k is the share of pairs one of whose k nearest captions (images), by cosine, is of its group. Images that
+    several captions share are looked for once.
+
+    Args:
+        image_embeddings, text_embeddings: unit vectors [pairs, width].
+        groups: int64 [pairs].
+        first_of_image: one pair of each image, int64 [images].
+        scale: of the cosines in the loss.
+    """
+    cosines = (image_embeddings @ text_embeddings.T).to(working_dtype(image_embeddings))
+    found: dict[str, Tensor] = {"loss": contrastive_loss(cosines * scale.to(cosines.dtype), groups)}
+    ways = {
+        "image_to_text": (cosines, groups),
+        "text_to_image": (cosines.T[:, first_of_image], groups[first_of_image]),
+    }
+    for way, (scores, candidates) in ways.items():
+        nearest = candidates[scores.topk(min(max(RECALLS), scores.shape[1]), dim=1).indices]
+        hits = nearest == groups[:, None]
+        for k in RECALLS:
+            found[f"{way}_recall_{k}"] = hits[:, :k].any(1).to(torch.float64).mean()
+    return found
+
+
+def chance(split: PairSplit, gallery: np.ndarray) -> dict[str, float]:
+    """The loss (nats/pair) and the recalls of a model that does not look, on one gallery.
+
+    A recall is that of k candidates drawn at random, of which ``hits`` fit: 1 − C(n − hits, k) / C(n, k).
+    """
+    groups = split.groups[gallery]
+    of_images = groups[np.unique(split.image_of[gallery], return_index=True)[1]]
+    result = {"loss": math.log(len(gallery))}
+    for way, candidates in (("image_to_text", groups), ("text_to_image", of_images)):
+        values, counts = np.unique(candidates, return_counts=True)
+        hits = counts[np.searchsorted(values, groups)]
+        for k in RECALLS:
+            missed = [_chance_to_miss(len(candidates), int(number), k) for number in hits]
+            result[f"{way}_recall_{k}"] = 1 - math.fsum(missed) / len(missed)
+    return result
+
+
+def _chance_to_miss(candidates: int, hits: int, drawn: int) -> float:
+    return math.comb(candidates - hits, drawn) / math.comb(candidates, min(drawn, candidates))
+
+
+def _galleries(pairs: int, size: int | None) -> Iterator[np.ndarray]:
+    """Indices of the pairs of each gallery."""
+    step = size or pairs
+    for start in range(0, pairs, step):
+        yield np.arange(start, min(start + step, pairs))
+
+
+def _pairs(split: PairSplit, indices: np.ndarray) -> dict[str, Tensor]:
+    return {
+        "images": torch.from_numpy(np.array(split.images[split.image_of[indices]])),
+        "tokens": torch.from_numpy(split.tokens[indices]),
+        "lengths": torch.from_numpy(split.lengths[indices]),
+        "groups": torch.from_numpy(split.groups[indices]),
+    }

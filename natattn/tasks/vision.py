@@ -1,0 +1,221 @@
+"""Image classification: the class of a picture, by a vision transformer that sees all patches at once."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from natattn.attention.energy import working_dtype
+from natattn.data.blocks import part_of_batch, sample_indices
+from natattn.data.images import ImageCorpus, ImageDataSettings, ImageSplit, augmented
+from natattn.files import replacing
+from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings
+from natattn.models.vision import build_vit
+from natattn.ranks import Ranks
+from natattn.settings import Settings
+from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
+
+PROBE_IMAGES = 8
+CALIBRATION_BINS = 15
+
+
+class VisionSettings(Settings):
+    """Image classification by a ViT that reads patches of ``patch_size`` × ``patch_size`` pixels."""
+
+    kind: Literal["vision"]
+    patch_size: int = Field(ge=1)
+
+
+@dataclass(frozen=True)
+class VisionTask:
+    """Image classification on a corpus of labelled images."""
+
+    corpus: ImageCorpus
+    data: ImageDataSettings
+    settings: VisionSettings
+    size: SizeSettings
+    init: InitSettings
+    batch_size: int
+    seed: int
+    sampling: Literal["random", "epochs"]
+    dtype: torch.dtype = torch.float32
+
+    kind: ClassVar[str] = "vision"
+    unit: ClassVar[str] = "image"
+    can_be_divided: ClassVar[bool] = True
+
+    @property
+    def units_per_step(self) -> int:
+        """Images in one update."""
+        return self.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of pixels, labels and split rule."""
+        return self.corpus.fingerprint
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.corpus.test is not None
+
+    def initial_model(self, model: ModelSettings) -> nn.Module:
+        """A ViT of the run's size, or the pretrained classifier."""
+        return build_vit(
+            model,
+            self.size,
+            self.init,
+            image_size=self.corpus.image_size,
+            channels=self.corpus.channels,
+            patch_size=self.settings.patch_size,
+            classes=self.corpus.classes,
+            seed=self.seed,
+        )
+
+    def batch(self, step: int, part: Part) -> dict[str, Tensor]:
+        """Augmented uint8 images [images, height, width, channels] and int64 labels [images]."""
+        first, count = part_of_batch(step, self.batch_size, **vars(part))
+        split = self.corpus.train
+        indices = sample_indices(self.seed, self.sampling, first, count, len(split))
+        images = augmented(
+            split.images[indices], shift=self.data.shift, flip=self.data.flip, seed=self.seed, first_sample=first
+        )
+        return {"images": torch.from_numpy(images), "labels": torch.from_numpy(split.labels[indices])}
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Standardised pixels [images, channels, height, width]."""
+        assert isinstance(batch, dict)
+        return {"pixel_values": self.scaling.pixel_values(batch["images"])}
+
+    @cached_property
+    def scaling(self) -> "Scaling":
+        """How pixels become numbers."""
+        return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the class in nats/image."""
+        assert isinstance(batch, dict)
+        logits = outputs.logits.to(working_dtype(outputs.logits))
+        return nn.functional.cross_entropy(logits, batch["labels"])
+
+    def evaluate(
+        self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
+    ) -> dict[str, float]:
+        """Loss in nats/image, accuracy, and expected calibration error."""
+        pictures = self.corpus.validation if split == "validation" else self.corpus.test
+        assert pictures is not None
+        sums = Sums(device, ranks)
+        for start, counted in turns(range(0, len(pictures), batch_size), ranks):
+            images = torch.from_numpy(np.array(pictures.images[start : start + batch_size])).to(device)
+            labels = torch.from_numpy(pictures.labels[start : start + batch_size]).to(device)
+            with autocast():
+                logits = model(pixel_values=self.scaling.pixel_values(images)).logits
+            sums.add(classification_sums(logits.to(working_dtype(logits)), labels), counted=counted)
+        return classification_metrics(sums.read())
+
+    def probe_inputs(self, device: torch.device) -> dict[str, Any]:
+        """The validation split's first few images."""
+        images = np.array(self.corpus.validation.images[:PROBE_IMAGES])
+        return {"pixel_values": self.scaling.pixel_values(torch.from_numpy(images).to(device))}
+
+    def examples(self, outputs: Any) -> Tensor:
+        """Logits [images, classes]."""
+        logits: Tensor = outputs.logits
+        return logits
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers of images and classes, and what a guess by the classes' frequencies reaches."""
+        train, validation = self.corpus.train, self.corpus.validation
+        return {
+            "name": self.corpus.name,
+            "fingerprint": self.corpus.fingerprint,
+            "classes": len(self.corpus.classes),
+            "train_images": len(train),
+            "validation_images": len(validation),
+            "test_images": len(self.corpus.test) if self.corpus.test is not None else 0,
+            "chance": chance(train, validation, len(self.corpus.classes)),
+        }
+
+    def save_beside(self, folder: Path) -> None:
+        """A preprocessor_config.json, from which transformers' image processors are made."""
+        save_image_processor(folder, self.corpus.image_size, self.corpus.mean, self.corpus.std)
+
+
+class Scaling:
+    """uint8 pixels → (pixel/255 − mean)/std, with the train split's mean and standard deviation of each channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> None:
+        self._mean, self._std = (torch.tensor(values, dtype=dtype) for values in (mean, std))
+
+    def pixel_values(self, images_BHWC: Tensor) -> Tensor:
+        """Standardised pixels [B, C, H, W] on the images' device."""
+        device = images_BHWC.device
+        if self._mean.device != device:
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+        scaled = (images_BHWC.to(self._mean.dtype) / 255 - self._mean) / self._std
+        return scaled.permute(0, 3, 1, 2).contiguous()
+
+
+def classification_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor | int]:
+    """What loss, accuracy and calibration are made of, summed over logits [images, classes] and labels [images].
+
+    ``bin_*`` are by confidence, the largest probability, in equal bins: [CALIBRATION_BINS].
+    """
+    confidence, predicted = torch.softmax(logits, -1).max(-1)
+    correct = (predicted == labels).to(torch.float64)
+    bins = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
+    empty = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=logits.device)
+    return {
+        "loss": nn.functional.cross_entropy(logits, labels, reduction="sum"),
+        "correct": correct.sum(),
+        "count": len(labels),
+        "bin_correct": empty.index_add(0, bins, correct),
+        "bin_confidence": empty.index_add(0, bins, confidence.to(torch.float64)),
+    }
+
+
+def classification_metrics(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Mean loss (nats), accuracy, and expected calibration error Σ_b |correct_b − confidence_b| / count.
+
+    The last is Guo et al., On Calibration of Modern Neural Networks (2017), equation 3, over equal bins of confidence.
+    """
+    count = float(sums["count"])
+    return {
+        "loss": float(sums["loss"]) / count,
+        "accuracy": float(sums["correct"]) / count,
+        "calibration_error": float((sums["bin_correct"] - sums["bin_confidence"]).abs().sum()) / count,
+    }
+
+
+def chance(train: ImageSplit, validation: ImageSplit, classes: int) -> dict[str, float]:
+    """What the train split's class frequencies (with one more image of each class) reach on the validation split."""
+    frequencies = np.bincount(train.labels, minlength=classes) + 1.0
+    frequencies /= frequencies.sum()
+    losses = -np.log(frequencies[validation.labels])
+    accuracy = np.mean(validation.labels == int(np.argmax(frequencies)))
+    return {"loss": math.fsum(losses) / len(losses), "accuracy": float(accuracy)}
+
+
+def save_image_processor(folder: Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Write how images are resized and scaled, as transformers' ``ViTImageProcessor`` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    with replacing(folder / "preprocessor_config.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
