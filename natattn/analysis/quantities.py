@@ -93,7 +93,6 @@ def _speed(unit: str, run: RunSummary, arm: ArmSummary) -> float | None:
 def _metrics(split: str) -> Iterator[Quantity]:
     """What tasks measure of a split beside its loss."""
     for name, title in TASK_METRICS.items():
-        metric = f"{split}/{name}"
         value = partial(_task_metric, f"{split}/{name}")
         yield Quantity(f"{split} {title}", f"{split} {title}", value, share)
 

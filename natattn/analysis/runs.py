@@ -236,7 +236,7 @@ def _arm(
 
 
 def unit_of(facts: dict[str, Any]) -> str:
-    """What the losses of a run are means over: token (also of runs that are older than the other tasks), image, pair."""
+    """What the losses of a run are means over: token (of runs older than the other tasks too), image or pair."""
     return str(facts.get("unit", "token"))
 
 

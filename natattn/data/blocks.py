@@ -11,11 +11,13 @@ from natattn.errors import UserError
 
 IGNORED_LABEL = -100  # what cross-entropy in torch and transformers leaves out
 
-# Purposes key the generators, so that two uses of one seed never see the same numbers.
-_WINDOW, _PERMUTATION, _OFFSET = 1, 2, 3
-AUGMENTATION, SCENES = 4, 5  # of images; SCENES and the two after it are of the splits
+Sampling = Literal["random", "epochs"]
 
-_WORDS_PER_COUNTER = 4  # one Philox counter value yields four 64-bit words
+# Purposes key the generators, so that two uses of one seed never see the same numbers.
+_SAMPLE, _PERMUTATION, _OFFSET = 1, 2, 3
+AUGMENTATION, SCENE = 4, 5
+
+WORDS = 4  # one Philox counter value yields four 64-bit words
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Batches:
     batch_size: int
     context: int
     seed: int
-    sampling: Literal["random", "epochs"]
+    sampling: Sampling
 
     def __post_init__(self) -> None:
         _check_length(self.split, self.context)
@@ -81,7 +83,7 @@ class Batches:
         concatenated by rank and then by slice the parts are the global batch, whatever their number.
         Raises UserError if the batch cannot be divided into that many equal parts.
         """
-        first, part_size = part_of_batch(
+        first, count = part_of_batch(
             step,
             self.batch_size,
             rank=rank,
@@ -89,28 +91,26 @@ class Batches:
             accumulation_index=accumulation_index,
             accumulation_steps=accumulation_steps,
         )
-        starts = self._starts(first, part_size)
-        return _windows(self.split.tokens, starts, self.context + 1)
+        return _windows(self.split.tokens, self._starts(first, count), self.context + 1)
 
     def _starts(self, first: int, count: int) -> np.ndarray:
         """Int64 [count]: where the windows of the global samples first … first + count - 1 begin."""
         row_length = self.split.row_length
-        blocks = self.blocks_per_epoch
-        if self.sampling == "random":
-            places = len(self.split.tokens) - self.context if row_length is None else blocks
-            return sample_indices(self.seed, "random", first, count, places) * (row_length or 1)
-        order = sample_indices(self.seed, "epochs", first, count, blocks)
         if row_length is not None:
-            return order * row_length
+            return sample_indices(self.seed, self.sampling, first, count, self.blocks_per_epoch) * row_length
+        if self.sampling == "random":
+            return sample_indices(self.seed, "random", first, count, len(self.split.tokens) - self.context)
+        blocks = self.blocks_per_epoch
         spare = len(self.split.tokens) - 1 - blocks * self.context
         epochs = np.arange(first, first + count) // blocks
+        # One draw an epoch; a batch is in one, or crosses the end of a few.
         offsets = {
-            epoch: scaled_words(
-                _philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1
-            )[0]
+            epoch: scale(_philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1)
             for epoch in np.unique(epochs).tolist()
         }
-        return order * self.context + np.array([offsets[epoch] for epoch in epochs.tolist()], dtype=np.int64)
+        order = sample_indices(self.seed, "epochs", first, count, blocks)
+        starts: np.ndarray = order * self.context + np.concatenate([offsets[epoch] for epoch in epochs.tolist()])
+        return starts
 
 
 def part_of_batch(
@@ -122,9 +122,9 @@ def part_of_batch(
     accumulation_index: int = 0,
     accumulation_steps: int = 1,
 ) -> tuple[int, int]:
-    """(global index of the first sample, number of samples) of a rank's accumulation slice of a step's batch.
+    """(global index of the first sample, number of samples) of one rank's accumulation slice of a step.
 
-    Raises UserError if the batch cannot be divided into equal parts.
+    Raises UserError if the batch cannot be divided into that many equal parts.
     """
     part_size, remainder = divmod(batch_size, world_size * accumulation_steps)
     if remainder or not part_size:
@@ -136,14 +136,14 @@ def part_of_batch(
     return step * batch_size + part * part_size, part_size
 
 
-def sample_indices(seed: int, sampling: Literal["random", "epochs"], first: int, count: int, places: int) -> np.ndarray:
-    """Int64 [count] in 0 … places - 1: what the samples with the global indices first … first + count - 1 are.
+def sample_indices(seed: int, sampling: Sampling, first: int, count: int, places: int) -> np.ndarray:
+    """Int64 [count], in 0 … places - 1: what the global samples first … first + count - 1 hold.
 
-    `random`: each uniform. `epochs`: every place once, in a seeded order, before any comes again.
+    `random`: uniform, each sample by itself. `epochs`: all places once before any comes again, in a seeded order that
+    is another one in each epoch.
     """
     if sampling == "random":
-        words = _philox(seed, _WINDOW, counter=first).random_raw(count * _WORDS_PER_COUNTER)
-        return scaled_words(words[::_WORDS_PER_COUNTER], places)
+        return scale(sample_words(seed, _SAMPLE, first, count)[:, 0], places)
     indices = np.empty(count, dtype=np.int64)
     done = 0
     while done < count:  # more than once only where the batch crosses the end of an epoch
@@ -154,10 +154,15 @@ def sample_indices(seed: int, sampling: Literal["random", "epochs"], first: int,
     return indices
 
 
-def uniform_words(seed: int, purpose: int, first: int, count: int) -> np.ndarray:
-    """Uint64 [count, 4]: four uniform words for each of the samples first … first + count - 1, for one purpose."""
-    words: np.ndarray = _philox(seed, purpose, counter=first).random_raw(count * _WORDS_PER_COUNTER)
-    return words.reshape(count, _WORDS_PER_COUNTER)
+def sample_words(seed: int, purpose: int, first: int, count: int) -> np.ndarray:
+    """Uint64 [count, WORDS]: uniform words that belong to the global samples first … first + count - 1."""
+    return _philox(seed, purpose, counter=first).random_raw(count * WORDS).reshape(count, WORDS)
+
+
+def scale(words: np.ndarray, count: int | np.ndarray) -> np.ndarray:
+    """Int64: uniform 64-bit words → uniform integers in 0 … count - 1."""
+    # 53 bits make the float exact; the product cannot reach `count`, and numpy's own `integers` may draw again.
+    return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * count).astype(np.int64)
 
 
 def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -208,14 +213,8 @@ def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np
     return np.random.Philox(key=key, counter=np.array([counter, stream, 0, 0], dtype=np.uint64))
 
 
-def scaled_words(words: np.ndarray, count: int) -> np.ndarray:
-    """Int64: uniform 64-bit words → uniform integers in 0 … count - 1."""
-    # 53 bits make the float exact; the product cannot reach `count`, and numpy's own `integers` may draw again.
-    return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * count).astype(np.int64)
-
-
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Int64 [count]: the order of one epoch's blocks."""
+    """Int64 [count]: the order in which one epoch visits its places."""
     # Sorting raw words is the same in every numpy version, which Generator.permutation does not promise.
     return np.argsort(_philox(seed, _PERMUTATION, stream=epoch).random_raw(count), kind="stable")

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: whether it can be reached, asked once and briefly, and the data sets that it holds."""
+"""The Hugging Face Hub: whether it can be reached, asked once and briefly, and the sets of `datasets` that it has."""
 
 import os
 import threading
@@ -31,27 +31,26 @@ def hub_reachable() -> bool:
     return answered.is_set()
 
 
-def load_hub_dataset(dataset: str, release: str | None, instead: str) -> Any:
-    """The splits of a data set: a hub name, or a folder that `datasets` loads.
+def load_dataset(dataset: str, release: str | None, *, otherwise: str) -> Any:
+    """All splits of a data set, a `datasets.DatasetDict`: a hub name or a folder, and its configuration if it has any.
 
-    Args:
-        instead: what can be used without a network.
-
-    Raises UserError saying why it cannot be loaded.
+    `otherwise`: what to use where there is no network, for the message.
+    Raises UserError if it cannot be loaded; without a network that is known at once, unless it is in the cache.
     """
     import datasets
 
-    online = os.path.isdir(dataset) or hub_reachable()
+    is_folder = os.path.isdir(folder := os.path.expanduser(dataset))
+    online = is_folder or hub_reachable()  # else six attempts, 23 seconds in all
     configured = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = configured or not online  # else six attempts, 23 seconds in all
+    datasets.config.HF_HUB_OFFLINE = configured or not online
     try:
-        return datasets.load_dataset(dataset, release)
+        return datasets.load_dataset(folder if is_folder else dataset, release)
     except Exception as error:  # of many types: network, disk, no such release, a broken download
         if online:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:
             cause = f"the Hugging Face Hub cannot be reached and {datasets.config.HF_DATASETS_CACHE} does not hold it"
         named = dataset if release is None else f"{dataset} ({release})"
-        raise UserError(f"data.dataset={named} cannot be loaded: {cause}; without a network use {instead}") from error
+        raise UserError(f"data.dataset={named} cannot be loaded: {cause}; without a network use {otherwise}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = configured

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Progress:
-    """Counts bytes of text: `with Progress("tokenizing", total, shown) as bar: bar.advance(100)`."""
+    """Counts bytes of text or of pictures: `with Progress("tokenizing", total, shown) as bar: bar.advance(100)`."""
 
     def __init__(self, label: str, total: int | None, shown: bool) -> None:
         self._label, self._total = label, total

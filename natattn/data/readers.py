@@ -103,6 +103,15 @@ def cut_pieces(text: str) -> Iterator[str]:
 
 def jsonl_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
     """The string under `field` of each line that is not blank. Raises UserError naming file and line."""
+    for place, entry in jsonl_entries(path, f"the field {field!r}", errors):
+        yield _field_of(place, entry, field, errors)
+
+
+def jsonl_entries(path: Path, wanted: str, errors: Errors) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", the JSON object) of each line that is not blank; `wanted`: what it should have, for messages.
+
+    Raises UserError naming file and line.
+    """
     position = 0
     with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
@@ -110,7 +119,7 @@ def jsonl_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
             position += len(line)
             text = text.removeprefix("\ufeff") if number == 1 else text  # a byte order mark
             if text.strip():
-                yield _field_of(f"{path}:{number}", text, field, errors)
+                yield f"{path}:{number}", _entry_of(f"{path}:{number}", text, wanted)
 
 
 def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
@@ -156,13 +165,17 @@ def _bytes_of(column: Any, path: Path, field: str) -> Any:
     return column.cast(kind).cast(pyarrow.large_binary())
 
 
-def _field_of(place: str, line: str, field: str, errors: Errors) -> str:
+def _entry_of(place: str, line: str, wanted: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{place}: not a line of JSON ({_first_line(error)})") from error
     if not isinstance(entry, dict):
-        raise UserError(f"{place}: a JSON {type(entry).__name__}, not an object with the field {field!r}")
+        raise UserError(f"{place}: a JSON {type(entry).__name__}, not an object with {wanted}")
+    return entry
+
+
+def _field_of(place: str, entry: dict[str, Any], field: str, errors: Errors) -> str:
     if field not in entry:
         raise UserError(f"{place}: no field {field!r}; data.field can be {_names(entry)}")
     if not isinstance(value := entry[field], str):

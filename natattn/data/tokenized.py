@@ -66,7 +66,14 @@ def prepare(
     corpus = open_corpus(data)
     digests = {split: corpus.digest(split) for split in corpus.splits}
     unchanged = partial(_check_unchanged, data, digests)
-    encoder, encoder_fingerprint = _build_tokenizer(tokenizer, corpus, digests["train"], unchanged, root, progress)
+    encoder, encoder_fingerprint = build_tokenizer(
+        tokenizer,
+        _text_pieces(corpus, "train"),
+        digests["train"],
+        root=root,
+        bar=Progress("training the tokenizer", corpus.size("train"), progress),
+        unchanged=unchanged,
+    )
     fingerprint = hash_of([_FORMAT, digests, encoder_fingerprint])
     folder = root / "tokens" / fingerprint
     splits = _read_splits(folder)
@@ -93,15 +100,19 @@ def _check_unchanged(data: DataSettings, digests: dict[SplitName, str]) -> None:
         raise UserError("data: the text changed while it was being read; start again")
 
 
-def _build_tokenizer(
+def build_tokenizer(
     settings: TokenizerSettings,
-    corpus: Corpus,
+    texts: Iterator[str],
     train_digest: str,
-    unchanged: Callable[[], None],
+    *,
     root: Path,
-    progress: bool,
+    bar: Progress,
+    unchanged: Callable[[], None] = lambda: None,
 ) -> tuple[Tokenizer, str]:
-    """(tokenizer, fingerprint)."""
+    """(tokenizer, fingerprint). `texts`, hashed as `train_digest`, are read only where a tokenizer is trained on them.
+
+    A trained one is kept in the cache folder `root`, unless `unchanged` raises.
+    """
     match settings:
         case ByteSettings():
             return ByteTokenizer(), "byte"
@@ -114,8 +125,8 @@ def _build_tokenizer(
             trained = load_bpe(folder)
             if trained is None:
                 make_folder(folder)
-                with Progress("training the tokenizer", corpus.size("train"), progress) as bar:
-                    trained = train_bpe(settings, bar.watch(_text_pieces(corpus, "train")))
+                with bar:
+                    trained = train_bpe(settings, bar.watch(texts))
                 unchanged()
                 trained.save(folder)
             return trained, fingerprint

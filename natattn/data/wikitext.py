@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
-from natattn.data.hub import load_hub_dataset
+from natattn.data.hub import load_dataset
 from natattn.data.splits import SplitName
 from natattn.settings import Settings
 
@@ -60,5 +60,8 @@ class WikitextCorpus:
 
     @cached_property
     def _dataset(self) -> Any:
-        instead = "data=stdlib, data=text data.train=FILE or data=grammar"
-        return load_hub_dataset(self.settings.dataset, self.settings.release, instead)
+        return load_dataset(
+            self.settings.dataset,
+            self.settings.release,
+            otherwise="data=stdlib, data=text data.train=FILE or data=grammar",
+        )

@@ -1,4 +1,4 @@
-"""Sizes → a contrastive image–text model: a ViT and a BERT under one ``VisionTextDualEncoderModel``."""
+"""Sizes → a contrastive image–text model: a ViT and CLIP's text tower under one ``VisionTextDualEncoderModel``."""
 
 import math
 
@@ -18,37 +18,38 @@ def build_dual_encoder(
     patch_size: int,
     vocab_size: int,
     context: int,
-    padding_token_id: int,
+    end_token_id: int,
     initial_temperature: float,
     seed: int,
 ) -> nn.Module:
-    """Both towers of the run's size, bidirectional, in float32 on the CPU with plain softmax attention.
+    """Both towers of the run's size in float32 on the CPU with plain softmax attention.
 
-    Images and captions are projected to vectors of the towers' width, whose cosines divided by a learned temperature
-    are the logits. The same arguments give the same weights.
+    The vision tower is bidirectional, the text tower causal: what it understood is read off at the end token (Radford
+    et al. 2021, 2.4). Images and captions are projected to vectors of the towers' width, whose cosines divided by a
+    learned temperature are the logits. The same arguments give the same weights.
 
     Args:
-        context: tokens of the longest caption.
+        context: tokens of the longest caption, its end included.
         initial_temperature: of the logits.
 
     Raises: UserError for patches that do not fill the image.
     """
-    from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+    from transformers import CLIPTextConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     vision = vit_config(model, size, image_size=image_size, channels=channels, patch_size=patch_size)
     sizes = whole_size(size)
-    text = BertConfig(
+    text = CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=sizes["n_embd"],
         num_hidden_layers=sizes["n_layer"],
         num_attention_heads=sizes["n_head"],
         intermediate_size=sizes["n_inner"] or 4 * sizes["n_embd"],
-        initializer_range=sizes["initializer_range"],
+        projection_dim=sizes["n_embd"],
         max_position_embeddings=context,
-        type_vocab_size=1,
-        pad_token_id=padding_token_id,
-        hidden_dropout_prob=model.dropout,
-        attention_probs_dropout_prob=model.dropout,
+        bos_token_id=end_token_id,
+        eos_token_id=end_token_id,
+        pad_token_id=end_token_id,
+        attention_dropout=model.dropout,
         hidden_act="gelu_pytorch_tanh",
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(

@@ -105,6 +105,13 @@ class OptimSettings(Settings):
             statistics = PlaceboStatistics(statistics, self.placebo, views, energy=self.placebo_energy, seed=seed)
         return DirectionalOptimizer(views, statistics=statistics, ranks=ranks, **self.optimizer_arguments())
 
+    def scaled(self, factor: float) -> "OptimSettings":
+        """The same with every learning rate multiplied."""
+        if factor == 1:
+            return self
+        rates = {key: rate * factor for key, rate in self.learning_rates.items()}
+        return self.model_copy(update={"learning_rate": self.learning_rate * factor, "learning_rates": rates})
+
     def optimizer_arguments(self) -> dict[str, Any]:
         """Arguments of ``DirectionalOptimizer`` beside the model's views and statistics."""
         return {

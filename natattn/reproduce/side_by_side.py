@@ -121,7 +121,8 @@ SCRIPT = """
     place("difference").textContent = first.data !== second.data
       ? "The data are not the same: these losses do not compare."
       : mine === null || theirs === null ? "Without a final loss of both there is no difference."
-      : `Final validation loss, B − A (the last arm of each): ${number(mine - theirs, 5)} ${unitsOf([first])}.${leaky}`; };
+      : `Final validation loss, B − A (the last arm of each): ${number(mine - theirs, 5)} ${unitsOf([first])}.`
+        + leaky; };
 
   const showSettings = (pair) => {
     const configs = pair.map((run) => run.config);

@@ -40,6 +40,11 @@ class LanguageSettings(Settings):
 
     kind: Literal["language"]
 
+    @property
+    def learning_rate_scale(self) -> float:
+        """The learning rates of conf/optim are those of language."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class LanguageTask:

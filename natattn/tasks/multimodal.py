@@ -14,25 +14,30 @@ from torch import Tensor, nn
 
 from natattn.attention.energy import working_dtype
 from natattn.data.blocks import part_of_batch, sample_indices
-from natattn.data.images import PairCorpus, PairDataSettings, PairSplit, augmented
+from natattn.data.images import PairCorpus, PairDataSettings, PairSplit
 from natattn.errors import UserError
 from natattn.models.gpt2 import ModelSettings, SizeSettings
 from natattn.models.multimodal import build_dual_encoder
 from natattn.ranks import Ranks
 from natattn.settings import Settings
 from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
-from natattn.tasks.vision import Scaling, save_image_processor
+from natattn.tasks.vision import Scaling, moved, save_image_processor
 
 PROBE_PAIRS = 8
 RECALLS = (1, 5)
 
 
 class MultimodalSettings(Settings):
-    """A ViT on patches of ``patch_size`` pixels and a BERT on captions, and a learned temperature of their cosines."""
+    """A ViT on patches of ``patch_size`` pixels, CLIP's text tower on captions, a learned temperature of cosines.
+
+    Attributes:
+        learning_rate_scale: as of ``VisionSettings``.
+    """
 
     kind: Literal["multimodal"]
     patch_size: int = Field(ge=1)
     initial_temperature: float = Field(gt=0)
+    learning_rate_scale: float = Field(gt=0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class MultimodalTask:
             patch_size=self.settings.patch_size,
             vocab_size=tokenizer.vocab_size,
             context=self.size.context or self.corpus.longest,
-            padding_token_id=tokenizer.end_token_id,
+            end_token_id=tokenizer.end_token_id,
             initial_temperature=self.settings.initial_temperature,
             seed=self.seed,
         )
@@ -100,15 +105,13 @@ class MultimodalTask:
         split = self.corpus.train
         pairs = sample_indices(self.seed, self.sampling, first, count, len(split))
         batch = _pairs(split, pairs)
-        images = augmented(
-            batch["images"].numpy(), shift=self.data.shift, flip=self.data.flip, seed=self.seed, first_sample=first
-        )
+        images = moved(batch["images"].numpy(), self.data, self.seed, first)
         return {**batch, "images": torch.from_numpy(images)}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Standardised pixels, tokens, and which of them are no padding."""
+        """Standardised pixels, captions with an end token behind them, and which tokens are no padding."""
         assert isinstance(batch, dict)
-        tokens = batch["tokens"]
+        tokens = batch["tokens"].roll(-1, dims=1)  # the end token that stands first goes to the end
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return {
             "pixel_values": self.scaling.pixel_values(batch["images"]),

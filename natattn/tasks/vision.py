@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from natattn.attention.energy import working_dtype
 from natattn.data.blocks import part_of_batch, sample_indices
-from natattn.data.images import ImageCorpus, ImageDataSettings, ImageSplit, augmented
+from natattn.data.images import ImageCorpus, ImageDataSettings, ImageSplit, PairDataSettings, augmented
 from natattn.files import replacing
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings
 from natattn.models.vision import build_vit
@@ -27,10 +27,15 @@ CALIBRATION_BINS = 15
 
 
 class VisionSettings(Settings):
-    """Image classification by a ViT that reads patches of ``patch_size`` × ``patch_size`` pixels."""
+    """Image classification by a ViT that reads patches of ``patch_size`` × ``patch_size`` pixels.
+
+    Attributes:
+        learning_rate_scale: factor on every learning rate of both arms; those of conf/optim are tuned on language.
+    """
 
     kind: Literal["vision"]
     patch_size: int = Field(ge=1)
+    learning_rate_scale: float = Field(gt=0)
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,7 @@ class VisionTask:
         first, count = part_of_batch(step, self.batch_size, **vars(part))
         split = self.corpus.train
         indices = sample_indices(self.seed, self.sampling, first, count, len(split))
-        images = augmented(
-            split.images[indices], shift=self.data.shift, flip=self.data.flip, seed=self.seed, first_sample=first
-        )
+        images = moved(split.images[indices], self.data, self.seed, first)
         return {"images": torch.from_numpy(images), "labels": torch.from_numpy(split.labels[indices])}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -146,6 +149,11 @@ class VisionTask:
     def save_beside(self, folder: Path) -> None:
         """A preprocessor_config.json, from which transformers' image processors are made."""
         save_image_processor(folder, self.corpus.image_size, self.corpus.mean, self.corpus.std)
+
+
+def moved(images: np.ndarray, data: ImageDataSettings | PairDataSettings, seed: int, first: int) -> np.ndarray:
+    """Training images as the data's options move and mirror them; ``first`` is the global index of the first."""
+    return augmented(images, shift=data.shift, flip=data.flip, fill=data.fill, seed=seed, first_sample=first)
 
 
 class Scaling:

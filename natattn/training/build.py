@@ -146,7 +146,8 @@ def _build_arm(
             return torch.autocast(device.type, dtype=torch.bfloat16)
 
     try:
-        optimizer = optim.build(model, statistics, seed=settings.seed, ranks=ranks)
+        scaled = optim.scaled(settings.task.learning_rate_scale)
+        optimizer = scaled.build(model, statistics, seed=settings.seed, ranks=ranks)
     except ValueError as error:
         raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
     shared = shared_forward(model, settings.train.parallel, device) if ranks.size > 1 else SharedForward(model)

@@ -1,24 +1,41 @@
-"""Training images moved and mirrored: a function of (seed, global index of the sample), whatever the batch."""
+"""Training pictures, moved and mirrored as their global sample index says."""
+
+from typing import Literal
 
 import numpy as np
 
-from natattn.data.blocks import AUGMENTATION, scaled_words, uniform_words
+from natattn.data.blocks import AUGMENTATION, sample_words, scale
+
+Fill = Literal["edge", "zero"]
 
 
-def augmented(images: np.ndarray, *, shift: int, flip: bool, seed: int, first_sample: int) -> np.ndarray:
-    """uint8 images [B, H, W, C], each moved by up to `shift` pixels and, with `flip`, mirrored with probability ½.
+def augmented(
+    images: np.ndarray, *, shift: int, flip: bool, seed: int, first_sample: int, fill: Fill = "edge"
+) -> np.ndarray:
+    """Uint8 [count, height, width, channels]: the pictures, each moved and mirrored by chance.
 
-    Where an image is moved away from an edge, the edge is repeated. Image i is the sample `first_sample` + i.
+    A picture is moved by -shift … shift pixels in each direction, uniformly, and then mirrored, left to right, with
+    probability ½ if `flip` is set. Image i has the global sample index first_sample + i, and (seed, that index) alone
+    decides what happens to it, whatever batch it is in. `fill`: what appears at the sides that a picture was moved
+    away from, its own edge or black.
     """
-    if not shift and not flip:
+    if not len(images) or not (shift or flip):
         return images
-    count, height, width, _ = images.shape
-    words = uniform_words(seed, AUGMENTATION, first_sample, count)
-    down, right = (scaled_words(words[:, axis], 2 * shift + 1) - shift for axis in (0, 1))
-    rows = np.clip(np.arange(height) - down[:, None], 0, height - 1)
-    columns = np.clip(np.arange(width) - right[:, None], 0, width - 1)
+    words = sample_words(seed, AUGMENTATION, first_sample, len(images))
+    moved = _moved(images, scale(words[:, 0], 2 * shift + 1), scale(words[:, 1], 2 * shift + 1), shift, fill)
     if flip:
-        mirrored = scaled_words(words[:, 2], 2).astype(bool)
-        columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
-    moved: np.ndarray = images[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        mirrored = scale(words[:, 2], 2) == 1
+        moved[mirrored] = moved[mirrored, :, ::-1]
     return moved
+
+
+def _moved(images: np.ndarray, rows: np.ndarray, columns: np.ndarray, shift: int, fill: Fill) -> np.ndarray:
+    """A copy of each picture as seen from (row, column) of itself with a border of `shift` pixels."""
+    count, height, width, channels = images.shape
+    border = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+    padded = np.pad(images, border, mode="edge") if fill == "edge" else np.pad(images, border)
+    # A pixel as one value of its channels: then a window's rows are copied whole, ten times as fast as by channel.
+    pixels = np.ascontiguousarray(padded).view(np.dtype((np.void, channels)))[..., 0]
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (height, width), axis=(1, 2))
+    moved: np.ndarray = windows[np.arange(count), rows, columns]
+    return np.ascontiguousarray(moved).view(np.uint8).reshape(images.shape)

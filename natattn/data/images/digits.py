@@ -1,71 +1,62 @@
-"""Handwritten digits that scikit-learn ships: 1,797 images of 8 × 8 pixels (UCI, Alpaydin and Kaynak 1998)."""
+"""Handwritten digits that come with scikit-learn: 1,797 real pictures of 8 × 8 pixels, no network."""
 
-from functools import cache
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from natattn.data.images.pixels import check_not_empty, check_shift, digest, mean_and_std, resized
-from natattn.data.images.splits import ImageCorpus, ImageOptions, ImageSplit
-from natattn.data.images.store import held_out
-from natattn.data.splits import SplitName
+from natattn.data.images.augment import Fill
+from natattn.data.images.held_out import draw_splits
+from natattn.data.images.labelled import Labelled, LabelledPixels
+from natattn.data.images.options import PictureSettings
+from natattn.data.images.pixels import pixels_in_memory, resized
+from natattn.data.splits import SplitName, hash_number
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+DIGIT_SIZE = 8
 
 
-class DigitsSettings(ImageOptions):
-    """Images go to the splits by a hash of their pixels, so that no two equal ones are in different splits."""
+class DigitsSettings(PictureSettings):
+    """The digits; held-out ones are drawn by a hash of their pixels."""
 
     kind: Literal["digits"]
-    validation_fraction: Fraction = Field(gt=0)
-    test_fraction: Fraction
+
+    @property
+    def fill(self) -> Fill:
+        """Digits lie on black; to repeat their edge would lengthen the strokes that end there."""
+        return "zero"
 
 
-def load_digits(settings: DigitsSettings) -> ImageCorpus:
-    """The digits, resized from 8 × 8. Raises UserError where the fractions leave a split empty."""
-    check_shift(settings.shift, settings.image_size)
-    images, labels = digit_images()
+def read_digits(settings: DigitsSettings) -> Labelled:
+    """The digits in their splits."""
+    images, labels = digit_pictures()
     splits = {
-        name: ImageSplit(enlarged(images[chosen], settings.image_size), labels[chosen])
-        for name, chosen in digit_splits(settings.validation_fraction, settings.test_fraction).items()
+        split: LabelledPixels(pixels_in_memory(resize_grey(images[members], settings.image_size)), labels[members])
+        for split, members in split_digits(settings).items()
     }
-    check_not_empty([(name, len(split)) for name, split in splits.items()])
-    mean, std = mean_and_std(splits["train"].images)
-    arrays = [array for split in splits.values() for array in (split.images, split.labels)]
-    return ImageCorpus(
-        name="digits",
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits.get("test"),
-        classes=DIGIT_NAMES,
-        mean=mean,
-        std=std,
-        fingerprint=digest(arrays, *splits, *DIGIT_NAMES),
-    )
+    return Labelled("digits", DIGIT_NAMES, splits)
 
 
-@cache
-def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [1797, 8, 8, 1] and int64 labels [1797]."""
-    from sklearn import datasets
+@lru_cache(maxsize=1)
+def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [1797, 8, 8], int64 [1797]): pixels and digits."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
-    found = datasets.load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
-    return images, found.target.astype(np.int64)
-
-
-def digit_splits(validation_fraction: float, test_fraction: float) -> dict[SplitName, np.ndarray]:
-    """{split: indices of its digits}; no test split where its fraction is 0."""
-    return held_out([image.tobytes().hex() for image in digit_images()[0]], validation_fraction, test_fraction)
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the set counts ink in 0 … 16
+    return images, digits.target.astype(np.int64)
 
 
-def enlarged(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 images [count, side, side, 1], resized to [count, size, size, 1]."""
-    from PIL import Image
+def split_digits(settings: PictureSettings) -> dict[SplitName, np.ndarray]:
+    """{split: int64 indices of its digits}; no picture is in two splits."""
+    keys = [hash_number(image.tobytes()) for image in digit_pictures()[0]]
+    return draw_splits(keys, settings.fractions(validation=False, test=False), "data.validation_fraction")
 
-    if images.shape[1] == size:
-        return images
-    pictures = (Image.fromarray(image[..., 0]) for image in images)
-    return np.stack([resized(picture, size, "L") for picture in pictures])
+
+def resize_grey(images: np.ndarray, size: int) -> np.ndarray:
+    """Uint8 [count, height, width] → uint8 [count, size, size, 1]."""
+    if images.shape[1] != size:
+        from PIL import Image
+
+        images = np.stack([np.asarray(resized(Image.fromarray(image), size)) for image in images])
+    return images[..., None]

@@ -1,71 +1,218 @@
-"""What is counted, hashed and resized of images, whatever they come from."""
+"""Encoded pictures → pixels of one size on disk, made once for each content."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from natattn.data.cache import make_folder, replacing
+from natattn.data.images.options import CHANNEL_COUNTS, Channels
+from natattn.data.progress import Progress
+from natattn.data.readers import content_digest
+from natattn.data.tokenized import hash_of
 from natattn.errors import UserError
 
-_ROWS = 4096  # images that are counted at a time
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMAT = 1  # part of every key: raise it when the same pictures give other pixels
+_META = "meta.json"
+_PIXELS = "pixels.bin"
+_THREADS = min(16, os.cpu_count() or 1)
+_TOGETHER = 64  # pictures decoded together, which bounds the memory
 
 
-def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images [count, H, W, C], of pixels in 0 … 1.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded picture.
 
-    A channel that is the same everywhere has the standard deviation of one grey level, so that it can be divided by.
+    `place`: how messages name it. `digest`: SHA-256 of its content. `size`: bytes of it. `read`: gives its content.
     """
-    channels = images.shape[3]
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(images), _ROWS):
-        part = images[start : start + _ROWS]
-        for channel in range(channels):
-            counts[channel] += np.bincount(part[..., channel].reshape(-1), minlength=256)
-    levels = np.arange(256) / 255
-    mean = counts @ levels / counts.sum(1)
-    variance = counts @ levels**2 / counts.sum(1) - mean**2
-    std = np.sqrt(np.maximum(variance, (1 / 255) ** 2))
-    return tuple(mean.tolist()), tuple(std.tolist())
+
+    place: str
+    digest: bytes
+    size: int
+    read: Callable[[], bytes]
+
+    @property
+    def key(self) -> int:
+        """What it is held out by: `hash_number` of its content."""
+        return int.from_bytes(self.digest[:8])
 
 
-def digest(arrays: Iterable[np.ndarray], *texts: str) -> str:
-    """SHA-256 over shapes, dtypes and contents."""
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """`array`: uint8 [count, height, width, channels]. `digest`: hash of it.
+
+    `sums`, `squares`: over all pixels of each channel, of the values 0 … 255 and of their squares.
+    """
+
+    array: np.ndarray
+    digest: str
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, standard deviation) of each channel with pixels in 0 … 1; of a constant channel, deviation 1."""
+        count = self.array[..., 0].size
+        # In integers, so that a constant channel has a variance of exactly 0.
+        variances = [count * square - total**2 for total, square in zip(self.sums, self.squares, strict=True)]
+        mean = tuple(total / (255 * count) for total in self.sums)
+        return mean, tuple(variance**0.5 / (255 * count) if variance else 1.0 for variance in variances)
+
+
+def picture_files(paths: Sequence[Path], *, progress: bool) -> list[Picture]:
+    """The pictures in files, hashed anew at every call, so that no change is missed.
+
+    Raises UserError for a file that cannot be read.
+    """
+    sizes = [path.stat().st_size if path.exists() else 0 for path in paths]  # a link to nothing is met below
+    pictures = []
+    with (
+        Progress("hashing images", sum(sizes), progress) as bar,
+        ThreadPoolExecutor(max_workers=_THREADS) as executor,
+    ):
+        for path, size, digest in zip(paths, sizes, executor.map(content_digest, paths), strict=True):
+            pictures.append(Picture(str(path), digest, size, path.read_bytes))
+            bar.advance(size)
+    return pictures
+
+
+def pixels_in_memory(array: np.ndarray) -> Pixels:
+    """Pixels of pictures that were not read from files: uint8 [count, height, width, channels]."""
+    sums, squares = _sums(array)
+    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+    return Pixels(array, digest, sums, squares)
+
+
+def stored_pixels(
+    pictures: Sequence[Picture], size: int, channels: Channels, *, root: Path, label: str, progress: bool
+) -> Pixels:
+    """The pixels of the pictures, in their order, from the cache if they are there: uint8 [count, size, size, …].
+
+    Of each picture the largest square in its middle is resized. Pixels on disk are hashed, and damaged ones are made
+    again. Raises UserError for a picture that cannot be decoded, naming it.
+    """
+    shape = (len(pictures), size, size, CHANNEL_COUNTS[channels])
+    content = hashlib.sha256(b"".join(picture.digest for picture in pictures)).hexdigest()
+    folder = root / "images" / hash_of([_FORMAT, version("pillow"), shape, content])
+    pixels = _read(folder, shape)
+    if pixels is None:
+        make_folder(folder)
+        with Progress(label, sum(picture.size for picture in pictures), progress) as bar:
+            _write(folder, _decoded(pictures, size, channels, bar.advance))
+        pixels = _read(folder, shape)
+    if pixels is None:
+        raise UserError(f"the cache folder {folder} does not keep what is written to it")
+    return pixels
+
+
+def resized(image: "Image", size: int) -> "Image":
+    """The largest square in the middle of a picture, as size × size pixels."""
+    from PIL.Image import Resampling
+
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def _read(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """The pixels of a cache entry; None if there is none or any of its bytes is not what was written."""
+    try:
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        if meta.pop("check") != hash_of(meta):
+            return None
+        with open(folder / _PIXELS, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
+                return None
+        array = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r", shape=shape)
+        digest = hash_of([shape, meta["sha256"]])
+        return Pixels(array, digest, tuple(map(int, meta["sums"])), tuple(map(int, meta["squares"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(folder: Path, chunks: Iterable[np.ndarray]) -> None:
+    """Write the pixels and, last of all, the description that makes them an entry."""
+    # Two processes at once write the same bytes, and each file is replaced whole, so both end well.
     state = hashlib.sha256()
-    for array in arrays:
-        state.update(f"{array.shape} {array.dtype.str}\0".encode())
-        for start in range(0, len(array), _ROWS):
-            state.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
-    for text in texts:
-        state.update(text.encode() + b"\0")
-    return state.hexdigest()
+    moments = []
+    with replacing(folder / _PIXELS) as temporary, open(temporary, "wb") as file:
+        for chunk in chunks:
+            content = chunk.tobytes()
+            file.write(content)
+            state.update(content)
+            moments.append(_sums(chunk))
+    sums, squares = (
+        [sum(values) for values in zip(*of_chunks, strict=True)] for of_chunks in zip(*moments, strict=True)
+    )
+    meta: dict[str, Any] = {"sha256": state.hexdigest(), "sums": sums, "squares": squares}
+    with replacing(folder / _META) as temporary:
+        temporary.write_text(json.dumps(meta | {"check": hash_of(meta)}, indent=2) + "\n", encoding="utf-8")
 
 
-def resized(image: Any, size: int, mode: str) -> np.ndarray:
-    """A PIL image as uint8 [size, size, channels]: its largest square in the middle, resized (bilinear).
+def _sums(array: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(sums, sums of squares) of each channel, exact."""
+    axes = (0, 1, 2)
+    sums = array.sum(axis=axes, dtype=np.uint64)
+    squares = np.square(array, dtype=np.uint16).sum(axis=axes, dtype=np.uint64)  # 255² is just below 2^16
+    return tuple(sums.tolist()), tuple(squares.tolist())
 
-    Args:
-        mode: L (grey) or RGB.
-    """
+
+def _decoded(
+    pictures: Sequence[Picture], size: int, channels: Channels, advance: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """Uint8 [at most _TOGETHER, size, size, channels], in the order of the pictures."""
+    # Threads: the decoders of PIL let go of Python's lock.
+    with ThreadPoolExecutor(max_workers=_THREADS) as executor:
+        for first in range(0, len(pictures), _TOGETHER):
+            together = pictures[first : first + _TOGETHER]
+            # Read by one thread only: what pictures are read from need not bear several.
+            contents = [_content(picture) for picture in together]
+            places = [picture.place for picture in together]
+            yield np.stack(list(executor.map(partial(_decode, size=size, channels=channels), places, contents)))
+            advance(sum(map(len, contents)))
+
+
+def _content(picture: Picture) -> bytes:
+    try:
+        content = picture.read()
+    except OSError as error:
+        raise UserError(f"{picture.place}: cannot be read ({error.strerror or error})") from error
+    if hashlib.sha256(content).digest() != picture.digest:
+        raise UserError(f"{picture.place}: changed while it was being read; start again")
+    return content
+
+
+def _decode(place: str, content: bytes, *, size: int, channels: Channels) -> np.ndarray:
+    """Uint8 [size, size, channels]."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            image = ImageOps.exif_transpose(opened)  # cameras store how they were held beside the pixels
+            plain = _of_eight_bits(image).convert("L" if channels == "grey" else "RGB")
+            return np.asarray(resized(plain, size)).reshape(size, size, -1)
+    except Exception as error:  # of many types, by format: no image, cut off, damaged, too large to be harmless
+        cause = "not an image that PIL can read" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(f"{place}: cannot be decoded ({(cause.splitlines() or [type(error).__name__])[0]})") from error
+
+
+def _of_eight_bits(image: "Image") -> "Image":
+    """The picture with values of 0 … 255 a channel: PIL would cut off what is above, and drop a palette's colours."""
     from PIL import Image
 
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = image.convert(mode).crop((left, top, left + side, top + side))
-    if side != size:
-        square = square.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square, dtype=np.uint8).reshape(size, size, -1)
-
-
-def check_shift(shift: int, image_size: int) -> None:
-    """Raises: UserError for a shift that moves the image out of the picture."""
-    if shift >= image_size:
-        raise UserError(f"data.shift={shift}: moves images of {image_size} pixels away; valid: below {image_size}")
-
-
-def check_not_empty(counts: Sequence[tuple[str, int]]) -> None:
-    """Raises: UserError naming the first split without anything in it."""
-    for name, count in counts:
-        if not count:
-            raise UserError(f"data: nothing is left for the {name} split; valid: more images, or other fractions")
+    if image.mode.startswith("I"):  # grey of 16 bits; PIL has no mode for colours of more than 8
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image
