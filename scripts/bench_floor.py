@@ -11,6 +11,7 @@ natural arm with optim=aif against the standard arm with AdamW. Nothing is writt
 
 import argparse
 import itertools
+import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from bench_train import interleaved, make_loop, prepared, report, take_turns
 from torch import Tensor, nn
 from torch.nn import functional
 
+from natattn.models.gpt2 import SizeSettings
 from natattn.statistics import t_interval
+from natattn.tasks import LanguageTask, Part
 from natattn.training.build import build_arms
 from natattn.training.settings import NoReference
 
@@ -101,15 +104,14 @@ def floor_step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tenso
 def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Path) -> None:
     """Tokens/s of our loop over those of the floor."""
     options = ("model=standard", "optim=adamw", "reference=none", f"train.device={device}", *case.overrides)
-    settings, corpus = prepared(*options, "train.steps=100000", "tracker=off")
-    arms, context = build_arms(settings, corpus)
-    loop = make_loop(settings, corpus, arms, context, folder)
-    size = settings.size
-    plain: nn.Module = PlainGPT(corpus.tokenizer.vocab_size, context, size.n_layer, size.n_embd, size.n_head)  # type: ignore[arg-type]
+    settings, task = prepared(*options, "train.steps=100000", "tracker=off")
+    loop = make_loop(settings, build_arms(settings, task), folder)
+    size, vocab_size = settings.size, task.corpus.tokenizer.vocab_size
+    plain: nn.Module = PlainGPT(vocab_size, task.context, size.n_layer, size.n_embd, size.n_head)  # type: ignore[arg-type]
     plain.to(loop.device)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-4, fused=True)
     model = torch.compile(plain) if settings.train.compile else plain
-    batches = [torch.from_numpy(loop.batches.batch(step)).to(loop.device) for step in range(8)]
+    batches = [task.batch(step, Part()).to(loop.device) for step in range(8)]
     bf16 = settings.precision.kind == "bf16"
 
     numbers = itertools.count()
@@ -118,7 +120,36 @@ def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Pat
         floor_step(model, optimizer, batches[next(numbers) % 8], bf16=bf16)
 
     pairs = take_turns([loop.advance, floor], repeats, steps, loop.device)
-    report(f"our loop / floor, {case.name}", pairs, settings.train.batch_size * context)
+    report(f"our loop / floor, {case.name}", pairs, task.units_per_step)
+    if loop.device.type == "cuda":
+        seconds = statistics.median(ours for ours, _ in pairs)
+        share_of_matrix_rate(plain, size, task, seconds)
+
+
+def share_of_matrix_rate(model: nn.Module, size: SizeSettings, task: LanguageTask, seconds: float) -> None:
+    """Print the step's arithmetic over that of bf16 products of 8192 × 8192 matrices on this card.
+
+    A token costs 6 operations for each weight of a matrix, and 6 · context · width for each layer's causal attention
+    (PaLM, appendix B, halved for the pairs that the mask leaves out).
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
+    weights -= task.context * size.n_embd  # type: ignore[operator]  # positions are looked up; tokens are the head too
+    per_token = 6 * weights + 6 * size.n_layer * task.context * size.n_embd  # type: ignore[operator]
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(13):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        matrix @ matrix
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    rate = 2 * 8192**3 / statistics.median(times[3:])
+    achieved = per_token * task.units_per_step / seconds
+    print(
+        f"  {achieved / 1e12:.0f} of {rate / 1e12:.0f} TFLOP/s of an 8192³ product: {100 * achieved / rate:.0f} %",
+        flush=True,
+    )
 
 
 def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, folder: Path) -> None:
@@ -126,10 +157,10 @@ def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, f
     overrides = (*case.overrides, "model=natural", "optim=aif", f"train.device={device}")
     pairs, tokens = interleaved(repeats, steps, folder, *overrides)
     report(f"natural + aif / standard + AdamW, {case.name}", pairs, tokens)
-    settings, corpus = prepared(*overrides, "optim=adamw", "train.steps=100000", "tracker=off")
-    two, context = build_arms(settings, corpus)
-    one, _ = build_arms(settings.model_copy(update={"reference": NoReference(name="none")}), corpus)
-    loops = [make_loop(settings, corpus, arms, context, folder) for arms in (two, one)]
+    settings, task = prepared(*overrides, "optim=adamw", "train.steps=100000", "tracker=off")
+    two = build_arms(settings, task)
+    one = build_arms(settings.model_copy(update={"reference": NoReference(name="none")}), task)
+    loops = [make_loop(settings, arms, folder) for arms in (two, one)]
     times = [
         both / alone for both, alone in take_turns([loop.advance for loop in loops], repeats, steps, loops[0].device)
     ]

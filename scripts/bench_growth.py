@@ -32,9 +32,8 @@ ARMS = (("standard", "adamw"), ("natural", "aif"), ("natural", "muon"), ("natura
 def built(device: str, folder: Path, *overrides: str) -> Loop:
     """A loop with one arm, the natural one with aif unless the overrides say otherwise."""
     common = ("tokenizer=byte", "reference=none", "train.steps=100000", "tracker=off", f"train.device={device}")
-    settings, corpus = prepared(*common, *overrides)
-    arms, context = build_arms(settings, corpus)
-    return make_loop(settings, corpus, arms, context, folder)
+    settings, task = prepared(*common, *overrides)
+    return make_loop(settings, build_arms(settings, task), folder)
 
 
 def growth(name: str, loops: dict[int, Loop], repeats: int, steps: int) -> None:

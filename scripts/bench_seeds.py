@@ -13,14 +13,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from natattn import config
-from natattn.data import Batches, TokenizedCorpus, pack, prepare
 from natattn.statistics import t_interval
+from natattn.tasks import LanguageTask, Part
 from natattn.training.arms import Arm
-from natattn.training.build import build_arms
+from natattn.training.build import build_arms, open_task
 from natattn.training.joint import JointArm
 from natattn.training.settings import RunSettings
 
@@ -32,18 +33,18 @@ def settings_of(optimizer: str, overrides: list[str]) -> RunSettings:
     return config.settings_of(config.compose([*OVERRIDES, f"optim={optimizer}", *overrides]))
 
 
-def arm_of(settings: RunSettings, corpus: TokenizedCorpus, seed: int) -> tuple[Arm, list[torch.Tensor]]:
+def arm_of(settings: RunSettings, task: LanguageTask, seed: int) -> tuple[Arm, list[torch.Tensor]]:
     """The candidate of one seed, and enough of its batches to go round."""
     own = settings.model_copy(update={"seed": seed})
-    arms, context = build_arms(own, corpus)
-    batches = Batches(corpus.train, own.train.batch_size, context, seed, own.train.sampling)
-    return arms[-1], [torch.from_numpy(batches.batch(step)).to(own.device) for step in range(16)]
+    own_task = replace(task, seed=seed)
+    arms = build_arms(own, own_task)
+    return arms[-1], [own_task.batch(step, Part()).to(own.device) for step in range(16)]
 
 
-def steppers(settings: RunSettings, corpus: TokenizedCorpus, seeds: int) -> tuple[Callable[[int], None], ...]:
+def steppers(settings: RunSettings, task: LanguageTask, seeds: int) -> tuple[Callable[[int], None], ...]:
     """One step of one seed alone, and one of all seeds together."""
-    alone, batches = arm_of(settings, corpus, 0)
-    members = [arm_of(settings, corpus, seed) for seed in range(seeds)]
+    alone, batches = arm_of(settings, task, 0)
+    members = [arm_of(settings, task, seed) for seed in range(seeds)]
     joint = JointArm([arm for arm, _ in members])
     together = [torch.cat(parts) for parts in zip(*(found for _, found in members), strict=True)]
 
@@ -76,14 +77,14 @@ def wait(device: torch.device) -> None:
 
 def measure(
     settings: RunSettings,
-    corpus: TokenizedCorpus,
+    task: LanguageTask,
     seeds: int,
     repeats: int,
     steps: int,
     clock: Callable[[], float],
 ) -> None:
     """Print one optimizer's ratio."""
-    pair = steppers(settings, corpus, seeds)
+    pair = steppers(settings, task, seeds)
     times: list[tuple[float, float]] = []
     for repeat in range(-1, repeats):
         order = (0, 1) if repeat % 2 else (1, 0)
@@ -112,18 +113,20 @@ def main() -> None:
     )
     options = parser.parse_args()
     settings = settings_of(options.optimizers.split(",")[0], options.overrides)
-    corpus = pack(prepare(settings.data, settings.tokenizer), settings.data, settings.packing)
+    task = open_task(settings)
+    assert isinstance(task, LanguageTask)
     device = torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else platform.machine()
     size, batch = settings.size, settings.train.batch_size
     print(
         f"torch {torch.__version__}, {settings.device} ({device}), {torch.get_num_threads()} threads; {size.name} "
-        f"{size.n_layer}×{size.n_embd}×{size.n_head}, vocabulary {corpus.tokenizer.vocab_size}, context {size.context},"
+        f"{size.n_layer}×{size.n_embd}×{size.n_head}, vocabulary {task.corpus.tokenizer.vocab_size}, "
+        f"context {size.context},"
         f" batch {batch}, {options.repeats} repeats of {options.steps} steps,"
         f" {'processor' if options.processor else 'wall'} seconds"
     )
     clock = time.process_time if options.processor else time.perf_counter
     for name in options.optimizers.split(","):
-        measure(settings_of(name, options.overrides), corpus, options.seeds, options.repeats, options.steps, clock)
+        measure(settings_of(name, options.overrides), task, options.seeds, options.repeats, options.steps, clock)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from natattn import config
-from natattn.data import Batches, TokenizedCorpus, prepare
 from natattn.statistics import t_interval
+from natattn.tasks import LanguageTask, Part
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm
-from natattn.training.build import build_arms
+from natattn.training.build import build_arms, open_task
 from natattn.training.loop import Loop
 from natattn.training.progress import Progress
 from natattn.training.settings import RunSettings
@@ -32,8 +32,8 @@ from natattn.training.settings import RunSettings
 class Blocks(torch.utils.data.Dataset):
     """The batches of our loop, sample by sample, as the Trainer wants them (it shifts the labels itself)."""
 
-    def __init__(self, batches: Batches, count: int, batch_size: int) -> None:
-        self.samples = [torch.from_numpy(batches.batch(step)[:, :-1]) for step in range(count // batch_size)]
+    def __init__(self, task: LanguageTask, count: int, batch_size: int) -> None:
+        self.samples = [task.batch(step, Part())[:, :-1] for step in range(count // batch_size)]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -54,19 +54,19 @@ class StepTimes(TrainerCallback):
         self.marks.append(time.perf_counter())
 
 
-def prepared(*overrides: str) -> tuple[RunSettings, TokenizedCorpus]:
-    """Settings and data of a run."""
+def prepared(*overrides: str) -> tuple[RunSettings, LanguageTask]:
+    """Settings and task of a run."""
     settings = config.settings_of(config.compose(list(overrides)))
-    return settings, prepare(settings.data, settings.tokenizer)
+    task = open_task(settings)
+    assert isinstance(task, LanguageTask)
+    return settings, task
 
 
-def make_loop(settings: RunSettings, corpus: TokenizedCorpus, arms: list[Arm], context: int, folder: Path) -> Loop:
+def make_loop(settings: RunSettings, arms: list[Arm], folder: Path) -> Loop:
     """Our loop with a metrics file, as `natattn train` builds it."""
-    batches = Batches(corpus.train, settings.train.batch_size, context, settings.seed, settings.train.sampling)
     metrics = MetricsFile(folder / "metrics.jsonl").__enter__()
     return Loop(
-        arms, settings.train, settings.schedule, batches, corpus.validation, None,
-        context=context, folder=folder, metrics=metrics, trackers=[], progress=Progress(),
+        arms, settings.train, settings.schedule, folder=folder, metrics=metrics, trackers=[], progress=Progress()
     )  # fmt: skip
 
 
@@ -97,16 +97,15 @@ def loop_seconds(loop: Loop, steps: int) -> float:
 def against_trainer(repeats: int, steps: int, folder: Path) -> None:
     """Print the ratio."""
     options = ("model=standard", "optim=adamw", "reference=none", "train.batch_size=16", "train.device=cpu")
-    settings, corpus = prepared(*options, "train.steps=100000", "tracker=off")
-    (ours,), context = build_arms(settings, corpus)
-    (theirs,), _ = build_arms(settings, corpus)
-    loop = make_loop(settings, corpus, [ours], context, folder)
-    blocks = Blocks(loop.batches, 16 * (steps + 3), 16)
+    settings, task = prepared(*options, "train.steps=100000", "tracker=off")
+    (ours,), (theirs,) = build_arms(settings, task), build_arms(settings, task)
+    loop = make_loop(settings, [ours], folder)
+    blocks = Blocks(task, 16 * (steps + 3), 16)
     pairs = [
         (loop_seconds(loop, steps), trainer_seconds(theirs, settings, blocks, steps + 3, folder))
         for _ in range(repeats)
     ]
-    tokens = 16 * context
+    tokens = task.units_per_step
     report("standard arm / Trainer, nano 4×128×4, context 128, batch 16", pairs, tokens)
 
 
@@ -138,9 +137,9 @@ def interleaved(repeats: int, steps: int, folder: Path, *overrides: str) -> tupl
 
     Both arms of one run take turns step by step, and which of them goes first is swapped every repeat.
     """
-    settings, corpus = prepared(*overrides, "train.steps=100000", "tracker=off")
-    arms, context = build_arms(settings, corpus)
-    loop = make_loop(settings, corpus, arms, context, folder)
+    settings, task = prepared(*overrides, "train.steps=100000", "tracker=off")
+    arms = build_arms(settings, task)
+    loop = make_loop(settings, arms, folder)
     reference, candidate = arms
     pairs = []
     for repeat in range(-1, repeats):
@@ -151,7 +150,7 @@ def interleaved(repeats: int, steps: int, folder: Path, *overrides: str) -> tupl
         spent = [arm.stopwatch.read() - b for arm, b in zip((candidate, reference), before, strict=True)]
         if repeat >= 0:  # the first round is warm-up
             pairs.append((spent[0] / steps, spent[1] / steps))
-    return pairs, settings.train.batch_size * context
+    return pairs, task.units_per_step
 
 
 def report(name: str, pairs: Sequence[tuple[float, ...]], tokens: int) -> None:

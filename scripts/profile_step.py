@@ -28,10 +28,9 @@ def main() -> None:
     parser.add_argument("--sort", choices=["tottime", "cumulative"], default="tottime")
     parser.add_argument("--lines", type=int, default=30)
     options = parser.parse_intermixed_args()
-    settings, corpus = prepared(*options.overrides, "train.steps=100000", "tracker=off")
-    arms, context = build_arms(settings, corpus)
+    settings, task = prepared(*options.overrides, "train.steps=100000", "tracker=off")
     with tempfile.TemporaryDirectory() as folder:
-        loop = make_loop(settings, corpus, arms, context, Path(folder))
+        loop = make_loop(settings, build_arms(settings, task), Path(folder))
         for _ in range(WARM_UP):
             loop.advance()
         profile = cProfile.Profile()

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from natattn import config
-from natattn.data import prepare
 from natattn.ranks import Ranks, own_part
-from natattn.training.build import build_arms
+from natattn.tasks import LanguageTask
+from natattn.training.build import build_arms, open_task
 
 OPTIMIZERS = ("adamw", "aif", "muon", "fisher_muon", "natural_muon")
 WAYS = ("ddp", "fsdp")
@@ -132,14 +132,16 @@ def _measured(optimizer: str, way: str, ranks: Ranks, steps: int) -> tuple[dict[
     """Elements kept on the first rank and bytes sent by all, measured and by the formulas."""
     overrides = ["size=micro", "size.context=64", "tokenizer=byte", "reference=none", f"train.parallel={way}"]
     settings = config.settings_of(config.compose([*overrides, f"optim={optimizer}", "train.device=cpu", "tracker=off"]))
-    corpus = prepare(settings.data, settings.tokenizer, progress=False)
-    (arm,), context = build_arms(settings, corpus, ranks)
+    task = open_task(settings, progress=False)
+    assert isinstance(task, LanguageTask)
+    (arm,) = build_arms(settings, task, ranks)
+    context, vocab_size = task.context, task.corpus.tokenizer.vocab_size
     size = settings.size
     assert size.n_layer is not None
     assert size.n_embd is not None
     assert size.n_head is not None
-    model = Model("", size.n_layer, size.n_embd, size.n_head, 4 * size.n_embd, corpus.tokenizer.vocab_size, context)
-    tokens = torch.randint(corpus.tokenizer.vocab_size, (2, context + 1))
+    model = Model("", size.n_layer, size.n_embd, size.n_head, 4 * size.n_embd, vocab_size, context)
+    tokens = torch.randint(vocab_size, (2, context + 1))
     arm.train_step([tokens], 0, 1.0)
     every = settings.optim.factors.every if settings.optim.factors else 1
     quiet = [step for step in range(1, 1000) if every == 1 or step % every][:steps]  # no captures in them

@@ -35,7 +35,8 @@ def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
         f"{trials.study.name}_tuning",
         "Tuning",
         f"Last validation loss, {_loss_units(trials, plan)}, over {trials.study.tuning.key.lstrip('+')}: mean of seed "
-        f"{seeds}, which no other table uses. The same grid for every arm; placebos train at the value of the arm they stand in for.",
+        f"{seeds}, which no other table uses. The same grid for every arm; placebos train at the value of the arm they "
+        "stand in for.",
         ("data", "arm", "best", *(f"{rate:g}" for rate in rates)),
         tuple(rows),
         tuple(trials.tuning_folders(plan, corpus, arm) for corpus, arm in plan.tuned),
