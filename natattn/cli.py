@@ -19,6 +19,7 @@ examples:
   natattn train model=natural optim=aif            the default: GPT-2 nano on Python's standard library
   natattn train size=pico data=text data.train=my.txt train.steps=500
   natattn train -m optim=adamw,aif seed=0,1        a sweep: four runs
+  natattn train task=vision                        images instead of text; or task=multimodal
   natattn train resume=outputs/RUN                 go on with an interrupted run
   natattn report outputs/RUN                       its table again
   natattn sample run=outputs/RUN prompt="def "

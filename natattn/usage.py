@@ -4,7 +4,8 @@ TRAIN_HELP = """\
 usage: natattn train [key=value ...] [-m] [--cfg job] [--info]
 
 Trains a reference arm (model=standard, optimizer from reference=) and a candidate arm (model=, optim=) from the same
-initial weights on the same batches. Everything lands in a folder under outputs/.
+initial weights on the same batches: language, or with task=vision and task=multimodal images and pairs of image and
+caption. Everything lands in a folder under outputs/.
 
   -m, --multirun   a run for every combination of comma-separated values: optim=adamw,aif seed=0,1
   seeds=N          N seeds as one computation, each a run in a folder of its own: cheap for small models
@@ -38,7 +39,7 @@ usage: natattn sample run=FOLDER [key=value ...]
 """
 
 ANALYZE_HELP = """\
-usage: natattn analyze run=FOLDER [arm=NAME] [key=value ...]
+usage: natattn analyze run=FOLDER [arm=NAME] [tower=vision|text] [key=value ...]
        natattn analyze init=pretrained init.path=FOLDER|FILE.gguf|HUB_NAME [data=text data.train=FILE] [key=value ...]
        natattn analyze runs=FOLDERS [baseline=NAME] [key=value ...]
 

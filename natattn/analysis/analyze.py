@@ -14,10 +14,10 @@ from typing import Any, TextIO
 from natattn.analysis.pictures.page import render
 from natattn.analysis.progress import SectionProgress
 from natattn.analysis.run_set import load_runs
-from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS
+from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TEXT, OF_TWO_SEQUENCES
 from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.sections.section import SECTION_KEYS, Section
-from natattn.analysis.settings import AnalyzeSettings
+from natattn.analysis.settings import AnalyzeSettings, ModelSection, SectionName
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
@@ -41,11 +41,13 @@ def analyze(settings: AnalyzeSettings) -> tuple[Path, list[dict[str, Any]]]:
     Raises: UserError for a subject that is not there or does not fit.
     """
     _check(settings)
+    names: Sequence[SectionName]
     measures: dict[str, Callable[[Callable[[int], None]], Section]]
     if settings.runs is None:
         subject = load_subject(settings, chosen_device(settings.device))
         measures = {name: partial(measure, subject, settings) for name, measure in MEASURES.items()}
-        names = [name for name in measures if subject.predicts_tokens or name not in OF_LANGUAGE_MODELS]
+        names = _applicable(subject)
+        _check_applicable(settings, subject, names)
         title, folder = f"Attention of {subject.name}", _folder(settings, subject)
         results = _Results(folder, settings, subject.facts, subject.source)
     else:
@@ -78,6 +80,24 @@ def print_summary(sections: Sequence[dict[str, Any]], *, stream: TextIO) -> None
         table.add_row(section["title"], findings[0] if findings else "", str(len(findings)))
     width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
     Console(file=stream, width=width, markup=False, highlight=False).print(table)
+
+
+def _applicable(subject: Subject) -> list[ModelSection]:
+    """The sections that can be made of a subject."""
+    return [
+        name
+        for name in MEASURES
+        if (subject.predicts_tokens or name not in OF_LANGUAGE_MODELS)
+        and not (subject.reads_images and name in OF_TEXT)
+        and not (subject.is_encoder_decoder and name not in OF_TWO_SEQUENCES)
+    ]
+
+
+def _check_applicable(settings: AnalyzeSettings, subject: Subject, names: Sequence[str]) -> None:
+    """Raises: UserError for a section that cannot be made of the subject; of text, those of language models say why."""
+    for name in settings.sections or ():
+        if name not in names and (subject.reads_images or name not in OF_LANGUAGE_MODELS):
+            raise UserError(f"sections: {name} is not of {type(subject.model).__name__}; valid: {', '.join(names)}")
 
 
 def _check(settings: AnalyzeSettings) -> None:

@@ -47,7 +47,7 @@ def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Pa
     Memory: sequences · heads · L² numbers per layer; a few sequences are meant.
 
     Args:
-        tokens: int64 [sequences, L], without padding.
+        tokens: int64 [sequences, L], without padding; or what a vision model reads, see ``model_inputs``.
     """
     found: dict[int, list[Tensor]] = {}
 
@@ -57,7 +57,7 @@ def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Pa
     device = next(model.parameters()).device
     with captured(model, keep):
         for batch in torch.split(tokens.to(device), batch_size):
-            body_of(model)(input_ids=batch)
+            body_of(model)(**model_inputs(batch))
     return {layer: torch.cat(parts) for layer, parts in sorted(found.items())}
 
 
@@ -74,7 +74,7 @@ def row_entropies(model: Any, tokens: Tensor) -> Tensor:
         found[site.layer] = torch.cat(entropies, -1).double().cpu()
 
     with captured(model, keep):
-        body_of(model)(input_ids=tokens)
+        body_of(model)(**model_inputs(tokens))
     return torch.stack([found[layer] for layer in sorted(found)])
 
 
@@ -102,6 +102,11 @@ def pattern_divergence(first: Patterns, second: Patterns) -> Tensor:
     if first.keys() != second.keys() or any(first[layer].shape != second[layer].shape for layer in first):
         raise ValueError("the patterns are of different layers, heads or tokens")
     return torch.stack([jensen_shannon(first[layer], second[layer]).mean((0, 2)) for layer in first])
+
+
+def model_inputs(batch: Tensor) -> dict[str, Tensor]:
+    """What a model is called with: int64 tokens [sequences, L], or pixels [images, channels, height, width]."""
+    return {"pixel_values": batch} if batch.ndim == 4 else {"input_ids": batch}
 
 
 def body_of(model: Any) -> Any:

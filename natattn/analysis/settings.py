@@ -62,6 +62,7 @@ class AnalyzeSettings(Settings):
     run: str | None
     runs: Annotated[tuple[NotEmpty, ...], Field(min_length=1), BeforeValidator(_several)] | None
     arm: str | None
+    tower: Literal["vision", "text"] | None = None
     baseline: str | None
     indifference: float = Field(ge=0)
     init: InitSettings

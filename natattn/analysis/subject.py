@@ -1,4 +1,4 @@
-"""What `natattn analyze` looks at: a model, from a run or pretrained, and text as its tokens."""
+"""What `natattn analyze` looks at: a model, from a run or pretrained, and what it reads: text as tokens, or images."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from natattn.analysis.patterns import LONGEST_PATTERN, model_inputs
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.analysis.task_subject import read_by_tower
 from natattn.attention.modules import attention_layers
 from natattn.attention.stabilisers import restore_stabilisers
-from natattn.data import DataSettings, TokenSplit, prepare
+from natattn.data import TokenSplit, prepare
 from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
@@ -29,14 +31,14 @@ LONGEST_BY_DEFAULT = 256
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model in evaluation mode, and sequences of tokens for it.
+    """A model in evaluation mode, and sequences of tokens, or images, for it.
 
     Attributes:
         name: for titles and folders.
         facts: what it is, for the top of the page.
-        tokens: int64 [sequences, context].
-        words: the tokens of the first sequence as text.
-        tokenizer: of the text.
+        tokens: int64 [sequences, context]; of a vision model pixels [images, channels, height, width].
+        words: the tokens of the first sequence as text; of an image its patches.
+        tokenizer: of the text; None of images.
         data: where the text is from; of a run, what it was trained on.
         is_causal: every self-attention layer hides the future.
         source: what the model was read from, for telling whether an analysis can go on: a file's size and time.
@@ -47,8 +49,8 @@ class Subject:
     model: Any
     tokens: Tensor
     words: list[str]
-    tokenizer: Tokenizer
-    data: DataSettings
+    tokenizer: Tokenizer | None
+    data: Any
     is_causal: bool
     source: str
 
@@ -57,16 +59,42 @@ class Subject:
         """A causal language model: it has a loss."""
         return self.is_causal and self.model.get_output_embeddings() is not None
 
+    @property
+    def reads_images(self) -> bool:
+        """A vision model."""
+        return self.tokens.ndim == 4
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """A model of two sequences; both are shown the same text."""
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    def inputs(self, batch: Tensor) -> dict[str, Tensor]:
+        """What the model is called with for a part of ``tokens``."""
+        inputs = model_inputs(batch)
+        return {**inputs, "decoder_input_ids": batch} if self.is_encoder_decoder else inputs
+
+    def beginning(self, count: int) -> Tensor:
+        """The first sequences, cut where whole patterns would be too large; or the first images."""
+        return self.tokens[:count] if self.reads_images else self.tokens[:count, :LONGEST_PATTERN]
+
 
 def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     """The model and text that the settings name.
 
     Raises: UserError where one of them is not there, or they do not fit together.
     """
+    data: Any
+    tokenizer: Any
     if settings.run is not None:
         if isinstance(settings.init, PretrainedInit):
             raise UserError(f"run={settings.run} init=pretrained: two models; leave out one of them")
-        folder, data, tokenizer, name = _of_run(settings)
+        saved, folder, name = _of_run(settings)
+        if saved.task.kind != "language":
+            return _of_task(settings, saved, folder, name, device)
+        if settings.tower is not None:
+            raise UserError(f"tower={settings.tower}: run {settings.run} has one tower; valid: null")
+        data, tokenizer = saved.data, saved.tokenizer
     elif isinstance(settings.init, PretrainedInit):
         folder, data, tokenizer = settings.init.path, settings.data, settings.tokenizer
         name = Path(settings.init.path).name or settings.init.path
@@ -94,14 +122,39 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     return Subject(name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, data, is_causal, source)
 
 
+def _of_task(settings: AnalyzeSettings, saved: RunSettings, folder: str, name: str, device: torch.device) -> Subject:
+    """The subject of a run of another task than language."""
+    read = read_by_tower(settings, saved, _load_model(folder).eval())
+    model = read.model.to(device)
+    _check_weights(model, folder)
+    layers = attention_layers(model)
+    facts = {
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "from": folder,
+        "self-attention": f"{len(layers)} layers × {model.config.num_attention_heads} heads",
+        "read": read.line,
+    }
+    if saved.task.kind == "multimodal":
+        name = f"{name}_{settings.tower or 'vision'}"
+    is_causal = all(bool(layer.module.is_causal) for layer in layers)
+    digest = hashlib.sha256(read.tokens.numpy().tobytes()).hexdigest()
+    source = f"natattn {_version()}, {_state_of(folder)}, inputs {digest}"
+    return Subject(name, facts, model, read.tokens, read.words, read.tokenizer, saved.data, is_causal, source)
+
+
+def _check_weights(model: Any, folder: str) -> None:
+    """Raises: UserError for weights that are no numbers."""
+    broken = [key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise UserError(f"{folder}: {len(broken)} weights are not finite, {broken[0]} among them")
+
+
 def _vocabulary(model: Any, folder: str) -> int:
     """How many tokens the model knows.
 
-    Raises: UserError for one that reads no tokens, has an encoder and a decoder, no attention or numbers that are none.
+    Raises: UserError for one that reads no tokens, has no attention or numbers that are none.
     """
     name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UserError(f"{folder}: {name} has an encoder and a decoder; valid: models of one stack of layers")
     try:
         shape = model.get_input_embeddings().weight.shape
     except (AttributeError, NotImplementedError):
@@ -110,25 +163,31 @@ def _vocabulary(model: Any, folder: str) -> int:
         raise UserError(f"{folder}: {name} reads no tokens; valid: language models and encoders of text")
     if not attention_layers(model):
         raise UserError(f"{folder}: {name} has no attention layers that can be observed")
-    broken = [key for key, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise UserError(f"{folder}: {len(broken)} weights are not finite, {broken[0]} among them")
+    _check_weights(model, folder)
     return int(shape[0])
 
 
-def _of_run(settings: AnalyzeSettings) -> tuple[str, Any, Any, str]:
+def _of_run(settings: AnalyzeSettings) -> tuple[RunSettings, str, str]:
+    """The run's settings, and its arm's folder and name."""
     run = Path(str(settings.run))
     arm, folder = trained_arm(run, settings.arm)
     try:
         saved = RunSettings.model_validate(read_config(run))
     except ValidationError as error:
         raise UserError(f"{run / CONFIG}: {first_line(error)}") from error
-    return str(folder), saved.data, saved.tokenizer, f"{run.name}_{arm}"
+    return saved, str(folder), f"{run.name}_{arm}"
 
 
 def _load_model(folder: str) -> Any:
-    """A causal language model where the architecture has one, else the bare model."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
+    """A causal language model or an image classifier where the architecture has one, else the bare model."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+    )
 
     from natattn.models.published import register as register_published
 
@@ -139,7 +198,9 @@ def _load_model(folder: str) -> Any:
             found = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             # A GGUF file does not name the class; what is converted to that format generates.
             is_decoder = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING and (bool(options) or _generates(found))
-            loader = AutoModelForCausalLM if is_decoder else AutoModel
+            loader: Any = AutoModelForCausalLM if is_decoder else AutoModel
+            if type(found) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+                loader = AutoModelForImageClassification
             model = loader.from_pretrained(
                 source, config=found, trust_remote_code=False, dtype=torch.float32, **options
             )

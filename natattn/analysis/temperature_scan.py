@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from natattn.analysis.patterns import body_of, captured
+from natattn.analysis.patterns import body_of, captured, model_inputs
 from natattn.attention.attach import attach, detach
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.modules import PARAMETERS_ATTRIBUTE, Tempered, attention_layers
@@ -81,7 +81,7 @@ def scan_temperatures(
     by layer. A propagated scan runs the model once for every temperature.
 
     Args:
-        tokens: int64 [sequences, length], without padding.
+        tokens: int64 [sequences, length], without padding; or what a vision model reads, see ``model_inputs``.
         temperatures: positive.
         advance: told how many (temperature, sequence) pairs are done more, for a progress bar.
 
@@ -94,7 +94,7 @@ def scan_temperatures(
     tokens = tokens.to(next(model.parameters()).device)
     if kind == "frozen":
         sums, _ = _observe(model, tokens, grid, batch_size, advance, with_loss=False)
-        return _finish(kind, grid, sums, None, tokens.shape[1])
+        return _finish(kind, grid, sums, None)
     implementation = model.config._attn_implementation
     layers = attention_layers(model, cross_attention=True)
     if any(PARAMETERS_ATTRIBUTE in vars(layer.module) for layer in layers):
@@ -108,7 +108,7 @@ def scan_temperatures(
             losses.append(loss)
         joined = {layer: _LayerSums.joined([part[layer] for part in parts]) for layer in parts[0]}
         known = [loss for loss in losses if loss is not None]
-        return _finish(kind, grid, joined, torch.stack(known) if known else None, tokens.shape[1])
+        return _finish(kind, grid, joined, torch.stack(known) if known else None)
     finally:
         detach(model, implementation)
 
@@ -148,7 +148,7 @@ def _observe(
     forward = model if has_loss else body_of(model)
     with captured(model, capture):
         for batch in torch.split(tokens, batch_size):
-            logits = getattr(forward(input_ids=batch), "logits", None)
+            logits = getattr(forward(**model_inputs(batch)), "logits", None)
             if has_loss and logits is not None and logits.shape[:2] == batch.shape:
                 losses.append(_sequence_losses(logits, batch))
             if advance is not None:
@@ -232,10 +232,11 @@ def _by_lag(pairs_HRS: Tensor, lag_RS: Tensor, length: int) -> Tensor:
     return by_lag.index_add_(1, lag_RS[:, 1:].flatten(), pairs_HRS[..., 1:].flatten(1))
 
 
-def _finish(
-    kind: ScanKind, grid: Tensor, sums: dict[int, _LayerSums], loss: Tensor | None, length: int
-) -> TemperatureScan:
+def _finish(kind: ScanKind, grid: Tensor, sums: dict[int, _LayerSums], loss: Tensor | None) -> TemperatureScan:
     layers = sorted(sums)
+    keys = sums[layers[0]].keys
+    assert keys is not None
+    length = len(keys)
     values = {name: torch.stack([torch.cat(sums[layer].values[name], -1) for layer in layers], 1) for name in ROW_MEANS}
     grams, profiles = [], []
     for found in (sums[layer] for layer in layers):

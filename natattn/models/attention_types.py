@@ -125,11 +125,13 @@ class TemperedAttention(Settings):
             set_temperature(model, self.temperature.temperature(step, steps))
 
     def _initial(self, model: Any) -> Tensor:
-        heads = model.config.num_attention_heads
+        # Both towers of a pair have the run's size.
+        config = getattr(model.config, "vision_config", model.config)
+        heads = config.num_attention_heads
         schedule = self.temperature
         if schedule.kind == "critical":
             try:
-                return critical_temperatures(schedule.exponents, model.config.hidden_size, heads, schedule.initial)
+                return critical_temperatures(schedule.exponents, config.hidden_size, heads, schedule.initial)
             except ValueError as error:
                 raise UserError(f"model.attention.temperature.exponents: {error}") from None
         initial = torch.as_tensor(schedule.temperature(0, 1)).view(-1)

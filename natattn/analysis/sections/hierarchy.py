@@ -120,6 +120,7 @@ def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Call
 
 def _texts(subject: Subject, wanted: int) -> Iterator[TreeText]:
     context = min(subject.tokens.shape[1], LONGEST_PATTERN)
+    assert subject.tokenizer is not None
     # A model of the grammar has seen no other text, and no other model has seen its words.
     if isinstance(subject.data, GrammarSettings):
         yield from grammar_texts(subject.tokenizer, subject.data, context, wanted)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natattn.analysis.avalanches import threshold_scan
-from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns, pattern_statistics, row_entropies
+from natattn.analysis.patterns import attention_patterns, pattern_statistics, row_entropies
 from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
 from natattn.analysis.sections.cutoffs import CUTOFF_HEADINGS, cutoff_cells
@@ -40,26 +40,34 @@ HEADS_SHOWN = 12
 
 def heads(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Every head's mean statistics, and the effective rank of its patterns."""
-    with AttentionProbe(subject.model, quantities=tuple(HEAD_QUANTITIES), row_count=None) as probe:
+    quantities = tuple(HEAD_QUANTITIES)
+    with AttentionProbe(subject.model, quantities=quantities, row_count=None, cross_attention=True) as probe:
         with probe.step(0), torch.no_grad():
             for batch in _batches(subject, settings):
-                subject.model(input_ids=batch)
+                subject.model(**subject.inputs(batch))
                 advance(len(batch))
         layers = probe.layers
+        kinds = [
+            (site.layer, site.name, "other sequence" if site.is_cross_attention else "itself") for site in probe.sites
+        ]
         values = {
             name: torch.stack([probe.statistics(layer)[name].double().cpu() for layer in layers]).numpy()
             for name in HEAD_QUANTITIES
         }
-    few = subject.tokens[:PATTERN_SEQUENCES, :LONGEST_PATTERN]
-    values["effective_rank"] = pattern_statistics(attention_patterns(subject.model, few)).effective_rank.numpy()
-    units = HEAD_QUANTITIES | {"effective_rank": f"of {few.shape[1]}"}
+    units = HEAD_QUANTITIES
+    rank = ""
+    if not subject.is_encoder_decoder:
+        few = attention_patterns(subject.model, subject.beginning(PATTERN_SEQUENCES))
+        values["effective_rank"] = pattern_statistics(few).effective_rank.numpy()
+        units = HEAD_QUANTITIES | {"effective_rank": f"of {next(iter(few.values())).shape[-1]}"}
+        rank = f"Patterns have an effective rank of {shown(float(values['effective_rank'].mean()))} on average."
     maps = tuple(_head_map(name, units[name], layers, values[name]) for name in values)
     sinks = int((values["sink_mass"] > 0.5).sum())
     findings = (
         f"Entropy of a row is {shown(float(values['entropy'].mean()))} nats on average, "
         f"{shown(float(values['entropy'].min()))} to {shown(float(values['entropy'].max()))} over heads.",
         f"{sinks} of {values['sink_mass'].size} heads give more than half of their attention to the first token.",
-        f"Patterns have an effective rank of {shown(float(values['effective_rank'].mean()))} on average.",
+        *([rank] if rank else []),
     )
     meanings = table(("quantity", "meaning"), [(name, QUANTITIES[name].meaning) for name in HEAD_QUANTITIES])
     picture = Picture(
@@ -67,7 +75,8 @@ def heads(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Sect
         "the first token.", _long(values, layers),
         figures.head_maps([(name, units[name], found) for name, found in values.items()], layers),
     )  # fmt: skip
-    return Section("heads", "Heads", findings, (meanings,), maps, (picture,))
+    named = table(("layer", "module", "attends to"), kinds)
+    return Section("heads", "Heads", findings, (meanings, named), maps, (picture,))
 
 
 def frozen(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
@@ -158,7 +167,7 @@ def spectra(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Se
 
 def patterns(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Mean patterns, their variability, and one head over its text."""
-    found = attention_patterns(subject.model, subject.tokens[:PATTERN_SEQUENCES, :LONGEST_PATTERN])
+    found = attention_patterns(subject.model, subject.beginning(PATTERN_SEQUENCES))
     statistics = pattern_statistics(found)
     advance(len(subject.tokens))
     chosen = list(islice(_spread(statistics.mean.shape[0], statistics.mean.shape[1]), HEADS_SHOWN))
@@ -206,6 +215,10 @@ def theorems(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
 
 # Of models that predict the next token; others are refused, and spared them where nobody asked.
 OF_LANGUAGE_MODELS: frozenset[ModelSection] = frozenset({"gradients"})
+# Along or inside text, which patches of an image have no order for.
+OF_TEXT: frozenset[ModelSection] = frozenset({"sizes", "cascades", "fisher", "gradients", "hierarchy"})
+# Of models with an encoder and a decoder: what asks for one pattern of one sequence on itself is left out.
+OF_TWO_SEQUENCES: frozenset[ModelSection] = frozenset({"heads", "spectra", "theorems"})
 MEASURES: Mapping[ModelSection, Measure] = {
     "heads": heads,
     "frozen": frozen,

@@ -1,0 +1,222 @@
+"""Vision and multimodal runs: the same arms, attention types, optimizers, guards and checkpoints as language has."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest_tasks import TASKS
+
+from natattn import config
+from natattn.cli import main
+from natattn.errors import UserError
+from natattn.tasks import Part
+from natattn.training.arms import Arm, weights_hash
+from natattn.training.build import build_arms, open_task
+from natattn.training.evaluate import attention_metrics, split_metrics
+from natattn.training.guards import check_guards, check_independence
+from natattn.training.run_folder import config_hash
+
+MODELS = {
+    "natural": [],
+    "natural_gradient": [],
+    "tempered": ["model.attention.temperature.value=2"],
+    "tempered_per_head": ["model.attention.temperature.values=[0.5,2]"],
+    "tempered_critical": [],
+    "tempered_cosine": [],
+}
+
+
+def arms_of(overrides: list[str], *more: str) -> list[Arm]:
+    settings = config.settings_of(config.compose([*overrides, *more]))
+    return build_arms(settings, open_task(settings, progress=False))
+
+
+def step(arm: Arm, number: int = 0) -> float:
+    return float(arm.train_step([arm.task.batch(number, Part())], number, 1.0).loss)
+
+
+def equal(first, second) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_arms_start_alike_and_see_the_same(small):
+    standard, natural = arms_of(small)
+    assert weights_hash(standard.model) == weights_hash(natural.model)
+    assert standard.model.config._attn_implementation == "sdpa"
+    assert step(standard) == pytest.approx(step(natural), abs=1e-5)
+    assert natural.probe is not None
+    assert natural.probe.recorded_layers == list(range(2 if natural.task.kind == "vision" else 4))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_attention_type_learns(model, small):
+    for arm in arms_of(small, f"model={model}", *MODELS[model]):
+        losses = []
+        for number in range(4):
+            arm.at_step(number, 6)
+            losses.append(float(arm.train_step([arm.task.batch(0, Part())], number, 1.0).loss))
+        assert losses[-1] < losses[0], (arm.name, losses)
+
+
+OF_PAIRS = ("aif", "aif_blend", "multiscale", "critical", "fisher_muon", "natural_muon", "soap_muon")
+OPTIMIZERS = [("vision", name) for name in config.groups()["optim"]] + [("multimodal", name) for name in OF_PAIRS]
+
+
+@pytest.mark.parametrize(("task", "optim"), OPTIMIZERS)
+def test_every_optimizer_takes_steps(task, optim):
+    (arm,) = arms_of(TASKS[task], "reference=none", f"optim={optim}")
+    before = {name: parameter.detach().clone() for name, parameter in arm.model.named_parameters()}
+    losses = [step(arm, number) for number in range(3)]
+    assert all(np.isfinite(losses))
+    still = [name for name, parameter in arm.model.named_parameters() if torch.equal(parameter, before[name])]
+    # Keys shift all energies of a row alike, and a caption's end token alone is read off: their gradients vanish.
+    assert all("bias" in name or "embed" in name for name in still), still
+
+
+@pytest.mark.parametrize("option", ["qk_norm", "softcap", "qk_clip"])
+def test_stabilisers_bound_the_energies_of_both_arms(option, small):
+    bound = {"qk_norm": "true", "softcap": "0.4", "qk_clip": "0.4"}[option]
+    for arm in arms_of(small, f"stabilisers={option}", f"stabilisers.{option}={bound}"):
+        with torch.no_grad():
+            for name, parameter in arm.model.named_parameters():
+                if any(part in name for part in ("q_proj.weight", "k_proj.weight")):
+                    parameter.mul_(5)
+        step(arm)
+        metrics = attention_metrics(arm, arm.task.probe_inputs(arm.device))
+        largest = {"qk_norm": 8**0.5, "softcap": 0.4, "qk_clip": 0.6}[option]  # clipped for the batch, not for all
+        maxima = {name: value for name, value in metrics.items() if name.endswith("/maximum")}
+        assert maxima
+        assert max(maxima.values()) <= largest * 1.001, maxima
+
+
+def test_parts_of_a_batch_are_the_batch(small):
+    task = open_task(config.settings_of(config.compose(small)), progress=False)
+    whole = task.batch(3, Part())
+    parts = [task.batch(3, Part(rank, 2, index, 2)) for rank in range(2) for index in range(2)]
+    assert equal(whole, {name: torch.cat([part[name] for part in parts]) for name in whole})
+    assert equal(whole, task.batch(3, Part()))
+    assert not equal(whole, task.batch(4, Part()))
+
+
+def test_metrics_do_not_depend_on_the_batch(small):
+    (arm,) = arms_of(small, "reference=none")
+    first, second = (split_metrics(arm, "validation", batch_size=size) for size in (7, 500))
+    assert next(iter(first)) == "loss"
+    assert first == pytest.approx(second, rel=1e-5, abs=1e-6)
+
+
+def test_an_untrained_arm_is_near_chance(small):
+    (arm,) = arms_of(small, "reference=none")
+    chance, found = arm.task.facts()["chance"], split_metrics(arm, "validation", batch_size=64)
+    assert found["loss"] == pytest.approx(chance["loss"], rel=0.25)
+    assert set(chance) <= set(found)
+
+
+def test_examples_must_not_see_each_other(small):
+    arms = arms_of(small)
+    assert check_guards(arms, attention=config.settings_of(config.compose(small)).model.attention) == []
+    arm = arms[1]
+    tower = arm.model.vit if arm.task.kind == "vision" else arm.model.vision_model
+
+    def normalise_over_the_batch(module, arguments, output):
+        return output - 0.5 * output.mean(0, keepdim=True)
+
+    tower.layernorm.register_forward_hook(normalise_over_the_batch)
+    with pytest.raises(UserError, match="arm natural: its output for an example moves"):
+        check_independence(arm)
+    with torch.no_grad():
+        tower.layernorm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="arm natural: its outputs are not finite"):
+        check_independence(arm)
+
+
+def test_a_run_is_written_reported_and_goes_on_exactly(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *small, "hydra.run.dir=whole"]) == 0
+    shown = capsys.readouterr().out
+    assert "chance: loss" in shown
+    assert "tokens/s" not in shown
+    assert "bigram" not in shown
+    assert main(["train", *small, "hydra.run.dir=cut", "train.max_seconds=1e-9"]) == 0
+    assert main(["train", "resume=cut", "train.max_seconds=null"]) == 0
+    assert _records(tmp_path / "cut") == _records(tmp_path / "whole")
+    assert main(["report", "whole"]) == 0
+    assert (tmp_path / "whole" / "report.html").exists()
+    assert main(["analyze", "run=whole", "sections=[heads,patterns,spectra]", "law_replicas=0"]) == 0
+
+
+def _records(folder: Path) -> list[tuple[object, ...]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["arm"], r["name"], r["value"]) for r in records if not r["name"].startswith("time/")]
+
+
+@pytest.mark.parametrize("model", ["natural", "tempered_per_head"])
+def test_a_saved_arm_computes_the_same(model, small, tmp_path, monkeypatch):
+    from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *small, f"model={model}", *MODELS[model], "hydra.run.dir=run"]) == 0
+    settings = config.settings_of(config.compose([*small, f"model={model}", *MODELS[model]]))
+    task = open_task(settings, progress=False)
+    folder = tmp_path / "run" / "arms" / model / "model"
+    auto = AutoModelForImageClassification if task.kind == "vision" else AutoModel
+    loaded = auto.from_pretrained(folder).eval()
+    found = task.evaluate(
+        loaded, "test", autocast=torch.no_grad, batch_size=64, device=torch.device("cpu"), ranks=_alone()
+    )
+    last = {name: value for _, arm, name, value in _records(tmp_path / "run") if arm == model}
+    assert found == pytest.approx({name: last[f"test/{name}"] for name in found}, rel=1e-4, abs=1e-4)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert (processor.image_mean, processor.image_std) == (list(task.corpus.mean), list(task.corpus.std))
+
+
+def _alone():
+    from natattn.ranks import Ranks
+
+    return Ranks()
+
+
+WRONG = {
+    "data of another task": (["task=vision", "data=stdlib"], "is for task=language; valid for task=vision: digits"),
+    "images without the task": (["data=digits"], "data.kind=digits: is for task=vision"),
+    "a tokenizer for images": (["task=vision", "tokenizer=byte"], "valid: tokenizer=none"),
+    "no tokenizer for captions": (["task=multimodal", "tokenizer=none"], "task=multimodal reads text"),
+    "no packing for text": (["packing=none"], "task=language packs its text"),
+    "a context for images": (["task=vision", "size.context=5"], "valid for task=vision: null"),
+    "no context for text": (["size.context=null"], "size.context: no value"),
+    "captions too long": (["task=multimodal", "size.context=3"], "size.context=3: the longest caption has"),
+    "patches that do not fill": (["task=vision", "task.patch_size=3"], "does not divide data.image_size=8"),
+    "published": (["task=vision", "model=published"], "model=published: is a language model"),
+    "seeds": (["task=vision", "seeds=2"], "its models cannot be stacked"),
+    "slices of pairs": (["task=multimodal", "train.accumulation_steps=2"], "valid for task=multimodal: 1"),
+    "pretrained pairs": (["task=multimodal", "init=pretrained", "init.path=x"], "not for task=multimodal"),
+    "no such task": (["task=vison"], "did you mean vision?"),
+    "no such key": (["task=vision", "+task.patches=2"], "task.patches: unknown key"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    overrides, said = WRONG[name]
+    assert main(["train", *overrides, "tracker=off", "train.steps=4", "schedule.warmup_fraction=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.strip().count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_language_run_keeps_the_hash_it_had_before_there_were_tasks(tiny):
+    values = config.settings_of(config.compose(tiny)).model_dump(mode="json")
+    assert values["task"] == {"kind": "language"}
+    assert config_hash(values) == config_hash({key: value for key, value in values.items() if key != "task"})
+
+
+def test_learning_rates_are_scaled_for_both_arms():
+    for arm in arms_of(TASKS["vision"], "task.learning_rate_scale=0.5", "optim=adamw"):
+        rates = {group["lr"] for group in arm.optimizer.param_groups}
+        assert rates == {0.5 * 1e-2, 0.5 * 2e-3}
