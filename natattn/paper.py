@@ -11,6 +11,7 @@ from pydantic import Field
 from natattn import config
 from natattn.errors import UserError
 from natattn.explain import suggestion
+from natattn.files import conf_folder
 from natattn.settings import Settings
 
 if TYPE_CHECKING:
@@ -141,12 +142,24 @@ def _run_settings(
 
 
 def _data_overrides(data: str | Path) -> list[str]:
-    options = [option for option in config.groups()["data"] if option != "text"]  # that one needs a path
+    options = [
+        option for option in config.groups()["data"] if _is_text(option) and option != "text"
+    ]  # which needs a path
     if str(data) in options:
         return [f"data={data}"]
     if not Path(data).expanduser().exists():
         raise UserError(f"data={data}: neither a path to text nor a corpus; {suggestion(str(data), options)}")
     return ["data=text", *config.quote_paths([f"data.train={data}"])]
+
+
+def _is_text(option: str) -> bool:
+    """Whether an option of data= is for language models."""
+    import yaml
+
+    from natattn.training.settings import DATA_KINDS
+
+    content = yaml.safe_load((conf_folder() / "data" / f"{option}.yaml").read_text(encoding="utf-8"))
+    return content["kind"] in DATA_KINDS["language"]
 
 
 def _new_folder() -> Path:

@@ -33,6 +33,13 @@ def test_every_option_composes_into_valid_settings(group, option):
     needs |= {("model", "standard"): ["optim=adamw"], ("tokenizer", "pretrained"): ["init=pretrained", "init.path=x"]}
     needs |= {("model", "tempered_per_head"): ["model.attention.temperature.values=[1,1,2,2]"]}
     needs |= {("size", "pretrained"): ["init=pretrained", "init.path=x"]}
+    needs |= {("data", option): ["task=vision"] for option in ("digits", "cifar10")}
+    needs |= {("data", "image_folder"): ["task=vision", "data.train=x"]}
+    needs |= {("data", "image_dataset"): ["task=vision", "data.dataset=x"]}
+    needs |= {("data", option): ["task=multimodal"] for option in ("digit_scenes", "flickr8k")}
+    needs |= {("data", "captions"): ["task=multimodal", "data.train=x.jsonl"]}
+    needs |= {("data", "caption_dataset"): ["task=multimodal", "data.dataset=x"]}
+    needs |= {(group, "none"): ["task=vision"] for group in ("tokenizer", "packing")}
     _settings(f"{group}={option}", *needs.get((group, option), []))
 
 

@@ -56,9 +56,9 @@ def test_the_numbers_of_a_run(make_run: MakeRun) -> None:
     assert (standard.steps_to_target, natural.steps_to_target) == (600, 550)
     assert natural.seconds_to_target == pytest.approx(550 * 0.0408)
     assert natural.step_time_ratio == pytest.approx(1.02)
-    assert standard.tokens_per_second == pytest.approx(1024 / 0.04)
+    assert standard.units_per_second == pytest.approx(1024 / 0.04)
     assert run.data is not None
-    assert run.data.tokens_per_byte == 0.25
+    assert run.data.text.tokens_per_byte == 0.25
     assert natural.peak_memory_bytes is None
     assert run.process_peak_memory_bytes == 1.5 * 2**30
 

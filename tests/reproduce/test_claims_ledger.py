@@ -23,7 +23,7 @@ STUDIES = {
     "criticality": {"R4", "K1", "K2", "K4"},
     "scaling": {"K3"},
     "theorems": {"P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'"},
-    "": {"A3"},
+    "modalities": {"A3"},
 }
 
 

@@ -1,6 +1,7 @@
 """Vision and multimodal runs: the same arms, attention types, optimizers, guards and checkpoints as language has."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest_tasks import TASKS
 from natattn import config
 from natattn.cli import main
 from natattn.errors import UserError
+from natattn.ranks import Ranks
 from natattn.tasks import Part
 from natattn.training.arms import Arm, weights_hash
 from natattn.training.build import build_arms, open_task
@@ -165,19 +167,14 @@ def test_a_saved_arm_computes_the_same(model, small, tmp_path, monkeypatch):
     folder = tmp_path / "run" / "arms" / model / "model"
     auto = AutoModelForImageClassification if task.kind == "vision" else AutoModel
     loaded = auto.from_pretrained(folder).eval()
-    found = task.evaluate(
-        loaded, "test", autocast=torch.no_grad, batch_size=64, device=torch.device("cpu"), ranks=_alone()
-    )
+    with torch.no_grad():
+        found = task.evaluate(
+            loaded, "test", autocast=nullcontext, batch_size=64, device=torch.device("cpu"), ranks=Ranks()
+        )
     last = {name: value for _, arm, name, value in _records(tmp_path / "run") if arm == model}
     assert found == pytest.approx({name: last[f"test/{name}"] for name in found}, rel=1e-4, abs=1e-4)
     processor = AutoImageProcessor.from_pretrained(folder)
-    assert (processor.image_mean, processor.image_std) == (list(task.corpus.mean), list(task.corpus.std))
-
-
-def _alone():
-    from natattn.ranks import Ranks
-
-    return Ranks()
+    assert (tuple(processor.image_mean), tuple(processor.image_std)) == (task.corpus.mean, task.corpus.std)
 
 
 WRONG = {
@@ -220,3 +217,24 @@ def test_learning_rates_are_scaled_for_both_arms():
     for arm in arms_of(TASKS["vision"], "task.learning_rate_scale=0.5", "optim=adamw"):
         rates = {group["lr"] for group in arm.optimizer.param_groups}
         assert rates == {0.5 * 1e-2, 0.5 * 2e-3}
+
+
+def test_a_pretrained_classifier_gets_a_layer_for_the_new_classes(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    known = ViTForImageClassification(ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=3, **sizes))
+    known.save_pretrained(tmp_path / "vit")
+    options = ["task=vision", "size=pretrained", "init=pretrained", f"init.path={tmp_path / 'vit'}", "tracker=off"]
+    standard, natural = arms_of(options)
+    assert torch.equal(natural.model.vit.layers[0].mlp.fc1.weight, known.vit.layers[0].mlp.fc1.weight)
+    assert natural.model.classifier.weight.shape == (10, 16)
+    assert weights_hash(standard.model) == weights_hash(natural.model)
+    for wrong, said in {
+        "data.image_size=16": r"data\.image_size=16: the model at .* has 8",
+        "task.patch_size=4": r"task\.patch_size=4: the model at .* has 2",
+        "size.n_layer=3": "has 2; use size=pretrained",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            arms_of(options, wrong)
