@@ -39,13 +39,10 @@ class Task(Protocol):
         unit: what a loss is the mean over and what speed counts: token, image or pair.
         units_per_step: how many of them one update sees.
         fingerprint: hash of everything that is fed to a model.
-        can_be_divided: whether the loss of a batch is the mean of its parts' losses, so that ranks and accumulation
-            slices may compute them apart.
     """
 
     kind: ClassVar[str]
     unit: ClassVar[str]
-    can_be_divided: ClassVar[bool]
 
     @property
     def units_per_step(self) -> int: ...

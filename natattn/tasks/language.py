@@ -65,7 +65,6 @@ class LanguageTask:
 
     kind: ClassVar[str] = "language"
     unit: ClassVar[str] = "token"
-    can_be_divided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_enough_text(self.corpus, self.context)

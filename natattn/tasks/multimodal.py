@@ -58,7 +58,6 @@ class MultimodalTask:
 
     kind: ClassVar[str] = "multimodal"
     unit: ClassVar[str] = "pair"
-    can_be_divided: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         longest = self.corpus.longest

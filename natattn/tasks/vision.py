@@ -54,7 +54,6 @@ class VisionTask:
 
     kind: ClassVar[str] = "vision"
     unit: ClassVar[str] = "image"
-    can_be_divided: ClassVar[bool] = True
 
     @property
     def units_per_step(self) -> int:

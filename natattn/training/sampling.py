@@ -13,7 +13,7 @@ from natattn.explain import first_line
 from natattn.models.gpt2 import without_progress_bars
 from natattn.models.published import register as register_published
 from natattn.settings import Settings
-from natattn.training.run_folder import trained_arm
+from natattn.training.run_folder import read_run, trained_arm
 
 
 class SampleSettings(Settings):
@@ -35,6 +35,9 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
     """
     register_published()
     _, folder = trained_arm(Path(settings.run), settings.arm)
+    task = read_run(Path(settings.run)).get("task", "language")
+    if task != "language":
+        raise UserError(f"run={settings.run}: its arms do not write text (task={task}); valid: a run of task=language")
     tokenizer, model = _load_tokenizer(folder), _load_model(folder)
     prompt = tokenizer.encode(settings.prompt, add_special_tokens=False)
     if settings.prompt and not prompt:

@@ -149,6 +149,13 @@ def test_a_run_is_written_reported_and_goes_on_exactly(small, tmp_path, monkeypa
     assert main(["report", "whole"]) == 0
     assert (tmp_path / "whole" / "report.html").exists()
     assert main(["analyze", "run=whole", "sections=[heads,patterns,spectra]", "law_replicas=0"]) == 0
+    capsys.readouterr()
+    for command, said in {
+        ("sample", "run=whole"): "its arms do not write text",
+        ("analyze", "run=whole", "sections=[cascades]"): "cascades is not of ViT",
+    }.items():
+        assert main(list(command)) == 2
+        assert said in capsys.readouterr().err
 
 
 def _records(folder: Path) -> list[tuple[object, ...]]:
