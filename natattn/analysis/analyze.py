@@ -104,6 +104,8 @@ def _check(settings: AnalyzeSettings) -> None:
     """Refuse what does not go together, before anything is loaded."""
     if settings.runs is not None and (settings.run is not None or isinstance(settings.init, PretrainedInit)):
         raise UserError("runs, run and init=pretrained: give one of them")
+    if settings.tower is not None and settings.run is None:
+        raise UserError(f"tower={settings.tower}: is of one run; give run=FOLDER, or leave it out")
     valid = list(MEASURES if settings.runs is None else RUN_MEASURES)
     for name in settings.sections or ():
         if name not in valid:

@@ -82,7 +82,8 @@ TASK_METRICS = {
 }
 
 
-def _task_metric(metric: str, run: RunSummary, arm: ArmSummary) -> float | None:
+def task_metric(metric: str, run: RunSummary, arm: ArmSummary) -> float | None:
+    """The last value of what a task measures beside the loss, such as test/accuracy."""
     return arm.metrics.get(metric)
 
 
@@ -93,7 +94,7 @@ def _speed(unit: str, run: RunSummary, arm: ArmSummary) -> float | None:
 def _metrics(split: str) -> Iterator[Quantity]:
     """What tasks measure of a split beside its loss."""
     for name, title in TASK_METRICS.items():
-        value = partial(_task_metric, f"{split}/{name}")
+        value = partial(task_metric, f"{split}/{name}")
         yield Quantity(f"{split} {title}", f"{split} {title}", value, share)
 
 

@@ -61,6 +61,11 @@ class RunSet:
     treatments: tuple[Treatment, ...]
     baselines: tuple[Treatment | None, ...]
 
+    @property
+    def unit(self) -> str:
+        """What their losses are means over: token, image or pair; of several tasks all of these."""
+        return " or ".join(dict.fromkeys(run.unit for treatment in self.treatments for run, _ in treatment.runs))
+
 
 def load_runs(settings: "AnalyzeSettings") -> RunSet:
     """The runs in the folders or globs of ``settings.runs``; of each only the arm that is named, if one is.

@@ -231,7 +231,7 @@ def _arm(
         step_time_ratio=step_seconds / reference_step_seconds if step_seconds and reference_step_seconds else None,
         peak_memory_bytes=_largest(metrics, name, "time/peak_memory_bytes"),
         leaky=name in facts.get("leaky", ()),
-        metrics=_task_metrics(metrics, name),
+        metrics=_task_metrics(metrics, name) if diverged_at is None else {},
     )
 
 

@@ -26,7 +26,8 @@ def build_dual_encoder(
 
     The vision tower is bidirectional, the text tower causal: what it understood is read off at the end token (Radford
     et al. 2021, 2.4). Images and captions are projected to vectors of the towers' width, whose cosines divided by a
-    learned temperature are the logits. The same arguments give the same weights.
+    learned temperature are the logits. The same arguments give the same weights. The text tower is initialised as CLIP
+    is, by its width and depth: ``size.initializer_range`` is of the vision tower; and it drops attention weights alone.
 
     Args:
         context: tokens of the longest caption, its end included.

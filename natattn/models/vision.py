@@ -83,6 +83,15 @@ def build_vit(
         return ViTForImageClassification(config)
 
 
+def _forget_classes(model: Any, seed: int) -> None:
+    """A new last layer: the old one knows other classes, if as many."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model.classifier.weight.normal_(std=getattr(model.config, "initializer_range", 0.02))
+        if model.classifier.bias is not None:
+            model.classifier.bias.zero_()
+
+
 def _load_classifier(
     model: ModelSettings,
     size: SizeSettings,
@@ -121,9 +130,14 @@ def _load_classifier(
             )
     except Exception as error:  # a damaged file raises whatever its reader does
         raise UserError(f"init.path={init.path}: cannot be loaded: {first_line(error)}") from error
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("classifier"))
+    lacking = [*report["missing_keys"], *(found[0] for found in report["mismatched_keys"])]
+    missing = sorted(name for name in lacking if not name.startswith("classifier"))
     if missing:
-        raise UserError(f"init.path={init.path}: {len(missing)} weights are missing, {missing[0]} among them")
+        raise UserError(
+            f"init.path={init.path}: {len(missing)} weights are missing or do not fit, {missing[0]} among them"
+        )
+    if list(found.id2label.values()) != list(labels["id2label"].values()):
+        _forget_classes(loaded, seed)
     set_dropout(loaded, model.dropout)
     built: nn.Module = loaded
     return built

@@ -8,7 +8,7 @@ import numpy as np
 
 from natattn.analysis.bands import series
 from natattn.analysis.differences import PAIRED_QUANTITIES, late_divergence
-from natattn.analysis.quantities import TASK_METRICS
+from natattn.analysis.quantities import TASK_METRICS, task_metric
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
@@ -152,14 +152,10 @@ TIMES = ("steps to target", "seconds to target", "reached")
 Quantity = Callable[[RunSummary, ArmSummary], float | None]
 
 
-def _task_metric(metric: str, run: RunSummary, arm: ArmSummary) -> float | None:
-    return arm.metrics.get(metric)
-
-
 QUANTITIES: tuple[tuple[str, Quantity], ...] = (
     ("final loss", lambda run, arm: arm.final_loss),
     ("test loss", lambda run, arm: arm.test_loss),
-    *((f"test {title}", partial(_task_metric, f"test/{name}")) for name, title in TASK_METRICS.items()),
+    *((f"test {title}", partial(task_metric, f"test/{name}")) for name, title in TASK_METRICS.items()),
     ("pattern divergence", late_divergence),
     ("step time ratio", lambda run, arm: arm.step_time_ratio),
     ("seconds/step", lambda run, arm: arm.step_seconds),

@@ -62,7 +62,7 @@ class Task(Protocol):
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of the model's forward pass."""
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
         """Mean loss of a batch in nats, from what the model returned for its ``inputs``."""
 
     def evaluate(

@@ -108,7 +108,7 @@ class LanguageTask:
         assert isinstance(batch, Tensor)
         return {"input_ids": batch[:, :-1], "use_cache": False}
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
         """Mean next-token loss (nats); labels are shifted once, here."""
         assert isinstance(batch, Tensor)
         return self.cross_entropy(outputs.logits, batch[:, 1:], reduction="mean")

@@ -25,6 +25,7 @@ from natattn.tasks.vision import Scaling, moved, save_image_processor
 
 PROBE_PAIRS = 8
 RECALLS = (1, 5)
+CLIP_LEGACY_END = 2  # what early CLIP configurations said; transformers reads them in a way of their own
 
 
 class MultimodalSettings(Settings):
@@ -61,6 +62,11 @@ class MultimodalTask:
 
     def __post_init__(self) -> None:
         longest = self.corpus.longest
+        if self.corpus.tokenizer.end_token_id == CLIP_LEGACY_END:
+            raise UserError(
+                f"tokenizer.kind: its end token is number {CLIP_LEGACY_END}, where transformers' CLIP takes the "
+                "largest token of a caption for its end; valid: tokenizer=bpe, tokenizer=byte, or another"
+            )
         if self.size.context is not None and self.size.context < longest:
             raise UserError(
                 f"size.context={self.size.context}: the longest caption has {longest} tokens; "
@@ -123,10 +129,11 @@ class MultimodalTask:
         """How pixels become numbers."""
         return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
         """Mean contrastive loss of a batch in nats/pair; see ``contrastive_loss``."""
         assert isinstance(batch, dict)
-        return contrastive_loss(outputs.logits_per_image, batch["groups"])
+        cosines = cosines_of(outputs.image_embeds, outputs.text_embeds)
+        return contrastive_loss(cosines * model.logit_scale.exp().to(cosines.dtype), batch["groups"])
 
     def evaluate(
         self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
@@ -184,6 +191,11 @@ class MultimodalTask:
         save_image_processor(folder, self.corpus.image_size, self.corpus.mean, self.corpus.std)
 
 
+def cosines_of(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Cosines of unit vectors, [images, captions]; in float32 at least: in bfloat16 many candidates would be equal."""
+    return image_embeddings.to(working_dtype(image_embeddings)) @ text_embeddings.to(working_dtype(text_embeddings)).T
+
+
 def contrastive_loss(logits_per_image: Tensor, groups: Tensor) -> Tensor:
     """½ (mean cross-entropy over images + over captions) of logits [pairs, pairs], in nats.
 
@@ -215,7 +227,7 @@ def gallery_metrics(
         first_of_image: one pair of each image, int64 [images].
         scale: of the cosines in the loss.
     """
-    cosines = (image_embeddings @ text_embeddings.T).to(working_dtype(image_embeddings))
+    cosines = cosines_of(image_embeddings, text_embeddings)
     found: dict[str, Tensor] = {"loss": contrastive_loss(cosines * scale.to(cosines.dtype), groups)}
     ways = {
         "image_to_text": (cosines, groups),

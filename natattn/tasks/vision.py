@@ -101,7 +101,7 @@ class VisionTask:
         """How pixels become numbers."""
         return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
         """Mean cross-entropy of the class in nats/image."""
         assert isinstance(batch, dict)
         logits = outputs.logits.to(working_dtype(outputs.logits))
@@ -211,12 +211,15 @@ def chance(train: ImageSplit, validation: ImageSplit, classes: int) -> dict[str,
 
 
 def save_image_processor(folder: Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Write how images are resized and scaled, as transformers' ``ViTImageProcessor`` reads it."""
+    """Write how images are cut, resized and scaled, as transformers' ``CLIPImageProcessor`` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": len(mean) == 3,
         "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
+        "size": {"shortest_edge": image_size},
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -109,7 +109,7 @@ class Arm:
         forward = self.model if self.forward is None else self.forward
         with self.autocast():
             outputs = forward(**self.task.inputs(batch))
-        return self.task.loss(outputs, batch)
+        return self.task.loss(outputs, batch, self.model)
 
     def train_step(self, slices: Sequence[Batch], step: int, learning_rate_factor: float) -> StepResult:
         """One update from a batch given as accumulation slices of equal size.

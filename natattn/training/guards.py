@@ -8,6 +8,7 @@ from torch import Tensor
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
 from natattn.settings import Settings
+from natattn.tasks.base import Part, to_device
 from natattn.tasks.language import LanguageTask
 from natattn.training.arms import Arm
 
@@ -44,6 +45,8 @@ def check_independence(arm: Arm) -> None:
     """
     arm.model.eval()
     inputs = arm.task.probe_inputs(arm.device)
+    if len(next(iter(inputs.values()))) < 2:  # one example held out: those that are trained on show it as well
+        inputs = arm.task.inputs(to_device(arm.task.batch(0, Part()), arm.device))
     alone = {name: value[:1] for name, value in inputs.items()}
     together, single = (arm.task.examples(arm.model(**each))[:1].float() for each in (inputs, alone))
     if not bool(single.isfinite().all()):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from natattn.analysis.theorems import THEOREMS
+from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS, Claim
 from natattn.reproduce.judges import theorems
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
@@ -44,6 +45,15 @@ def result(findings: Sequence[Finding], name: str = "claims") -> StudyResult:
 def test_the_ledger_has_every_claim_in_its_order() -> None:
     assert list(CLAIMS) == LEDGER
     assert all(claim.id == name for name, claim in CLAIMS.items())
+
+
+@pytest.mark.parametrize("budget", ["smoke", "cpu", "gpu"])
+def test_the_rates_of_modalities_are_trained_as_the_tables_say(budget) -> None:
+    (asked,) = read_arguments(["study=modalities", f"budget={budget}"]).settings
+    study = asked.study.at(budget)
+    for corpus in study.corpora.values():
+        of_task = any(override.startswith("task=") for override in corpus.overrides)
+        assert of_task == ("task.learning_rate_scale=1" in corpus.overrides), corpus
 
 
 def test_every_claim_is_tested_by_its_study() -> None:

@@ -96,6 +96,21 @@ def test_recalls_of_a_made_gallery():
     assert float(found["image_to_text_recall_5"]) == pytest.approx(np.mean([rank < 5 for rank in rank_of_own]))
 
 
+def test_embeddings_in_bfloat16_are_compared_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(1, 32, generator=generator), dim=-1)
+    images, texts = (
+        torch.nn.functional.normalize(base + 0.05 * torch.randn(60, 32, generator=generator), dim=-1).bfloat16()
+        for _ in range(2)
+    )
+    numbers, scale = torch.arange(60), torch.tensor(14.0)
+    found = gallery_metrics(images, texts, numbers, numbers, scale)
+    expected = gallery_metrics(images.double(), texts.double(), numbers, numbers, scale.double())
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-5
+    )
+
+
 def test_an_image_with_several_captions_is_looked_for_once():
     # Two images with three captions each; every caption is nearest to its own image.
     images = torch.eye(2, dtype=torch.float64).repeat_interleave(3, 0)

@@ -140,11 +140,17 @@ def _difference(arms: list[_Curves], facts: dict[str, Any]) -> Series | None:
 def _as_csv(arms: list[_Curves], difference: Series | None, unit: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("curve", "arm", "step", f"nats_per_{unit}"))
+    drawn = _DRAWN_METRICS.get(unit)
+    writer.writerow(("curve", "arm", "step", f"nats_per_{unit}", *([drawn[0]] if drawn else [])))
     for arm in arms:
         for curve, series in (("validation", arm.validation), ("training_mean", arm.training)):
             writer.writerows(
                 (curve, arm.name, f"{step:g}", repr(float(value))) for step, value in zip(*series, strict=True)
+            )
+        if arm.share is not None and drawn is not None:
+            writer.writerows(
+                (f"validation_{drawn[0]}", arm.name, step, "", repr(float(value)))
+                for step, value in zip(*arm.share, strict=True)
             )
     if difference is not None:
         writer.writerows(("difference", "", step, repr(float(value))) for step, value in zip(*difference, strict=True))

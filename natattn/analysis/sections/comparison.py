@@ -14,7 +14,7 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
     """Differences to the baseline: final loss, area, time to target, pattern stability, step time."""
     compared = [(t, other) for t, other in zip(runs.treatments, runs.baselines, strict=True) if other is not None]
     tables, findings = [], []
-    run_unit = runs.treatments[0].runs[0][0].unit
+    run_unit = runs.unit
     for quantity in PAIRED_QUANTITIES.values():
         name, unit = quantity.title, quantity.unit_in(run_unit)
         samples, complete = [], []

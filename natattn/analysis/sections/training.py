@@ -19,8 +19,8 @@ Advance = Callable[[int], None]
 Panel = tuple[str, Sequence[Line], Mapping[str, float]]
 MOST_DRAWN = 8
 TRAINING_CURVES = (
-    ("validation loss, nats/token", "validation/loss"),
-    ("training loss, nats/token", "train/loss"),
+    ("validation loss, nats/{unit}", "validation/loss"),
+    ("training loss, nats/{unit}", "train/loss"),
     ("gradient norm", "train/gradient_norm"),
 )
 ATTENTION_CURVES = (
@@ -34,15 +34,16 @@ ATTENTION_CURVES = (
 def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Losses, gradient norms and differences over training, with bands over seeds and the levels of the data."""
     drawn = _best(runs.treatments)
-    panels = _panels(drawn, TRAINING_CURVES)
-    if panels and panels[0][0] == TRAINING_CURVES[0][0]:
+    curves = [(title.format(unit=runs.unit), name) for title, name in TRAINING_CURVES]
+    panels = _panels(drawn, curves)
+    if panels and panels[0][0] == curves[0][0]:
         panels[0] = (*panels[0][:2], _levels(runs))
     compared = {id(t): baseline for t, baseline in zip(runs.treatments, runs.baselines, strict=True)}
     differences = [
         difference_band(t, other, "validation/loss") for t in drawn if (other := compared[id(t)]) is not None
     ]
     if lines := _lines(differences):
-        panels.append(("difference of validation loss, nats/token", lines, {"equal": 0.0}))
+        panels.append((f"difference of validation loss, nats/{runs.unit}", lines, {"equal": 0.0}))
     rows: list[list[Cell]] = []
     for treatment in runs.treatments:
         rows.append(_convergence_row(treatment))
@@ -54,7 +55,7 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
     drawing = run_figures.bands(panels, x_label="steps", logarithmic=True) if panels else None
     pictures = () if drawing is None else (Picture("curves", caption, _as_table(panels), drawing),)
     least = min(runs.treatments, key=_final)
-    finding = f"The least mean final loss is {shown(_final(least), 4)} nats/token, of {least.label}."
+    finding = f"The least mean final loss is {shown(_final(least), 4)} nats/{runs.unit}, of {least.label}."
     findings = (finding if math.isfinite(_final(least)) else "No run has a final loss.",)
     return Section("curves", "Loss", findings, (table(headings, rows),), (), pictures)
 

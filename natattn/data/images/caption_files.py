@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 from natattn.data.images.captioned import Captioned, captions_of, store_captioned
 from natattn.data.images.folder import EXTENSIONS, corpus_name, images_in
-from natattn.data.images.options import Channels, PictureSettings
+from natattn.data.images.options import Channels, PictureSettings, given_paths
 from natattn.data.images.pixels import picture_files
 from natattn.data.readers import Errors, jsonl_entries, text_pieces
 from natattn.data.splits import SplitName
 from natattn.errors import UserError
 
 _FORMS = 'a .jsonl file of {"image": PATH, "caption": TEXT} or a folder with images/ and captions.txt'
-_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class CaptionFilesSettings(PictureSettings):
@@ -38,7 +37,7 @@ def read_caption_files(settings: CaptionFilesSettings, *, root: Path, progress: 
     Raises UserError for what is missing, empty, unreadable or in two splits, and for captions that are not as many as
     the images.
     """
-    sources = {split: Path(value).expanduser() for split in _SPLITS if (value := getattr(settings, split)) is not None}
+    sources = given_paths(settings)
     seen: dict[Path, SplitName] = {}
     given: dict[SplitName, Any] = {}
     for split, path in sources.items():
@@ -71,7 +70,7 @@ def _of_lines(path: Path, place: str, errors: Errors) -> tuple[list[Path], list[
                 raise UserError(f"{line}: no key {key!r}; there: {', '.join(entry) or 'nothing'}")
         if not isinstance(entry["image"], str):
             raise UserError(f"{line}: image is {type(entry['image']).__name__}, not a path")
-        image = path.parent / Path(entry["image"]).expanduser()
+        image = path.parent / entry["image"]
         if not image.is_file():
             raise UserError(f"{line}: no such image {image}")
         paths.append(image)

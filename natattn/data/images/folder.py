@@ -8,13 +8,12 @@ from typing import Literal
 import numpy as np
 
 from natattn.data.images.labelled import Labelled, store_labelled
-from natattn.data.images.options import Channels, PictureSettings
+from natattn.data.images.options import Channels, PictureSettings, given_paths
 from natattn.data.images.pixels import picture_files
 from natattn.data.splits import SplitName
 from natattn.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class ImageFolderSettings(PictureSettings):
@@ -35,7 +34,7 @@ def read_folder(settings: ImageFolderSettings, *, root: Path, progress: bool) ->
 
     Raises UserError for a folder or class without pictures, a class that train lacks, and a file that is no image.
     """
-    folders = {split: Path(value).expanduser() for split in _SPLITS if (value := getattr(settings, split)) is not None}
+    folders = given_paths(settings)
     _check_overlap(folders)
     files = {split: _files_of_classes(folder, f"data.{split}={folder}") for split, folder in folders.items()}
     classes = tuple(files["train"])

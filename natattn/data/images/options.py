@@ -1,16 +1,35 @@
 """What the settings of all pictures share."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from natattn.data.images.augment import Fill
 from natattn.data.splits import SplitName
+from natattn.errors import UserError
 from natattn.settings import Settings
 
 Channels = Literal["grey", "rgb"]
 
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 CHANNEL_COUNTS: dict[Channels, int] = {"grey": 1, "rgb": 3}
+
+
+def given_paths(settings: Any) -> dict[SplitName, Path]:
+    """{split: its file or folder} of the splits that settings name, with ~ as a home folder.
+
+    Raises UserError for the home of nobody here.
+    """
+    paths: dict[SplitName, Path] = {}
+    for split in SPLITS:
+        value = getattr(settings, split)
+        try:
+            if value is not None:
+                paths[split] = Path(value).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"data.{split}={value}: no such user's folder") from error
+    return paths
 
 
 class PictureSettings(Settings):
