@@ -161,9 +161,12 @@ def build_model(
 def context_of(size: SizeSettings, init: RandomInit | PretrainedInit) -> int:
     """Tokens of context that a run trains with: ``size.context``, else all that the model has positions for.
 
-    Raises: UserError where a pretrained model has fewer positions, or states none and ``size.context`` is not given.
+    Raises: UserError where a pretrained model has another size or fewer positions, or states none and
+        ``size.context`` is not given.
     """
     found = check_init(init)
+    if isinstance(init, PretrainedInit):
+        check_against_pretrained(size, found, init.path)
     positions = size.context if found is None else getattr(found, "max_position_embeddings", None)
     if size.context is None:
         if positions is None:
@@ -203,7 +206,6 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
     import transformers
 
     found = check_init(init)
-    check_against_pretrained(size, found, init.path)
     if vocab_size > found.vocab_size:
         raise UserError(
             f"tokenizer: has {vocab_size} tokens, the model at init.path={init.path} only {found.vocab_size}"
