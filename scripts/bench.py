@@ -25,11 +25,15 @@ HERE = Path(__file__).parent
 CUDA = ["--device", "cuda"]
 # What each part answers, and the options that it has on the CPU and on a GPU; None where it has nothing to say there.
 PARTS: dict[str, tuple[str, list[str], list[str] | None]] = {
-    "floor": ("our loop against a plain GPT's forward, backward and update; two arms; natural + aif", [], CUDA),
+    "floor": (
+        "our loop against a plain GPT's forward, backward and update; two arms; natural + aif",
+        [],
+        [*CUDA, "--repeats", "5", "--steps", "10"],
+    ),
     "train": ("our loop against transformers' Trainer", [], None),
-    "attention": ("observing attention, by length", [], CUDA),
+    "attention": ("observing attention, by length", [], [*CUDA, "--repeats", "5"]),
     "optim": ("whole steps against Muon's", [], CUDA),
-    "seeds": ("several seeds as one computation", [], ["train.device=cuda"]),
+    "seeds": ("several seeds as one computation", [], ["train.device=cuda", "--repeats", "5"]),
     "growth": ("how cost grows with context, width and arms", [], CUDA),
     "startup": ("start-up, time to the first step, data pipeline", [], None),
 }

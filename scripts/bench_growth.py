@@ -38,6 +38,8 @@ def built(device: str, folder: Path, *overrides: str) -> Loop:
 
 def growth(name: str, loops: dict[int, Loop], repeats: int, steps: int) -> None:
     """Print seconds per step by size, and the fitted exponent."""
+    on_gpu = next(iter(loops.values())).device.type == "cuda"
+    resting = torch.cuda.memory_allocated() if on_gpu else 0  # of the models of all sizes, which are there together
     ways = [loop.advance for loop in loops.values()]
     found = take_turns(ways, repeats, steps, next(iter(loops.values())).device)
     times = dict(zip(loops, zip(*found, strict=True), strict=True))
@@ -46,10 +48,11 @@ def growth(name: str, loops: dict[int, Loop], repeats: int, steps: int) -> None:
     mean, half = t_interval([float(slope) for slope in slopes])
     shown = ", ".join(f"{size}: {1e3 * statistics.median(times[size]):.1f} ms" for size in sizes)
     print(f"{name}: {shown}; seconds ∝ {name}^{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]", flush=True)
-    if next(iter(loops.values())).device.type == "cuda":
-        memory = [loop.arms[0].peak_memory for loop in loops.values()]
+    if on_gpu:
+        memory = [loop.arms[0].peak_memory - resting for loop in loops.values()]
         slope = np.polyfit(np.log(sizes), np.log(memory), 1)[0]
-        print(f"  peak memory ∝ {name}^{slope:.2f}, {memory[-1] / 2**30:.2f} GiB at {sizes[-1]}", flush=True)
+        each = ", ".join(f"{size}: {bytes_ / 2**20:.0f} MiB" for size, bytes_ in zip(sizes, memory, strict=True))
+        print(f"  peak memory of a step above the models': {each}; ∝ {name}^{slope:.2f}", flush=True)
 
 
 def with_arms(device: str, folder: Path, count: int) -> Loop:
