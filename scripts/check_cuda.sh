@@ -26,8 +26,8 @@ one_run() { # options, at most this many seconds
   local log code name last
   log=$(mktemp "$scratch/run.XXXX")
   # shellcheck disable=SC2086
-  OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 timeout "$(left "$2")" python3 -m natattn train train.steps=40 \
-    train.evaluate_every=20 train.device="$DEVICE" tracker=off hydra.run.dir="$log.folder" $1 > "$log" 2>&1
+  OMP_NUM_THREADS=2 TORCHINDUCTOR_COMPILE_THREADS=2 timeout -k 10 "$(left "$2")" python3 -m natattn train \
+    train.steps=40 train.evaluate_every=20 train.device="$DEVICE" tracker=off hydra.run.dir="$log.folder" $1 > "$log" 2>&1
   code=$?
   name="exit $code | $1"
   last=$(grep 'step 40' "$log" | tail -n 1)
@@ -41,8 +41,8 @@ export -f left one_run
 tests() {
   local workers=()
   python3 -c "import xdist" 2> /dev/null && workers=(-n 4)
-  OMP_NUM_THREADS=2 timeout "$(left 200)" python3 -m pytest -q -p no:cacheprovider "${workers[@]}" tests/test_cuda.py \
-    > "$folder/tests.txt" 2>&1
+  OMP_NUM_THREADS=2 timeout -k 10 "$(left 200)" python3 -m pytest -q -p no:cacheprovider "${workers[@]}" \
+    tests/test_cuda.py > "$folder/tests.txt" 2>&1
   tail -n 40 "$folder/tests.txt" | cut -c1-300
 }
 
@@ -68,7 +68,7 @@ wait
 echo "tests and runs: $SECONDS s"
 if [[ $parts == *" bench "* ]]; then
   for part in floor optim seeds growth attention; do
-    timeout "$(left 200)" python3 scripts/bench.py --device cuda --only "$part" 2>> "$folder/errors.txt" |
+    timeout -k 10 "$(left 200)" python3 scripts/bench.py --device cuda --only "$part" 2>> "$folder/errors.txt" |
       tee -a "$folder/bench.txt"
     echo "exit ${PIPESTATUS[0]}, $SECONDS s" | tee -a "$folder/bench.txt"
   done

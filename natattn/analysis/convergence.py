@@ -16,11 +16,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Convergence:
-    """Of one arm; losses in nats/token.
+    """Of one arm; losses in nats per the run's unit: token, image or pair.
 
     Attributes:
         area: mean loss over the steps, by trapezoids: what was lost on the way, whatever the end.
-        slope: nats/token per hundred steps over the last fifth of the run, and half its 95 % interval.
+        slope: of the loss, per hundred steps over the last fifth of the run, and half its 95 % interval.
         steps_to: first evaluated step at or below each threshold; None where it was not reached.
         gradient_norm: median over the second half, and its largest value there over that.
     """

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from textwrap import fill
 
 from natattn.analysis.runs import ArmSummary, RunSummary
 
@@ -22,6 +23,7 @@ class Quantity:
     show: Callable[[float], str]
     is_loss: bool = False  # then the difference candidate − reference is of interest
     missing: Callable[[RunSummary, ArmSummary], str] = _dash  # written where there is no value
+    is_share: bool = False  # then that difference is, in points
 
 
 def loss(value: float) -> str:
@@ -71,6 +73,13 @@ def share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def points(difference: float) -> str:
+    """A difference of shares with its sign; one that is rounded away has none of its own."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+SPLITS = ("validation", "test")
+NARROW = 11  # letters of a line of a heading that has several
 # {metric of a task: what it is called}; all are shares.
 TASK_METRICS = {
     "accuracy": "accuracy",
@@ -87,6 +96,12 @@ def task_metric(metric: str, run: RunSummary, arm: ArmSummary) -> float | None:
     return arm.metrics.get(metric)
 
 
+def task_metrics(arm: ArmSummary) -> dict[str, float]:
+    """All of these that are known, under what they are called in tables."""
+    names = ((f"{split}/{name}", f"{split} {title}") for split in SPLITS for name, title in TASK_METRICS.items())
+    return {title: arm.metrics[name] for name, title in names if name in arm.metrics}
+
+
 def _speed(unit: str, run: RunSummary, arm: ArmSummary) -> float | None:
     return arm.units_per_second if run.unit == unit else None
 
@@ -95,7 +110,8 @@ def _metrics(split: str) -> Iterator[Quantity]:
     """What tasks measure of a split beside its loss."""
     for name, title in TASK_METRICS.items():
         value = partial(task_metric, f"{split}/{name}")
-        yield Quantity(f"{split} {title}", f"{split} {title}", value, share)
+        heading = fill(f"{split} {title}", NARROW, break_long_words=False)
+        yield Quantity(f"{split} {title}", heading, value, share, is_share=True)
 
 
 def _speeds() -> Iterator[Quantity]:

@@ -1,7 +1,7 @@
 """The table of a run, and of any set of runs with mean and spread over seeds."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TextIO
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from natattn.analysis.groups import Group, group_runs
-from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, memory, share
+from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, loss, memory, points, share
 from natattn.analysis.runs import ArmSummary, RunSummary, TextFacts, find_runs, summarise_run
 from natattn.errors import UserError
 from natattn.statistics import mean, standard_deviation
@@ -194,13 +194,15 @@ def paired_differences(quantity: Quantity, group: Group) -> list[float]:
 
 def _difference(quantity: Quantity, group: Group) -> str:
     """Candidate minus reference, taken within each run and then averaged."""
-    if not quantity.is_loss or group.candidate is None or group.reference is None:
+    if not (quantity.is_loss or quantity.is_share) or group.candidate is None or group.reference is None:
         return ""
     differences = paired_differences(quantity, group)
     if not differences:
         return "—"
-    text = signed(mean(differences))
-    return text if len(differences) == 1 else f"{text} ± {standard_deviation(differences):.5f}"
+    centre, spread = mean(differences), standard_deviation(differences)
+    if quantity.is_share:
+        return f"{points(centre)}{'' if len(differences) == 1 else f' ± {100 * spread:.1f}'} points"
+    return signed(centre) if len(differences) == 1 else f"{signed(centre)} ± {spread:.5f}"
 
 
 def below_bigram(group: Group, name: str) -> str:
@@ -249,6 +251,13 @@ def _levels(data: TextFacts) -> str:
     return f"entropies: unigram {data.unigram_entropy:.4f}, {bigram}{floor}"
 
 
+def _chance(values: Mapping[str, float]) -> str:
+    """What a model reaches that does not look at its input."""
+    shown = {"loss": f"loss {loss(values['loss'])}"} if "loss" in values else {}
+    shown |= {name: f"{title} {share(values[name])}" for name, title in TASK_METRICS.items() if name in values}
+    return ", ".join(shown.values())
+
+
 def notes(groups: list[Group]) -> list[str]:
     """What belongs to the data and the runs, rather than to an arm."""
     runs = [run for group in groups for run in group.runs]
@@ -258,8 +267,7 @@ def notes(groups: list[Group]) -> list[str]:
         if data.text is not None:
             found += [f"{start}, {1 / data.text.tokens_per_byte:.2f} bytes/token", _levels(data.text)]
         else:
-            shares = (f"{TASK_METRICS[name]} {share(value)}" for name, value in data.chance.items() if name != "loss")
-            found += [start, f"chance: loss {data.chance['loss']:.4f}, {', '.join(shares)}"]
+            found += [start, f"chance: {_chance(data.chance)}"]
     if targets := [run.target for run in runs if run.target is not None]:
         shown = f", {targets[0]:.4f}" if len(runs) == 1 else ""
         found.append(f"target: the reference's final validation loss{shown}")

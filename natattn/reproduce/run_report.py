@@ -201,7 +201,7 @@ def _every_run(runs: Sequence[RunSummary]) -> StudyTable:
                 run.status.replace("_", " ") + "".join(f", {arm.name} LEAKY" for arm in run.arms if arm.leaky),
             )
         )
-    units = " or ".join(dict.fromkeys(f"nats/{run.unit}" for run in runs))
+    units = " or ".join(dict.fromkeys(f"nats/{run.unit}" for run in runs if run.problem is None)) or "nats"
     headings = ("run", "what", "data", "seed", "steps", f"candidate's last validation loss, {units}", "status")
     folders = tuple((run.folder,) for run in runs)
     return StudyTable("every_run", "Every run", "", headings, tuple(rows), folders)

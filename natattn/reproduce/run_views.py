@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from natattn.analysis.quantities import task_metrics
 from natattn.analysis.runs import ArmSummary, RunSummary, summarise_run
 from natattn.reproduce.report_cells import run_address
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
@@ -25,7 +26,10 @@ _SIGNIFICANT = 6  # digits of a loss in a curve
 
 @dataclass(frozen=True)
 class ArmView:
-    """One arm of a run: final and best loss in nats (None where it has none), and its validation curve."""
+    """One arm of a run: final and best loss in nats (None where it has none), and its validation curve.
+
+    `metrics` are shares that its task measures beside the loss, by what they are called.
+    """
 
     name: str
     optimizer: str
@@ -34,6 +38,7 @@ class ArmView:
     leaky: bool
     final: float | None
     best: float | None
+    metrics: dict[str, float]
     steps: list[int]
     losses: list[float]
 
@@ -123,8 +128,9 @@ def _view(run: RunSummary, name: str, address: str) -> RunView:
 def _arm(arm: ArmSummary, metrics: Metrics, *, is_reference: bool) -> ArmView:
     steps, losses = _curve(metrics, arm.name)
     status = arm.status.replace("_", " ") if arm.diverged_at is None else f"diverged at step {arm.diverged_at}"
+    measured = {name: value for name, value in task_metrics(arm).items() if math.isfinite(value)}
     return ArmView(
-        arm.name, arm.optimizer, status, is_reference, arm.leaky, arm.final_loss, arm.best_loss, steps, losses
+        arm.name, arm.optimizer, status, is_reference, arm.leaky, arm.final_loss, arm.best_loss, measured, steps, losses
     )  # fmt: skip
 
 

@@ -58,7 +58,8 @@ SCRIPT = """
     const low = Math.min(...losses), high = Math.max(...losses), margin = 0.06 * (high - low) || 0.1;
     return [last, low - margin, high + margin]; };
 
-  const unitsOf = (pair) => [...new Set(pair.map((run) => `nats/${run.unit}`))].join(" or ");
+  const unitsOf = (pair) => [...new Set(pair.filter((run) => run.arms.length).map((run) => `nats/${run.unit}`))]
+    .join(" or ") || "nats";
 
   const axes = (last, low, high, x, y, units) => {
     const [losses, digits] = ticks(low, high, 6), [steps] = ticks(0, last, 6);
@@ -99,20 +100,29 @@ SCRIPT = """
       .forEach((arm) => inside.append(curve(run, sides[index], arm, x, y))));
     svg.append(inside); };
 
+  const columnsOf = (pair) => {
+    const units = unitsOf(pair), measured = pair.flatMap((run) => run.arms.flatMap((arm) => Object.keys(arm.metrics)));
+    return [[`final loss, ${units}`, (run, arm) => number(arm.final, 4)],
+      ...(pair.some((run) => run.per_byte !== null) ? [["nats/byte", (run, arm) =>
+        number(arm.final === null || run.per_byte === null ? null : arm.final * run.per_byte, 4)]] : []),
+      [`best loss, ${units}`, (run, arm) => number(arm.best, 4)],
+      ...[...new Set(measured)].map((name) => [name, (run, arm) =>
+        name in arm.metrics ? `${number(100 * arm.metrics[name], 1)} %` : "—"])]; };
+
   const showFinals = (pair) => {
+    const columns = columnsOf(pair), unknown = ["—", ...columns.map(() => "—")];
     const rows = pair.flatMap((run, index) => {
       const line = (arm) => draw("svg", { class: `swatch ${arm ? style(run, arm) : ""}`, viewBox: "0 0 32 8" },
         draw("line", { x1: 0, x2: 32, y1: 4, y2: 4 }));
       const name = (arm) => make("span", { class: sides[index] }, ...(arm ? [line(arm)] : []),
         make("a", { href: run.address }, "AB"[index]));
-      if (!run.arms.length) return [row("td", [name(null), "—", "—", "—", run.status, "—", "—", "—", "—"])];
+      if (!run.arms.length) return [row("td", [name(null), "—", "—", "—", run.status, ...unknown])];
       return run.arms.map((arm) => row("td", [name(arm),
         make("span", {}, arm.name, ...(arm.leaky ? [" ", make("span", { class: "leaky" }, "LEAKY")] : [])),
-        arm.optimizer, run.seed === null ? "—" : String(run.seed), arm.status, run.data || "—", number(arm.final, 4),
-        number(arm.final === null || run.per_byte === null ? null : arm.final * run.per_byte, 4),
-        number(arm.best, 4)])); });
+        arm.optimizer, run.seed === null ? "—" : String(run.seed), arm.status, run.data || "—",
+        ...columns.map(([, cell]) => cell(run, arm))])); });
     place("finals").replaceChildren(make("thead", {}, row("th", ["run", "arm", "optimizer", "seed", "status", "data",
-      `final loss, ${unitsOf(pair)}`, "nats/byte", `best loss, ${unitsOf(pair)}`])), make("tbody", {}, ...rows)); };
+      ...columns.map(([heading]) => heading)])), make("tbody", {}, ...rows)); };
 
   const showDifference = ([first, second]) => {
     const [mine, theirs] = [second, first].map((run) => run.arms.at(-1)?.final ?? null);

@@ -15,9 +15,11 @@ from natattn.reproduce.plan import Plan
 from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.trials import Trials
 from natattn.statistics import t_interval
+from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 from natattn.targets import TimesToTarget, times_to_target
 
 Members = Sequence[tuple[RunSummary, ArmSummary]]
+UNITS = {task.kind: task.unit for task in (LanguageTask, VisionTask, MultimodalTask)}
 
 
 def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
@@ -101,9 +103,13 @@ def differences_table(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> S
 
 
 def unit_of_corpus(trials: Trials, plan: Plan, corpus: str) -> str:
-    """What the losses of a corpus's runs are means over: token, image or pair."""
-    arms = (arm.name for arm in trials.arms.values() if corpus in arm.corpora)
-    return next((run.unit for arm in arms for run, _ in trials.finals(plan, corpus, arm)), "token")
+    """What the losses of a corpus's runs are means over: token, image or pair; until there are any, by its task."""
+    runs = (trials.run(trial) for trial in plan.trials if trial.corpus == corpus)
+    if (done := next((run for run in runs if run is not None), None)) is not None:
+        return done.unit
+    overrides = (*trials.study.base, *trials.study.corpora[corpus].overrides, *trials.study.of_budget)
+    named = [override.removeprefix("task=") for override in overrides if override.startswith("task=")]
+    return UNITS.get(named[-1], "token") if named else "token"
 
 
 def _loss_units(trials: Trials, plan: Plan) -> str:

@@ -49,3 +49,22 @@ def test_the_time_to_the_worse_final_loss_is_interpolated(pair):
 @pytest.mark.parametrize("name", ["final_loss", "steps_to_target"])
 def test_of_a_diverged_arm_nothing_is_known(name, pair):
     assert PAIRED_QUANTITIES[name].difference(*pair(0.05, diverged_at=300)) is None
+
+
+@pytest.mark.parametrize("task", ["vision", "multimodal"])
+@pytest.mark.parametrize(("advantage", "sign"), [(0.3, -1), (-0.3, 1)])
+def test_the_better_arm_has_less_test_error(task, advantage, sign, pair):
+    quantity = PAIRED_QUANTITIES["test_error"]
+    found = quantity.difference(*pair(advantage, task=task))
+    assert found == pytest.approx(-0.1 * advantage)
+    assert sign * found > 0
+
+
+def test_error_is_of_runs_that_classify_or_search_and_did_not_diverge(pair):
+    assert PAIRED_QUANTITIES["test_error"].difference(*pair(0.05)) is None
+    assert PAIRED_QUANTITIES["test_error"].difference(*pair(0.05, task="vision", diverged_at=300)) is None
+
+
+@pytest.mark.parametrize(("name", "unit"), [("final_loss", "nats/image"), ("test_error", "share"), ("step_time", "")])
+def test_units_of_differences_are_those_of_the_runs(name, unit):
+    assert PAIRED_QUANTITIES[name].unit_in("image") == unit

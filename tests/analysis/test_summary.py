@@ -2,6 +2,7 @@ import datetime
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from natattn.analysis.groups import group_runs
+from natattn.analysis.quantities import points
 from natattn.analysis.summary import find_runs, print_report, run_table, summarise_run, sweep_table
 from natattn.errors import UserError
 from natattn.tracking import Record
@@ -329,3 +331,82 @@ def test_no_run_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run in"):
         find_runs([path])
+
+
+def test_the_table_of_a_vision_run(make_run: MakeRun) -> None:
+    run = summarise_run(make_run(task="vision"))
+    assert (run.problem, run.unit) == (None, "image")
+    text = text_of(run_table(run))
+    assert cells(text, "nats/image") == ["standard", "natural", "difference"]
+    assert cells(text, "final validation loss") == ["1.1970", "1.1830", "-0.01400"]
+    assert cells(text, "validation accuracy") == ["95.2 %", "95.7 %", "+0.5 points"]
+    assert cells(text, "validation calibration error") == ["3.2 %", "3.1 %", "-0.1 points"]
+    assert cells(text, "test loss") == ["1.3970", "1.3830", "-0.01400"]
+    assert cells(text, "test accuracy") == ["93.2 %", "93.7 %", "+0.5 points"]
+    assert cells(text, "images/s") == ["1,600", "1,569"]
+    assert "data: digits (d16175000000)\n" in re.sub(" +\n", "\n", text)
+    assert "chance: loss 2.3026, accuracy 11.0 %" in text
+    for words in ("perplexity", "byte", "bigram", "token", "recall"):
+        assert words not in text
+
+
+def test_the_table_of_a_multimodal_run(make_run: MakeRun) -> None:
+    text = text_of(run_table(summarise_run(make_run(task="multimodal"))), width=80)
+    assert "…" not in text
+    assert cells(text, "nats/pair") == ["standard", "natural", "difference"]
+    assert cells(text, "validation image → text recall@1") == ["95.2 %", "95.7 %", "+0.5 points"]
+    assert cells(text, "test text → image recall@5") == ["96.2 %", "96.7 %", "+0.5 points"]
+    assert cells(text, "pairs/s") == ["1,600", "1,569"]
+    assert "chance: loss 5.2983, image → text recall@1 0.5 %" in " ".join(text.split())
+    for words in ("perplexity", "byte", "bigram", "token", "accuracy"):
+        assert words not in text
+
+
+def test_a_diverged_arm_of_vision_has_no_accuracy(make_run: MakeRun) -> None:
+    text = text_of(run_table(summarise_run(make_run(task="vision", diverged_at=250))))
+    assert cells(text, "final validation loss") == ["1.1970", "diverged", "—"]
+    assert cells(text, "validation accuracy") == ["95.2 %", "—", "—"]
+
+
+@pytest.mark.parametrize(("difference", "written"), [(0.0123, "+1.2"), (-0.5, "-50.0"), (-0.0004, "+0.0")])
+def test_differences_of_shares_are_in_points(difference: float, written: str) -> None:
+    assert points(difference) == written
+
+
+def test_a_sweep_of_every_task_has_a_table_for_each(make_run: MakeRun, tmp_path: Path) -> None:
+    for task in ("language", "vision", "multimodal"):
+        for seed in range(3):
+            make_run(f"sweep/{task}_{seed}", task=task, seed=seed, advantage=0.05 + 0.02 * seed)
+    text = report(tmp_path / "sweep")
+    assert "3 different data sets: their losses do not compare, and are not pooled" in text
+    language, multimodal, vision = re.split(r"\n *\n(?=\S* *(?:arm|validation) )", text.split("pooled\n\n")[1])
+    assert "< bigram" in language
+    assert "nats/byte" in language
+    for words in ("chance", "recall", "accuracy"):
+        assert words not in language
+    assert vision.count("accuracy") == 3  # of both splits, and chance
+    assert multimodal.count("recall@1") == 6
+    for table, unit in ((vision, "images/s"), (multimodal, "pairs/s")):
+        assert unit in table
+        assert "95.1 %" in table
+        assert "± 0.1 %" in table
+        assert "bigram" not in table
+        assert "perplexity" not in table
+    one_group = text_of(run_table(summarise_run(tmp_path / "sweep" / "vision_0")), width=200)
+    assert "±" not in one_group
+
+
+def test_a_group_of_vision_runs_has_the_spread_of_its_differences(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for seed in range(3):
+        folder = make_run(f"sweep/{seed}", task="vision", seed=seed, advantage=0.05 + 0.02 * seed)
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    print_report([str(folder.parent)], stream=terminal)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert cells(text, "validation accuracy") == ["95.1 % ± 0.1 %", "95.8 % ± 0.1 %", "+0.7 ± 0.2 points"]

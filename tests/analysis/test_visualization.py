@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from natattn.analysis.pictures import run_curves
 from natattn.analysis.pictures.run_curves import _apart, _averaged, plot_curves
 from natattn.errors import UserError
 
@@ -65,11 +66,42 @@ def test_one_arm_has_no_lower_panel(make_run: MakeRun) -> None:
         {"steps": 3000, "evaluations": 300},
         {"leaky": ["natural"], "label": "100$ of_x^{2"},
         {"arms": ("standard", "natural"), "reference": None},
+        {"task": "vision"},
+        {"task": "vision", "diverged_at": 250},
+        {"task": "vision", "steps": 3000, "evaluations": 300, "leaky": ["natural"]},
+        {"task": "multimodal", "stopped_at": 0},
+        {"task": "multimodal", "arms": ("natural",)},
     ],
 )
 def test_runs_of_every_kind_can_be_drawn(make_run: MakeRun, options: dict[str, object]) -> None:
     height, width = imread(plot_curves(make_run(**options))).shape[:2]
     assert 300 < height < width < 2000
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "metric"), [("vision", "image", "accuracy"), ("multimodal", "pair", "image_to_text_recall_1")]
+)
+def test_other_tasks_have_a_panel_of_what_they_measure(make_run: MakeRun, task: str, unit: str, metric: str) -> None:
+    picture, other = plot_curves(make_run("made", task=task)), plot_curves(make_run("language"))
+    assert imread(picture).shape[0] > imread(other).shape[0]
+    measured = rows(picture.parent, f"validation_{metric}")
+    assert [row["arm"] for row in measured] == ["standard"] * 13 + ["natural"] * 13
+    assert float(measured[12][metric]) == pytest.approx(0.952, abs=1e-3)
+    assert {row[f"nats_per_{unit}"] for row in measured} == {""}
+    assert float(rows(picture.parent, "difference")[-1][f"nats_per_{unit}"]) < 0
+    assert (other.parent / "curves.csv").read_text().splitlines()[0] == "curve,arm,step,nats_per_token"
+
+
+def test_labels_of_a_vision_run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        run_curves, "_label_right", lambda panel, labels, gap=0.0: written.extend(text for _, text, _ in labels)
+    )
+    plot_curves(make_run("whole", task="vision"))
+    assert written == ["standard 1.1970", "natural 1.1830", "chance 2.303", "95.2 %", "95.7 %", "chance 11.0 %"]
+    written.clear()
+    plot_curves(make_run("diverged", task="vision", diverged_at=250))
+    assert written == ["standard 1.1970", "chance 2.303", "95.2 %", "chance 11.0 %"]
 
 
 def test_the_only_arm_diverged(make_run: MakeRun) -> None:

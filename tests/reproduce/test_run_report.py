@@ -125,3 +125,48 @@ def test_a_wrong_key_of_report_is_one_line(
 def test_help_of_report_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--help"]) == 0
     assert "output=FILE" in capsys.readouterr().out
+
+
+def test_report_of_every_task(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("language", "vision", "multimodal"):
+        for seed in range(3):
+            make_run(f"sweep/{task}_{seed}", task=task, seed=seed, steps=100, evaluations=10)
+    (make_run("sweep/zz_broken") / "run.json").unlink()
+    assert main(["report", str(tmp_path / "sweep")]) == 0
+    page = tmp_path / "sweep" / "report.html"
+    text = page.read_text("utf-8")
+    tables = dict(re.findall(r"<h3>(.*?)</h3>.*?(<table.*?</table>)", text, re.DOTALL))
+    headings = {title: re.findall(r"<th.*?>(.*?)</th>", table) for title, table in tables.items()}
+    assert "below the bigram model" in headings["stdlib"]
+    assert "perplexity" in headings["stdlib"]
+    for title, unit, names in (
+        ("digits", "image", ["validation accuracy", "test accuracy", "test calibration error"]),
+        ("digit_scenes", "pair", ["validation image → text recall@1", "test text → image recall@5"]),
+    ):
+        found = headings[title]
+        assert found[3:5] == [f"final validation loss, nats/{unit}", f"difference, nats/{unit}"]
+        assert f"{unit}s/s" in found
+        assert set(names) <= set(found)
+        assert not {"perplexity", "nats/byte", "below the bigram model"} & set(found)
+    units = "nats/pair or nats/token or nats/image"
+    (last,) = (each for each in headings["Every run"] if each.startswith("candidate"))
+    assert set(last.split(", ")[1].split(" or ")) == set(units.split(" or "))
+    assert "chance: loss 2.3026, accuracy 11.0 %" in text
+    views = {view["label"].split(" · ")[0]: view for view in data_of(page)}
+    assert views["vision_0"]["unit"] == "image"
+    assert views["vision_0"]["per_byte"] is None
+    assert views["vision_0"]["arms"][1]["metrics"]["test accuracy"] == pytest.approx(0.75, abs=0.05)
+    assert views["language_0"]["arms"][1]["metrics"] == {}
+    assert views["language_0"]["per_byte"] == 0.25
+
+
+def test_a_page_of_vision_runs_says_nothing_of_tokens(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("sweep/whole", task="vision", steps=100, evaluations=10)
+    (make_run("sweep/broken", task="vision") / "run.json").unlink()
+    assert main(["report", str(tmp_path / "sweep")]) == 0
+    text = (tmp_path / "sweep" / "report.html").read_text("utf-8")
+    assert "nats/token" not in text
+    assert "bigram" not in text
+    assert "token" not in capsys.readouterr().out

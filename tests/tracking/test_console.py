@@ -146,6 +146,58 @@ def test_the_live_display(terminal: Terminal) -> None:
     assert rows["difference"] == ["difference", "-0.50000", "+0.25000"]
 
 
+TASKS = {
+    "vision": ("image", "validation/accuracy", "accuracy"),
+    "multimodal": ("pair", "validation/image_to_text_recall_1", "recall@1"),
+}
+
+
+def task_evaluation(task: str, step: int, **measured: tuple[float, float]) -> list[Record]:
+    """{arm: loss and share}; each arm's records together, as the loop logs them."""
+    unit, metric, _ = TASKS[task]
+    names = ("validation/loss", metric, f"time/{unit}s_per_second")
+    return [
+        Record(step, arm, name, value, step / 10)
+        for arm, (loss, share) in measured.items()
+        for name, value in zip(names, (loss, share, 678.0), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_line_of_another_task_has_its_share_and_unit(task: str) -> None:
+    unit, _, name = TASKS[task]
+    stream = io.StringIO()
+    with Console(FACTS | {"unit": unit}, total_steps=200, stream=stream) as console:
+        console.log(task_evaluation(task, 100, standard=(1.5, 0.5), natural=(1.25, 0.625)))
+        console.log([Record(150, "natural", "diverged", 150.0, 15.0)])
+        console.log(task_evaluation(task, 200, standard=(1.0, 0.75)))
+    assert stream.getvalue().splitlines() == [
+        f"step 100/200 | standard 1.5000 | natural 1.2500 | difference -0.25000 | {name} 50.0 % and 62.5 %"
+        f" | 678 and 678 {unit}s/s",
+        f"step 200/200 | standard 1.0000 | natural diverged at step 150 | {name} 75.0 % | 678 and 678 {unit}s/s",
+    ]
+
+
+@pytest.mark.parametrize("columns", [24, 60, 90])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_live_display_of_another_task(
+    task: str, columns: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, _, name = TASKS[task]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Console(FACTS | {"unit": unit}, total_steps=200, stream=terminal) as console:
+        console.log(task_evaluation(task, 0, standard=(2.3, 0.1), natural=(2.3, 0.1)))
+        console.log(task_evaluation(task, 100, standard=(1.5, 0.5), natural=(1.25, 0.625)))
+    picture = last_picture(terminal)
+    assert max(map(len, plain(terminal.getvalue()).replace("\r", "\n").splitlines())) <= columns
+    rows = {line.split()[0]: line.split() for line in picture.splitlines() if line.strip()}
+    if columns >= 60:
+        assert rows[f"nats/{unit}"] == [f"nats/{unit}", "train", "validation", name, f"{unit}s/s"]
+        assert rows["standard"] == ["standard", "1.5000", "50.0", "%", "678"]
+        assert rows["difference"] == ["difference", "-0.25000"]
+    assert "token" not in picture
+
+
 def test_a_diverged_arm_in_the_live_display(terminal: Terminal) -> None:
     with Console(FACTS, total_steps=200, stream=terminal) as console:
         console.log(evaluation(0, standard=8.0, natural=8.0))

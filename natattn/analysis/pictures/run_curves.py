@@ -107,7 +107,7 @@ def _curves(name: str, facts: dict[str, Any], metrics: Metrics) -> _Curves:
         is_reference=name == facts["reference"],
         validation=_finite(steps, losses),
         training=_averaged(*_finite(*metrics.select(arm=name, name="train/loss")[:2])),
-        share=None if drawn is None else metrics.select(arm=name, name=f"validation/{drawn[0]}")[:2],
+        share=None if drawn is None else _finite(*metrics.select(arm=name, name=f"validation/{drawn[0]}")[:2]),
         diverged_at=int(diverged[-1]) if diverged.size else None,
     )
 
@@ -200,13 +200,17 @@ def _draw_shares(panel: "Axes", arms: list[_Curves], chance: float, name: str) -
     for arm in arms:
         assert arm.share is not None
         strong, color = (REFERENCE_LINE, REFERENCE_TEXT) if arm.is_reference else (CANDIDATE_LINE, CANDIDATE_TEXT)
-        panel.plot(*arm.share, **strong)
-        if arm.share[0].size:
+        panel.plot(*arm.share, **strong, **_markers(arm.share, strong))
+        if arm.share[0].size and arm.diverged_at is None:
             labels.append((float(arm.share[1][-1]), f"{100 * arm.share[1][-1]:.1f} %", color))
     panel.axhline(chance, linestyle=_LEVEL_DASHES["chance"], zorder=1.5, **LEVEL_LINE)
-    panel.set_ylim(0, 1.02)
+    panel.set_ylim(-0.02, 1.02)
     panel.set_ylabel(name)
     _label_right(panel, [*labels, (chance, f"chance {100 * chance:.1f} %", LEVEL_LINE["color"])], gap=0.16)
+
+
+def _markers(series: Series, line: dict[str, Any]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": line["linewidth"] + 2.5} if len(series[0]) <= _MARKED_EVALUATIONS else {}
 
 
 def _draw_losses(panel: "Axes", arms: list[_Curves], levels: dict[str, float], unit: str) -> None:
@@ -221,9 +225,8 @@ def _draw_losses(panel: "Axes", arms: list[_Curves], levels: dict[str, float], u
             else (CANDIDATE_LINE, CANDIDATE_TRAINING_LINE, CANDIDATE_TEXT)
         )
         steps, losses = arm.validation
-        marker = {"marker": "o", "markersize": strong["linewidth"] + 2.5} if len(steps) <= _MARKED_EVALUATIONS else {}
         panel.plot(*arm.training, **thin)
-        panel.plot(steps, losses, **strong, **marker)
+        panel.plot(steps, losses, **strong, **_markers(arm.validation, strong))
         if arm.diverged_at is not None:
             _mark_divergence(panel, arm.label, arm.diverged_at, color)
         elif losses.size:
