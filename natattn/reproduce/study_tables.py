@@ -15,8 +15,8 @@ from natattn.reproduce.plan import Plan
 from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.trials import Trials
 from natattn.statistics import t_interval
-from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 from natattn.targets import TimesToTarget, times_to_target
+from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 
 Members = Sequence[tuple[RunSummary, ArmSummary]]
 UNITS = {task.kind: task.unit for task in (LanguageTask, VisionTask, MultimodalTask)}

@@ -86,7 +86,7 @@ def test_other_tasks_have_a_panel_of_what_they_measure(make_run: MakeRun, task: 
     assert imread(picture).shape[0] > imread(other).shape[0]
     measured = rows(picture.parent, f"validation_{metric}")
     assert [row["arm"] for row in measured] == ["standard"] * 13 + ["natural"] * 13
-    assert float(measured[12][metric]) == pytest.approx(0.952, abs=1e-3)
+    assert float(measured[12][metric]) == pytest.approx(0.872, abs=1e-3)
     assert {row[f"nats_per_{unit}"] for row in measured} == {""}
     assert float(rows(picture.parent, "difference")[-1][f"nats_per_{unit}"]) < 0
     assert (other.parent / "curves.csv").read_text().splitlines()[0] == "curve,arm,step,nats_per_token"
@@ -98,10 +98,10 @@ def test_labels_of_a_vision_run(make_run: MakeRun, monkeypatch: pytest.MonkeyPat
         run_curves, "_label_right", lambda panel, labels, gap=0.0: written.extend(text for _, text, _ in labels)
     )
     plot_curves(make_run("whole", task="vision"))
-    assert written == ["standard 1.1970", "natural 1.1830", "chance 2.303", "95.2 %", "95.7 %", "chance 11.0 %"]
+    assert written == ["standard 1.1970", "natural 1.1830", "chance 2.303", "87.2 %", "87.7 %", "chance 11.0 %"]
     written.clear()
     plot_curves(make_run("diverged", task="vision", diverged_at=250))
-    assert written == ["standard 1.1970", "chance 2.303", "95.2 %", "chance 11.0 %"]
+    assert written == ["standard 1.1970", "chance 2.303", "87.2 %", "chance 11.0 %"]
 
 
 def test_the_only_arm_diverged(make_run: MakeRun) -> None:
