@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,7 @@ from natattn.models.multimodal import build_dual_encoder
 from natattn.ranks import Ranks
 from natattn.settings import Settings
 from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
-from natattn.tasks.vision import Scaling, moved, save_image_processor
+from natattn.tasks.vision import OfImages, moved, save_image_processor
 
 PROBE_PAIRS = 8
 RECALLS = (1, 5)
@@ -42,7 +41,7 @@ class MultimodalSettings(Settings):
 
 
 @dataclass(frozen=True)
-class MultimodalTask:
+class MultimodalTask(OfImages):
     """Contrastive training on pairs of image and caption.
 
     Raises: UserError where a caption is longer than ``size.context``.
@@ -72,21 +71,6 @@ class MultimodalTask:
                 f"size.context={self.size.context}: the longest caption has {longest} tokens; "
                 f"valid: at least {longest}, or null for as many as it has"
             )
-
-    @property
-    def units_per_step(self) -> int:
-        """Pairs in one update."""
-        return self.batch_size
-
-    @property
-    def fingerprint(self) -> str:
-        """Of pixels, captions, split rule and tokenizer."""
-        return self.corpus.fingerprint
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test split."""
-        return self.corpus.test is not None
 
     def initial_model(self, model: ModelSettings) -> nn.Module:
         """Both towers of the run's size."""
@@ -123,11 +107,6 @@ class MultimodalTask:
             "input_ids": tokens,
             "attention_mask": (places < batch["lengths"][:, None]).long(),
         }
-
-    @cached_property
-    def scaling(self) -> Scaling:
-        """How pixels become numbers."""
-        return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
 
     def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
         """Mean contrastive loss of a batch in nats/pair; see ``contrastive_loss``."""

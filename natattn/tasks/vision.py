@@ -38,8 +38,36 @@ class VisionSettings(Settings):
     learning_rate_scale: float = Field(gt=0)
 
 
+class OfImages:
+    """What tasks that read images share; a step sees ``batch_size`` of their units."""
+
+    corpus: Any
+    batch_size: int
+    dtype: torch.dtype
+
+    @property
+    def units_per_step(self) -> int:
+        """Images, or pairs, in one update."""
+        return self.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is fed, and the split rule."""
+        return str(self.corpus.fingerprint)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.corpus.test is not None
+
+    @cached_property
+    def scaling(self) -> "Scaling":
+        """How pixels become numbers."""
+        return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
+
+
 @dataclass(frozen=True)
-class VisionTask:
+class VisionTask(OfImages):
     """Image classification on a corpus of labelled images."""
 
     corpus: ImageCorpus
@@ -54,21 +82,6 @@ class VisionTask:
 
     kind: ClassVar[str] = "vision"
     unit: ClassVar[str] = "image"
-
-    @property
-    def units_per_step(self) -> int:
-        """Images in one update."""
-        return self.batch_size
-
-    @property
-    def fingerprint(self) -> str:
-        """Of pixels, labels and split rule."""
-        return self.corpus.fingerprint
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test split."""
-        return self.corpus.test is not None
 
     def initial_model(self, model: ModelSettings) -> nn.Module:
         """A ViT of the run's size, or the pretrained classifier."""
@@ -95,11 +108,6 @@ class VisionTask:
         """Standardised pixels [images, channels, height, width]."""
         assert isinstance(batch, dict)
         return {"pixel_values": self.scaling.pixel_values(batch["images"])}
-
-    @cached_property
-    def scaling(self) -> "Scaling":
-        """How pixels become numbers."""
-        return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
 
     def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
         """Mean cross-entropy of the class in nats/image."""
