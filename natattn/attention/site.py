@@ -123,9 +123,9 @@ class AttentionSite:
         if self.capture is not None:
             self._captured(inputs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _captured(self, inputs: AttentionInputs) -> None:
-        if self.capture is not None and not _inside_backward():
+        # As in ``record``.
+        if self.capture is not None and (torch.compiler.is_compiling() or not _inside_backward()):
             self.capture(self, replace(inputs, query=inputs.query.detach(), key=inputs.key.detach()))
 
     @torch.no_grad()

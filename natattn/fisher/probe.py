@@ -86,7 +86,10 @@ class FisherProbe(AttentionProbe):
         self._offset = 0.5
         self._averages: dict[str, RunningAverage] = {}
         self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # what the other ranks have yet to hear of, by weight
-        self._inputs: dict[str, Tensor] = {}  # projections' inputs of the capture under way
+        # Of the capture under way: projections' inputs, and what a compiled pass leaves to be entered after it.
+        self._inputs: dict[str, Tensor] = {}
+        self._moments: dict[str, tuple[Tensor, int, int]] = {}
+        self._attention: dict[int, tuple[AttentionInputs, int]] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the capture under way
         self._seen: set[str] = set()
         if not (quantities or factors):
@@ -130,6 +133,7 @@ class FisherProbe(AttentionProbe):
         try:
             with super().step(step):
                 yield
+            self._enter_compiled()
         finally:
             if due:
                 self._end()
@@ -181,10 +185,20 @@ class FisherProbe(AttentionProbe):
         for site in self.sites if self.factors else ():
             site.capture = self._capture_attention
 
+    def _enter_compiled(self) -> None:
+        """Enter what a compiled forward pass has left."""
+        for name, (moment, rows, batch) in self._moments.items():
+            self._enter(f"{name}.covariance", moment, rows, batch)
+        for site in self.sites:
+            if site.layer in self._attention:
+                self._enter_attention(site, *self._attention[site.layer])
+
     def _end(self) -> None:
         self.capturing = False
         if self._seen:
             self.captures += 1
+        self._moments.clear()
+        self._attention.clear()
         self._inputs.clear()
         self._rotary.clear()
         for site in self.sites:
@@ -209,21 +223,26 @@ class FisherProbe(AttentionProbe):
             yield self.model.get_submodule(name).register_forward_pre_hook(hook)
 
     def _input_hook(self, name: str, *, keep: bool, average: bool) -> Any:
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def capture(inputs: Tensor) -> None:
-            batch = inputs.shape[0]
-            inputs = inputs.detach()[: self._own_sequences(batch)]
-            if keep:
-                self._inputs[name] = inputs
-            if average and name not in self._seen:
-                self._seen.add(name)
-                rows = inputs.flatten(0, -2)
-                self._enter(f"{name}.covariance", _mean_outer_product(rows), rows.shape[0], batch)
+        owner = self.model.get_submodule(name)
 
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             # A copy of the model has copies of the hooks.
-            if self.capturing and module.training and module is self.model.get_submodule(name):
-                capture(arguments[0])
+            if not (self.capturing and module.training and module is owner):
+                return
+            batch = arguments[0].shape[0]
+            inputs = arguments[0].detach()[: self._own_sequences(batch)]
+            if keep:
+                self._inputs.setdefault(name, inputs)
+            if average and name not in self._seen:
+                self._seen.add(name)
+                rows = inputs.flatten(0, -2)
+                moment = _mean_outer_product(rows)
+                # A compiled pass leaves its tensors here: to change averages inside it would be compiled for each of
+                # their states.
+                if torch.compiler.is_compiling():
+                    self._moments[name] = moment, rows.shape[0], batch
+                else:
+                    self._enter(f"{name}.covariance", moment, rows.shape[0], batch)
 
         return hook
 
@@ -236,14 +255,20 @@ class FisherProbe(AttentionProbe):
 
         return hook
 
-    @torch.no_grad()
     def _capture_attention(self, site: AttentionSite, inputs: AttentionInputs) -> None:
-        module = self.model.get_submodule(site.name)
-        if site.name in self._seen or not module.training:
+        if site.name in self._seen or not self.model.get_submodule(site.name).training:
             return
         self._seen.add(site.name)
         batch = inputs.query.shape[0]
         inputs = first_sequences(inputs, self._own_sequences(batch))
+        if torch.compiler.is_compiling():
+            self._attention[site.layer] = inputs, batch
+        else:
+            self._enter_attention(site, inputs, batch)
+
+    @torch.no_grad()
+    def _enter_attention(self, site: AttentionSite, inputs: AttentionInputs, batch: int) -> None:
+        module = self.model.get_submodule(site.name)
         _, counted_rows = inputs.count_pairs_and_rows()
         length = inputs.length
         count = min(self.capture_rows or length, length)

@@ -34,7 +34,7 @@ def inverse_square_root(
     matrix is not finite or has no positive trace, and where the decomposition failed; its entries mean nothing.
     """
     trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
-    damping = torch.as_tensor(damping, dtype=matrices.dtype, device=matrices.device) + torch.zeros_like(trace)
+    damping = _per_matrix(damping, trace)
     # Against overflow as well as against nan: the trace of a usable matrix is finite, and so is every entry.
     usable = matrices.isfinite().all(-1).all(-1) & trace.isfinite() & (trace > 0)
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
@@ -86,7 +86,7 @@ def _damped_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor,
     """
     trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
     dim = matrices.shape[-1]
-    damping = torch.as_tensor(damping, dtype=matrices.dtype, device=matrices.device) + torch.zeros_like(trace)
+    damping = _per_matrix(damping, trace)
     # Eigenvalues are between damping and dim + damping, in units of their mean.
     is_fine = matrices.device.type == "cpu" and float(damping.min()) * FLOAT32_CONDITION < dim
     precision = torch.float64 if is_fine or matrices.dtype == torch.float64 else torch.float32
@@ -95,6 +95,12 @@ def _damped_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor,
     damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., None].to(precision))
     factor, fault = torch.linalg.cholesky_ex(damped)
     return factor, mean, _is_finite(matrices) & trace.isfinite() & (trace > 0) & (fault == 0)
+
+
+def _per_matrix(damping: float | Tensor, trace: Tensor) -> Tensor:
+    if isinstance(damping, Tensor):
+        return damping.to(trace) + torch.zeros_like(trace)
+    return torch.full_like(trace, damping)  # fills on the device: a tensor made of a number is copied, and waited for
 
 
 def _is_finite(matrices: Tensor) -> Tensor:

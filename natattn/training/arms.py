@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
 from natattn.models.attention_types import TemperedAttention
+from natattn.models.unpacked import one_sequence_per_row
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
 from natattn.ranks import Ranks, own_part, whole
@@ -107,7 +108,7 @@ class Arm:
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch of the task, in nats."""
         forward = self.model if self.forward is None else self.forward
-        with self.autocast():
+        with self.autocast(), one_sequence_per_row():
             outputs = forward(**self.task.inputs(batch))
         return self.task.loss(outputs, batch, self.model)
 

@@ -10,6 +10,7 @@ from natattn.attention.probe import AttentionProbe
 from natattn.attention.site import AttentionSite
 from natattn.fisher.approximation import jensen_shannon
 from natattn.fisher.decomposition import row_patterns
+from natattn.models.unpacked import one_sequence_per_row
 from natattn.tasks.base import HeldOut
 from natattn.training.arms import Arm
 
@@ -21,9 +22,10 @@ COMPARED_ROWS = 16  # of each sequence, whose patterns are compared from one eva
 def split_metrics(arm: Arm, split: HeldOut, *, batch_size: int) -> dict[str, float]:
     """The task's metrics over a whole split by name, ``loss`` (nats per its unit) the first."""
     arm.model.eval()
-    return arm.task.evaluate(
-        arm.model, split, autocast=arm.autocast, batch_size=batch_size, device=arm.device, ranks=arm.ranks
-    )
+    with one_sequence_per_row():
+        return arm.task.evaluate(
+            arm.model, split, autocast=arm.autocast, batch_size=batch_size, device=arm.device, ranks=arm.ranks
+        )
 
 
 @torch.no_grad()

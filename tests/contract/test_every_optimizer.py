@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import Trained, build_model, loss_of, settings_of
 
+from natattn.models.unpacked import one_sequence_per_row
 from natattn.optim.settings import OptimSettings, read_settings
 
 
@@ -74,6 +75,23 @@ def test_resumes_exactly_from_its_state_dict(optimizer_name, dtype):
         second.probe.load_state_dict(copy.deepcopy(first.probe.state_dict()))
     assert first.train(range(7, 14)) == second.train(range(7, 14))
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_one_graph_and_trains_the_same(optimizer_name):
+    eager, compiled = (Trained(optimizer_name) for _ in range(2))
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled.model.forward = torch.compile(compiled.model.forward, backend=backend)
+    with one_sequence_per_row():
+        assert compiled.train(range(7)) == pytest.approx(eager.train(range(7)), rel=1e-5)
+    for graph in graphs:
+        assert sum("scaled_dot_product_attention" in str(node.target) for node in graph.graph.nodes) == 2
 
 
 def test_every_parameter_moves_and_gradients_are_left_as_they_were(optimizer_name):
