@@ -10,12 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from natattn.data import DataSettings, TokenizerSettings
 from natattn.data.images import ImageDataSettings, PairDataSettings
 from natattn.explain import validation_line
+from natattn.training.settings import NoText
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted([*CONF.glob("data/*.yaml"), *CONF.glob("tokenizer/*.yaml")])
 SCHEMAS: dict[str, TypeAdapter[Any]] = {
     "data": TypeAdapter(DataSettings | ImageDataSettings | PairDataSettings),
-    "tokenizer": TypeAdapter(TokenizerSettings),
+    "tokenizer": TypeAdapter(TokenizerSettings | NoText),
 }
 
 
