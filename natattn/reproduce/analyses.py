@@ -21,6 +21,8 @@ from natattn.reproduce.settings import AnalysisSettings, StudySettings
 from natattn.reproduce.studies import Trial
 from natattn.reproduce.trials import Trials
 
+_YOUNGER = frozenset({"tower"})
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -56,7 +58,7 @@ def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
         groups = {"study": [every], "corpus": of_corpora, "run": [[trial] for trial in every]}[settings.of]
         for group in filter(None, groups):  # a corpus that none of the arms is trained on has none
             keys = [f"{trials.key(trial)} {trials.arms[trial.arm].of_run}" for trial in group]
-            yield Wanted(name, settings, options, tuple(group), _key(settings.of, options, keys))
+            yield Wanted(name, settings, options, tuple(group), key_of_analysis(settings.of, options, keys))
 
 
 def reads_models(wanted: Wanted) -> bool:
@@ -141,9 +143,13 @@ def _options(study: StudySettings, settings: AnalysisSettings) -> AnalyzeSetting
     return config.validated(config.plain_values(config.compose(overrides, "analyze")), AnalyzeSettings)
 
 
-def _key(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> str:
-    """What was asked, without where it goes and how it is computed."""
+def key_of_analysis(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> str:
+    """What was asked, without where it goes and how it is computed.
+
+    A key of the settings that is younger than kept analyses counts where it says something: theirs do not have it.
+    """
     asked = options.model_dump(mode="json", exclude={"output", "processes", "device", "run", "runs"})
+    asked = {name: value for name, value in asked.items() if name not in _YOUNGER or value is not None}
     text = json.dumps([of, asked, sorted(keys)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 

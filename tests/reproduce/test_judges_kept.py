@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from natattn import config
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.reproduce.analyses import key_of_analysis
 from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.results import Analysed, Finding, StudyTable, overall
 
@@ -16,6 +19,14 @@ def judged(judge: str, *names: str) -> tuple[list[Finding], list[StudyTable]]:
     """Of kept pages, each as a model or set of runs without a seed of its own."""
     sections = {name: json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))["sections"] for name in names}
     return JUDGES[judge]("kept", [Analysed(name, name, None, None, found) for name, found in sections.items()])
+
+
+def test_kept_analyses_are_still_found_by_their_keys():
+    """A new key of `natattn analyze` must not change what the others hash to: nothing kept would be found any more."""
+    asked = config.validated(config.plain_values(config.compose([], "analyze")), AnalyzeSettings)
+    assert key_of_analysis("run", asked, ["a run"]) == "bc30c1fad691da70"  # as when the analyses were kept
+    of_text = asked.model_copy(update={"tower": "text"})
+    assert key_of_analysis("run", of_text, ["a run"]) == "91b987475fa6545e"
 
 
 def test_critical_temperatures_do_not_fall_with_the_width():
