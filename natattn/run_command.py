@@ -98,7 +98,9 @@ def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
             f"repeat={folder}: the run is not finished ({said}); finish it first: natattn train resume={folder}{more}"
         )
     if not (folder / "metrics.jsonl").is_file() or "fingerprint" not in facts.get("data", {}):
-        raise UserError(f"repeat={folder}: its metrics.jsonl or the data in its run.json is missing; nothing to compare")
+        raise UserError(
+            f"repeat={folder}: its metrics.jsonl or the data in its run.json is missing; nothing to compare"
+        )
 
 
 def _show(settings: "RunSettings", folder: Path) -> None:

@@ -141,9 +141,7 @@ def _values(folder: Path) -> dict[Key, float]:
     """The metrics of a run but its clock; of a step that was logged twice the last."""
     metrics = read_metrics(folder / FILE_NAME)
     columns = zip(metrics.step, metrics.arm, metrics.name, metrics.value, strict=True)
-    return {
-        (int(step), arm, name): float(value) for step, arm, name, value in columns if not name.startswith("time/")
-    }
+    return {(int(step), arm, name): float(value) for step, arm, name, value in columns if not name.startswith("time/")}
 
 
 def _of_stops(keys: Iterable[Key], train: dict[str, Any]) -> set[Key]:

@@ -160,7 +160,10 @@ def test_the_environments_of_all_sittings_are_kept(tmp_path, monkeypatch):
     [
         (["repeat=nowhere"], "nowhere: no such run folder"),
         (["repeat={folder}/checkpoints"], "not a run folder"),
-        (["repeat={folder}", "train.steps=9"], "train.steps=9: the run has train.steps=6; a repetition may change only"),
+        (
+            ["repeat={folder}", "train.steps=9"],
+            "train.steps=9: the run has train.steps=6; a repetition may change only",
+        ),
         (["repeat={folder}", "optim=muon"], "the run has optim."),
         (["repeat={folder}", "train.stepss=9"], "train.stepss"),
         (["repeat={folder}", "resume={folder}"], "give one of them"),
