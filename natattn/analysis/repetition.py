@@ -1,7 +1,7 @@
 """Whether a run that was trained again came out the same: its numbers, its weights, and what differs between the two.
 
-Floating-point sums depend on their order: another number of threads, processor or version rounds otherwise, and training
-lets such a difference grow. It is told from another computation by its size: at step s a loss may differ by
+Floating-point sums depend on their order: another number of threads, processor or version rounds otherwise, and
+training lets such a difference grow. It is told from another computation by its size: at step s a loss may differ by
 ``LOSS_TOLERANCE`` × (1 + s), relatively, but by no more than ``CAP``; any other metric by ``SLACK`` times as much.
 """
 

@@ -86,11 +86,13 @@ def test_afterwards_all_is_as_it_was(error, monkeypatch):
 
 
 def test_what_has_no_deterministic_algorithm_is_one_line():
-    with pytest.raises(
-        UserError, match=r"train.deterministic=true: not possible on cpu: put_.*; valid: false"
-    ) as caught:
-        with deterministic(True, CPU):
-            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    with (
+        pytest.raises(
+            UserError, match=r"train.deterministic=true: not possible on cpu: put_.*; valid: false"
+        ) as caught,
+        deterministic(True, CPU),
+    ):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
     assert "\n" not in str(caught.value)
     with deterministic(False, CPU):
         torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
