@@ -7,6 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from natattn.doctor.findings import Finding, cause
@@ -22,13 +23,13 @@ def kernels() -> Iterator[Finding]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
     backends |= {"cudnn": SDPBackend.CUDNN_ATTENTION, "math": SDPBackend.MATH}
-    working = [name for name, backend in backends.items() if _failure(lambda b=backend: _attend(device, b)) is None]
+    working = [name for name, backend in backends.items() if _failure(partial(_attend, device, backend)) is None]
     if working:
         yield Finding("attention kernels", f"{', '.join(working)} on {device}")
     else:
         yield Finding(
             "attention kernels",
-            f"none works on {device}: {_failure(lambda: _attend(device, SDPBackend.MATH))}",
+            f"none works on {device}: {_failure(partial(_attend, device, SDPBackend.MATH))}",
             "broken",
             "install torch again: no model can be trained",
         )
@@ -38,7 +39,7 @@ def kernels() -> Iterator[Finding]:
 def _bfloat16(device: str) -> Finding:
     import torch
 
-    failure = _failure(lambda: _multiply_in_bfloat16(device))
+    failure = _failure(partial(_multiply_in_bfloat16, device))
     if failure is not None:
         return Finding("bfloat16", f"does not work on {device}: {failure}", "broken", "use precision=fp32, no Muon")
     if device == "cuda":
@@ -61,7 +62,7 @@ def compiling() -> Iterator[Finding]:
         yield Finding("torch.compile", missing, "note", "train.compile=true needs one: install g++ or clang++")
         return
     started = time.perf_counter()
-    failure = _failure(lambda: _compile("cuda" if on_gpu else "cpu"))
+    failure = _failure(partial(_compile, "cuda" if on_gpu else "cpu"))
     if failure is not None:
         advice = "train.compile=true will not work; leave it false, or install torch and the compiler again"
         yield Finding("torch.compile", f"fails: {failure}", "note", advice)
@@ -87,11 +88,11 @@ def _attend(device: str, backend: Any) -> None:
     from torch.nn.attention import sdpa_kernel
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    inputs = [torch.randn(1, 2, 64, 32, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    query, key, value = (torch.randn(1, 2, 64, 32, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     with sdpa_kernel([backend]):
-        output = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
-        output.sum().backward()
-    if not all(bool(each.grad.isfinite().all()) for each in inputs if each.grad is not None):
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        output.sum().backward()  # type: ignore[no-untyped-call]
+    if not all(bool(each.grad.isfinite().all()) for each in (query, key, value) if each.grad is not None):
         raise ArithmeticError("its gradient is not finite")
 
 
@@ -101,7 +102,7 @@ def _multiply_in_bfloat16(device: str) -> None:
     weight = torch.randn(64, 64, device=device, requires_grad=True)
     with torch.autocast(device, dtype=torch.bfloat16):
         product = weight @ weight
-    product.float().sum().backward()
+    product.float().sum().backward()  # type: ignore[no-untyped-call]
     if product.dtype != torch.bfloat16 or not bool(product.isfinite().all()):
         raise ArithmeticError("autocast does not multiply in it")
 

@@ -59,7 +59,8 @@ def _nearest(folder: Path) -> Path:
 
 def _entries(root: Path) -> Iterator[Finding]:
     """What the cache holds: its size, damaged entries, and what killed processes left."""
-    files, complete = [], True
+    files: list[Path] = []
+    complete = True
     for path in root.rglob("*"):
         if len(files) == _MOST_FILES:
             complete = False
@@ -91,7 +92,8 @@ def _damaged(root: Path) -> list[Path]:
         "tokenizers": lambda folder: load_bpe(folder) is not None,
         "images": pixels.entry_is_whole,
     }
-    damaged, hashed = [], 0
+    damaged: list[Path] = []
+    hashed = 0
     for kind, is_whole in kinds.items():
         for folder in sorted((root / kind).glob("*")):
             hashed += sum(_size(path) for path in folder.glob("*"))

@@ -46,7 +46,7 @@ def _fix_cublas() -> None:
     value = os.environ.get(CUBLAS)
     if value in _CUBLAS_VALUES:
         return
-    if value is None and not torch.cuda.is_initialized():
+    if value is None and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         os.environ[CUBLAS] = _CUBLAS_VALUES[0]
         return
     why = f"{CUBLAS}={value}" if value is not None else f"CUDA was used before in this process, without {CUBLAS}"

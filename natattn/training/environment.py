@@ -51,7 +51,7 @@ def environment_of(device: torch.device) -> dict[str, Any]:
         "processor": processor(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if on_gpu else None,
-        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,  # type: ignore[no-untyped-call]
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -17,7 +17,8 @@ from natattn.training.run_folder import config_hash
 QUICK = (["optim=aif"], ["optim=natural_muon"], ["model=natural_gradient", "optim=fisher_adam", "precision=bf16"])
 EVERY = [
     *([f"optim={name}", "model.dropout=0.1"] for name in config.groups()["optim"]),
-    *([f"model={name}", "optim=adamw"] for name in config.groups()["model"]),
+    *([f"model={name}", "optim=adamw"] for name in config.groups()["model"] if name != "tempered_per_head"),
+    ["model=tempered_per_head", "model.attention.temperature.values=[0.5,2]", "optim=adamw"],
     *([f"model={name}", "optim=aif", "precision=bf16"] for name in ("natural", "natural_gradient", "published")),
     ["optim=natural_muon", "stabilisers=qk_clip"],
     ["optim=aif", "train.activation_checkpointing=true"],
