@@ -14,6 +14,7 @@ commands:
   analyze    study a model's attention: a page with its energies, temperatures, cascades and spectra
   reproduce  rebuild the papers' tables and figures, with seeds, intervals and a verdict for every claim
   sample     let a trained arm of a run write text
+  doctor     examine this installation and machine, and say what to do about what is broken
 
 examples:
   natattn train model=natural optim=aif            the default: GPT-2 nano on Python's standard library
@@ -21,6 +22,7 @@ examples:
   natattn train -m optim=adamw,aif seed=0,1        a sweep: four runs
   natattn train task=vision                        images instead of text; or task=multimodal
   natattn train resume=outputs/RUN                 go on with an interrupted run
+  natattn train repeat=outputs/RUN                 a finished run again: does the same come out?
   natattn report outputs/RUN                       its table again
   natattn sample run=outputs/RUN prompt="def "
   natattn analyze run=outputs/RUN                  attention as a statistical-mechanical system
@@ -30,7 +32,7 @@ natattn COMMAND --help tells more; natattn --version prints the version.
 shell completion: eval "$(natattn -sc install=bash)" (or zsh: same line; fish: natattn -sc install=fish | source)
 """
 
-COMMANDS = ("train", "report", "sample", "analyze", "reproduce")
+COMMANDS = ("train", "report", "sample", "analyze", "reproduce", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,13 +60,24 @@ def main(arguments: list[str] | None = None) -> int:
     if any("\udc80" <= character <= "\udcff" for argument in rest for character in argument):
         print("natattn: an argument is not valid UTF-8; rename the file or give a glob", file=sys.stderr)
         return 2
-    from natattn import commands
-    from natattn.exits import leave
+    from natattn.exits import guarded, leave
     from natattn.together import started_by_torchrun
 
-    code = commands.guarded(lambda: getattr(commands, command)(rest))
+    code = guarded(lambda: _run(command, rest))
     if started_by_torchrun():
         leave(code)
+    return code
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    """A sub-command's exit code."""
+    if command == "doctor":  # it works where the modules of the other commands cannot be imported
+        from natattn.doctor import doctor
+
+        return doctor(arguments)
+    from natattn import commands
+
+    code: int = getattr(commands, command)(arguments)
     return code
 
 

@@ -4,13 +4,12 @@ import sys
 
 from natattn import config
 from natattn.errors import UserError
-from natattn.exits import guarded
 from natattn.explain import unknown_key
 from natattn.files import conf_folder
 from natattn.train_command import train
 from natattn.usage import ANALYZE_HELP, REPORT_HELP, REPRODUCE_HELP, SAMPLE_HELP
 
-__all__ = ["analyze", "guarded", "report", "reproduce", "sample", "train"]
+__all__ = ["analyze", "report", "reproduce", "sample", "train"]
 
 
 def report(arguments: list[str]) -> int:

@@ -218,34 +218,49 @@ def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSet
 
     Raises: UserError naming a key that was overridden with another value than the run has.
     """
-    from natattn.training.run_folder import covers, flatten
     from natattn.training.settings import changeable
 
-    asked = flatten(settings_of(compose(overrides)).model_dump(mode="json"))
+    return _changed(saved, overrides, changeable(_run_settings(saved)), "resuming")
+
+
+def repeated_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSettings":
+    """The settings to repeat a run with: the saved ones, without its time limit, with what a repetition may change.
+
+    Raises: UserError as ``resumed_settings``.
+    """
+    from natattn.training.settings import OF_REPETITION
+
+    again = {**saved, "resume": None, "train": {**saved["train"], "max_seconds": None}}
+    return _changed(again, overrides, OF_REPETITION, "a repetition")
+
+
+def _changed(saved: dict[str, Any], overrides: Sequence[str], allowed: frozenset[str], what: str) -> "RunSettings":
+    """The saved settings with the overrides, of which only ``allowed`` keys may have another value."""
+    from natattn.training.run_folder import covers, flatten
+
+    composed = settings_of(compose(overrides)).model_dump(mode="json")
+    asked = flatten(composed)
     named = {override.key_or_group for override in parse(overrides)}
-    was = flatten(saved)
+    was = flatten(_run_settings(saved).model_dump(mode="json"))
     if "experiment" in named:
         named |= {key for key in asked if asked[key] != was.get(key)}
-    allowed = changeable(_run_settings(saved))
     changed = {}
     for key in sorted(asked.keys() | was.keys()):
         if not covers(frozenset(named), key) or asked.get(key) == was.get(key):
             continue
         if not covers(allowed, key):
             raise UserError(
-                f"{key}={asked.get(key)}: the run has {key}={was.get(key)}; resuming may change only "
-                + ", ".join(sorted(allowed - {"resume"}))
+                f"{key}={asked.get(key)}: the run has {key}={was.get(key)}; {what} may change only "
+                + ", ".join(sorted(allowed - {"resume", "repeat"}))
             )
         changed[key] = asked.get(key)
-    return _run_settings(_with(saved, changed, allowed))
+    whole = {section: composed[section] for section in named & allowed & composed.keys()}
+    return _run_settings(_with(saved, changed) | whole)
 
 
-def _with(saved: dict[str, Any], changed: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
-    """The saved configuration with flat keys replaced; a section that may change as a whole is rebuilt from them."""
+def _with(saved: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """The saved configuration with flat keys replaced."""
     result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
-    for section in {key.partition(".")[0] for key in changed} & allowed:
-        if isinstance(result[section], dict):
-            result[section] = {}
     for key, value in changed.items():
         section, _, rest = key.partition(".")
         if rest:

@@ -53,10 +53,18 @@ def write_json(path: Path, content: Any) -> None:
 
 def _remove_stale(path: Path) -> None:
     """Remove what processes left that were killed while they wrote this file."""
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
-                stale.unlink()
+            if is_stale(temporary):
+                temporary.unlink()
+
+
+def is_stale(temporary: Path) -> bool:
+    """Whether a temporary file has been left by a process that was killed."""
+    try:
+        return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
+    except OSError:
+        return False  # just renamed
 
 
 def _sync(path: Path) -> None:

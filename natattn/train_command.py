@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -16,6 +15,7 @@ from natattn.errors import UserError
 from natattn.exits import guarded
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
+from natattn.run_command import folder_names, resume, run, settings_to_repeat
 from natattn.together import started_by_torchrun, together
 from natattn.usage import TRAIN_HELP
 
@@ -50,14 +50,19 @@ def train(arguments: list[str]) -> int:
             config.settings_of(config.compose(overrides))
         return _hydra([*flags, *overrides], lambda _: None)
 
-    resumed = [override for override in config.parse(overrides) if override.key_or_group == "resume"]
-    if resumed and options.multirun:
-        raise UserError("resume: cannot be swept; resume each run of a sweep by itself")
-    if resumed and resumed[-1].value() is not None:
-        path = str(resumed[-1].value())
+    resumed, repeated = (_folder_of(key, overrides, options.multirun) for key in ("resume", "repeat"))
+    if resumed is not None:
+        if repeated is not None:
+            raise UserError("resume and repeat: give one of them")
         if started_by_torchrun():
-            return together(lambda ranks, _: _resume(path, overrides, ranks))
-        return _resume(path, overrides)
+            return together(lambda ranks, _: resume(resumed, overrides, ranks))
+        return resume(resumed, overrides)
+    if repeated is not None:
+        settings = settings_to_repeat(repeated, overrides)
+        arguments = [*flags, *overrides, *folder_names(settings)]
+        if started_by_torchrun():
+            return together(lambda ranks, store: _train_together(arguments, ranks, store, settings))
+        return _launch(arguments, settings)
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
         raise UserError("several values for one key: add -m to run a sweep, or quote the value")
@@ -68,6 +73,17 @@ def train(arguments: list[str]) -> int:
         return together(lambda ranks, store: _train_together([*flags, *overrides], ranks, store))
 
     return _launch([*flags, *overrides])
+
+
+def _folder_of(key: str, overrides: list[str], multirun: bool) -> str | None:
+    """The run folder that ``resume=`` or ``repeat=`` names.
+
+    Raises: UserError in a sweep.
+    """
+    given = [override for override in config.parse(overrides) if override.key_or_group == key]
+    if given and (multirun or given[-1].is_sweep_override()):
+        raise UserError(f"{key}: cannot be swept; {key} each run of a sweep by itself")
+    return str(given[-1].value()) if given and given[-1].value() is not None else None
 
 
 def _check_jobs(jobs: list[list[str]], overrides: list[str]) -> None:
@@ -81,13 +97,17 @@ def _check_jobs(jobs: list[list[str]], overrides: list[str]) -> None:
             raise UserError(f"seeds={settings.seeds}: one process trains them together; run it without torchrun")
 
 
-def _launch(arguments: list[str]) -> int:
-    """Have Hydra run the job, or the jobs of a sweep, here or where its launcher does."""
+def _launch(arguments: list[str], settings: "RunSettings | None" = None) -> int:
+    """Have Hydra run the job, or the jobs of a sweep, here or where its launcher does.
+
+    Args:
+        settings: of the run, where they are not those that Hydra composes.
+    """
     codes: list[int] = []
     started = time.time()
 
     def job(composed: "DictConfig") -> None:
-        codes.append(_job(composed, started))
+        codes.append(_job(composed, started, settings=settings))
         if codes[-1] and not _launched_here():
             raise _FailedJobError(codes[-1])  # the only word that comes back from another process
 
@@ -96,13 +116,15 @@ def _launch(arguments: list[str]) -> int:
     return max([code, *codes])
 
 
-def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
+def _train_together(
+    arguments: list[str], ranks: "Ranks", store: "LauncherStore", settings: "RunSettings | None" = None
+) -> int:
     """One run by several ranks; after a restart by torchrun, go on with it."""
     from natattn.training.run_folder import CONFIG
 
     begun = ranks.from_first(store.remembered_folder() if ranks.is_first else None)
     if begun is not None and (Path(begun) / CONFIG).exists():
-        return _resume(begun, config.quote_paths([f"resume={begun}"]), ranks)
+        return resume(begun, config.quote_paths([f"resume={begun}"]), ranks)
     codes: list[int] = []
     started = time.time()
     own = [] if ranks.is_first else ["hydra.run.dir=."]  # the first rank's folder is everyone's
@@ -110,7 +132,7 @@ def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore"
 
     def job(composed: "DictConfig") -> None:
         try:
-            codes.append(_job(composed, started, ranks, store))
+            codes.append(_job(composed, started, ranks, store, settings))
         except Exception as error:  # Hydra would print it; it may be no more than a lost rank
             errors.append(error)
 
@@ -152,7 +174,11 @@ def _refuse_flag(message: str) -> NoReturn:
 
 
 def _job(
-    composed: "DictConfig", started: float, ranks: "Ranks | None" = None, store: "LauncherStore | None" = None
+    composed: "DictConfig",
+    started: float,
+    ranks: "Ranks | None" = None,
+    store: "LauncherStore | None" = None,
+    settings: "RunSettings | None" = None,
 ) -> int:
     """One job that Hydra launches; its errors end the job, never the sweep."""
     from hydra.core.hydra_config import HydraConfig
@@ -167,7 +193,7 @@ def _job(
         folder = Path(ranks.from_first(str(folder)))
         store.remember_folder(str(folder))
     try:
-        code = guarded(lambda: _run(config.settings_of(composed), folder, group, ranks))
+        code = guarded(lambda: run(settings or config.settings_of(composed), folder, group, ranks))
     except Exception:
         if ranks is not None:
             raise  # it may be that another rank is lost
@@ -179,55 +205,6 @@ def _job(
     if code > 128 and sweeping:
         raise SystemExit(code)  # Ctrl-C ends the whole sweep, not only the job
     return code
-
-
-def _run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks | None" = None) -> int:
-    """Train, then show what came out."""
-    from natattn.analysis.pictures.run_curves import plot_curves
-    from natattn.analysis.summary import print_report
-    from natattn.training.replicas import train_replicas
-    from natattn.training.run import train as train_run
-
-    with contextlib.suppress(ValueError):
-        folder = folder.relative_to(Path.cwd())
-    replicated = settings.seeds is not None
-    if replicated:
-        result = train_replicas(settings, folder, group=group)
-    else:
-        result = train_run(settings, folder, group=group, ranks=ranks)
-    resumed = f"{folder}/seedN for each of its seeds N" if replicated else f"{folder}"
-    if ranks is not None and not ranks.is_first:
-        return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
-    if result.outcome == "interrupted":
-        print(f"natattn: interrupted; go on with: natattn train resume={resumed}", file=sys.stderr)
-        return 128 + (result.signal or signal.SIGINT)
-    if result.outcome == "time_limit":
-        print(
-            f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
-            f"natattn train resume={resumed} train.max_seconds=MORE",
-            file=sys.stderr,
-        )
-    pictures = [plot_curves(folder / f"seed{each.seed}" if replicated else folder) for each in settings.of_each_seed()]
-    print_report([str(folder)], stream=sys.stdout)
-    for picture in pictures:
-        print(f"curves: {picture}")
-    return 1 if result.outcome == "diverged" else 0
-
-
-def _resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int:
-    """Go on with a run under its own configuration, after checking that nothing else was asked for."""
-    from natattn.training.run_folder import read_config, read_run
-
-    folder = Path(path)
-    saved = read_config(folder)
-    settings = config.resumed_settings(saved, overrides)
-    facts = read_run(folder)
-    if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
-        if ranks is None or ranks.is_first:
-            print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
-        # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
-        return 1 if ranks is not None and facts["status"] == "diverged" else 0
-    return _run(settings, folder, None, ranks)
 
 
 def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:

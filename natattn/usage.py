@@ -12,6 +12,10 @@ caption. Everything lands in a folder under outputs/.
   --cfg job        print the composed configuration (every key) and exit
   --info           Hydra's own information; --hydra-help: Hydra's own options
   resume=FOLDER    go on with an interrupted run, exactly
+  repeat=FOLDER    train a finished run again in a new folder, with its settings, device and number of threads, and say
+                   whether the result agrees: to the bit, within rounding (both exit code 0), or not, and then what
+                   differs between then and now; saved as repeat.json. With it go tracker=, train.device=, where the
+                   data lies, and hydra.run.dir=
 
 groups (group=option; * is the default):
 """
@@ -87,4 +91,15 @@ launchers (pip install natattn[joblib], natattn[ray] or natattn[slurm]):
   hydra/launcher=joblib hydra.launcher.n_jobs=4     processes on this machine; without one: one run after another
   hydra/launcher=ray                                a Ray cluster
   hydra/launcher=submitit_slurm                     Slurm; submitit_local tries it without
+"""
+
+DOCTOR_HELP = """\
+usage: natattn doctor [quick=true]
+
+Examines what natattn needs, and says for everything that is not well what to do about it: versions, processor, GPUs,
+attention kernels, bfloat16, torch.compile, caches, room for runs, Weights & Biases (keys are never shown), the Hugging
+Face Hub; and trains both arms for some seconds in a temporary folder: losses fall, metrics are written, resuming gives
+the same numbers. Exit code 0 if all is well, 1 when something is broken.
+
+  quick=true   without compiling and training
 """

@@ -19,7 +19,8 @@ from typing import Any
 from natattn.analysis.runs import find_runs, read_facts
 from natattn.errors import UserError
 from natattn.tracking.metrics_file import FILE_NAME, read_metrics
-from natattn.training.run_folder import CONFIG, ENVIRONMENT, RUN, flatten, read_config
+from natattn.training.environment import ENVIRONMENT
+from natattn.training.run_folder import CONFIG, RUN, flatten, read_config
 
 KEPT = Path(__file__).parent.parent / "docs" / "results" / "runs"
 LARGEST = 50_000  # bytes, of all files of a run

@@ -1,6 +1,7 @@
 """On a GPU: the same numbers as on the CPU, no waiting inside a step, exact resumption. Skipped where there is none."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 
 from natattn import config
+from natattn.analysis.repetition import compare_runs
 from natattn.cli import main
 from natattn.tasks import Part
 from natattn.tasks.base import to_device
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
+from natattn.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used, by whichever test
 STEPS = 4
 TASKS = {
     "vision": ["task=vision", "data.validation_fraction=0.3"],
@@ -86,6 +90,25 @@ def test_a_run_goes_on_exactly(optim, tiny, tmp_path, monkeypatch):
     assert main(["train", *options, "hydra.run.dir=cut", "train.max_seconds=1e-9"]) == 0
     assert main(["train", "resume=cut", "train.max_seconds=null"]) == 0
     assert _validation(tmp_path / "cut") == pytest.approx(_validation(tmp_path / "whole"), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *([f"optim={name}"] for name in config.groups()["optim"]),
+        *([f"model={name}", "optim=adamw"] for name in ("natural_gradient", "tempered", "published")),
+        ["optim=aif", "precision=bf16"],
+        ["optim=natural_muon", "precision=bf16", "model.dropout=0.1"],
+        ["optim=aif", "train.activation_checkpointing=true", "size.n_embd=64", "size.context=64"],
+    ],
+    ids=" ".join,
+)
+def test_a_deterministic_run_has_the_same_bits_twice(options, tiny, tmp_path):
+    chosen = ["train.device=cuda", "train.deterministic=true", "reference=none"]
+    settings = config.settings_of(config.compose([*tiny, *options, *chosen]))
+    for name in ("first", "second"):
+        assert train(settings, tmp_path / name).outcome == "finished"
+    assert compare_runs(tmp_path / "first", tmp_path / "second").verdict == "bits"
 
 
 def _validation(folder: Path) -> list[float]:

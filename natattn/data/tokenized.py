@@ -145,6 +145,11 @@ def _read_splits(folder: Path) -> dict[str, TokenSplit] | None:
         return None
 
 
+def entry_is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache's ``tokens`` holds what was written to it, every byte."""
+    return _read_splits(folder) is not None
+
+
 def _read_split(path: Path, entry: dict[str, Any]) -> TokenSplit:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:

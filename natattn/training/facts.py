@@ -75,3 +75,15 @@ def resumed_facts(facts: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any
         if now != then:
             raise UserError(f"resume: {what} changed since the run began ({then[:12]} → {now[:12]}); start a new run")
     return {**facts, "run_id": saved.get("run_id", facts["run_id"]), "group": saved.get("group")}
+
+
+def check_repeated_data(facts: dict[str, Any], repeated: dict[str, Any], source: str) -> None:
+    """Raises: UserError, before anything is trained, where the data is not what the run to be repeated was fed."""
+    then, now = repeated["data"], facts["data"]
+    if then["fingerprint"] == now["fingerprint"]:
+        return
+    names = f"{then['name']} → {now['name']}, " if then.get("name") != now.get("name") else ""
+    raise UserError(
+        f"repeat={source}: the data is not that of the run ({names}fingerprint {then['fingerprint'][:12]} → "
+        f"{now['fingerprint'][:12]}); nothing was trained"
+    )

@@ -31,6 +31,7 @@ class TrainSettings(Settings):
     device: DeviceName
     parallel: Parallel = "ddp"
     activation_checkpointing: bool = False
+    deterministic: bool = False
 
 
 @dataclass

@@ -22,6 +22,7 @@ from natattn.tracking.seed_means import SeedMeans
 from natattn.training import run_folder
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
+from natattn.training.determinism import deterministic
 from natattn.training.facts import run_facts
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
@@ -58,6 +59,7 @@ def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: s
     """
     members = settings.of_each_seed()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(settings.train.deterministic, settings.device))
         for path in folders:
             stack.enter_context(run_folder.RunLock(path))
             run_folder.check_unused(path)

@@ -20,8 +20,10 @@ from natattn.training.arm_state import read_arm
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task, whole_model
 from natattn.training.checkpoint import load_newest
+from natattn.training.determinism import deterministic
 from natattn.training.distributed import check_ranks, on_first
-from natattn.training.facts import finish_facts, resumed_facts, run_facts
+from natattn.training.environment import write_environment
+from natattn.training.facts import check_repeated_data, finish_facts, resumed_facts, run_facts
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.loop import Loop
@@ -50,6 +52,7 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None, rank
     ranks = ranks or Ranks()
     check_ranks(settings, ranks)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(settings.train.deterministic, settings.device))
         on_first(ranks, lambda: _begin(stack, settings, folder, ranks))
         task = open_task(settings)
         arms = build_arms(settings, task, ranks)
@@ -57,6 +60,8 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None, rank
         facts = {**run_facts(settings, arms, group), "leaky": leaky}
         if settings.resume is not None:
             facts = resumed_facts(facts, run_folder.read_run(folder))
+        if settings.repeat is not None:
+            check_repeated_data(facts, run_folder.read_run(Path(settings.repeat)), settings.repeat)
         return _train(settings, folder, arms, facts)
 
 
@@ -116,7 +121,7 @@ class OpenRun:
         if console is not None:
             folder.mkdir(parents=True, exist_ok=True)
             run_folder.write_config(folder, settings.model_dump(mode="json"), self.facts["config_hash"])
-            run_folder.write_environment(folder, str(settings.device))
+            write_environment(folder, settings.device)
             write_json(folder / run_folder.RUN, self.facts)
             metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
             stack.enter_context(console)

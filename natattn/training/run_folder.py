@@ -4,10 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,11 +12,10 @@ from typing import Any, Self
 import yaml
 
 from natattn.errors import UserError
-from natattn.files import replacing, write_json
+from natattn.files import replacing
 
 CONFIG = "config.yaml"
 RUN = "run.json"
-ENVIRONMENT = "environment.json"
 LOCK = "run.lock"
 # Keys that were added after runs had been published: at these values they do not enter the hash.
 ADDED_LATER: dict[str, Any] = {
@@ -27,7 +23,9 @@ ADDED_LATER: dict[str, Any] = {
     "size.n_inner": None,
     "train.parallel": "ddp",
     "train.activation_checkpointing": False,
+    "train.deterministic": False,
     "seeds": None,
+    "repeat": None,
     "stabilisers.qk_norm": False,
     "stabilisers.qk_clip": None,
     "stabilisers.softcap": None,
@@ -39,7 +37,6 @@ ADDED_LATER: dict[str, Any] = {
         for key in ("factors", "placebo", "placebo_energy")
     },
 }
-PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
 
 
 class RunIsBusyError(UserError):
@@ -141,29 +138,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_environment(folder: Path, device: str) -> None:
-    """Save what a repetition would need to know of this machine and code: versions, device, threads, git commit."""
-    import torch
-
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    write_json(
-        folder / ENVIRONMENT,
-        {
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-            "packages": versions,
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-            "threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
-        },
-    )
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """The run's facts (``run.json``); empty where it has none yet."""
     try:
@@ -187,21 +161,6 @@ def trained_arm(run: Path, arm: str | None) -> tuple[str, Path]:
     if name not in arms:
         raise UserError(f"arm={name}: run {run} has no model of that arm; valid: {', '.join(arms)}")
     return name, run / "arms" / name / "model"
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, "+changes" where it is modified; None outside a checkout."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if commit.returncode != 0:
-        return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def announce(message: str) -> None:

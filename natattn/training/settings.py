@@ -24,10 +24,24 @@ CHANGEABLE = frozenset(
     {
         "tracker",
         "resume",
+        "repeat",
         "train.max_seconds",
         "train.keep_checkpoints",
         "train.parallel",
         "train.activation_checkpointing",
+    }
+)
+# What may differ between a run and its repetition: of the data only where it lies, for its content is compared.
+OF_REPETITION = frozenset(
+    {
+        "tracker",
+        "repeat",
+        "train.max_seconds",
+        "train.keep_checkpoints",
+        "train.device",
+        "data.train",
+        "data.validation",
+        "data.test",
     }
 )
 
@@ -99,6 +113,7 @@ class RunSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     seeds: Annotated[int, Field(ge=1)] | None = None
     resume: str | None
+    repeat: str | None = None
 
     def check(self) -> None:
         """Refuse impossible combinations, before anything is built.

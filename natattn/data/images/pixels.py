@@ -128,17 +128,35 @@ def resized(image: "Image", size: int) -> "Image":
 def _read(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
     """The pixels of a cache entry; None if there is none or any of its bytes is not what was written."""
     try:
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-        if meta.pop("check") != hash_of(meta):
-            return None
-        with open(folder / _PIXELS, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
-                return None
+        meta = _checked_meta(folder)
         array = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r", shape=shape)
         digest = hash_of([shape, meta["sha256"]])
         return Pixels(array, digest, tuple(map(int, meta["sums"])), tuple(map(int, meta["squares"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except _NOT_AN_ENTRY:
         return None
+
+
+def entry_is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache's ``images`` holds what was written to it, every byte."""
+    try:
+        _checked_meta(folder)
+    except _NOT_AN_ENTRY:
+        return False
+    return True
+
+
+_NOT_AN_ENTRY = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def _checked_meta(folder: Path) -> dict[str, Any]:
+    """What is known of an entry's pixels. Raises one of ``_NOT_AN_ENTRY`` where any byte is not what was written."""
+    meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
+    if meta.pop("check") != hash_of(meta):
+        raise ValueError(f"{folder / _META} is damaged")
+    with open(folder / _PIXELS, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
+            raise ValueError(f"{folder / _PIXELS} is damaged")
+    return meta
 
 
 def _write(folder: Path, chunks: Iterable[np.ndarray]) -> None:

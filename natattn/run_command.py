@@ -1,0 +1,144 @@
+"""What `natattn train` does with one run: train it, go on with it, repeat it; and show what came out."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natattn import config
+from natattn.errors import UserError
+
+if TYPE_CHECKING:
+    from natattn.ranks import Ranks
+    from natattn.training.settings import RunSettings
+
+
+def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks | None" = None) -> int:
+    """Train, then show what came out; of a repetition also whether it agrees with the run that it repeats."""
+    from natattn.training.replicas import train_replicas
+    from natattn.training.run import train
+
+    with contextlib.suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    with _threads_as_in(settings.repeat):
+        if settings.seeds is not None:
+            result = train_replicas(settings, folder, group=group)
+        else:
+            result = train(settings, folder, group=group, ranks=ranks)
+    if ranks is not None and not ranks.is_first:
+        return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
+    resumed = f"{folder}/seedN for each of its seeds N" if settings.seeds is not None else f"{folder}"
+    if result.outcome == "interrupted":
+        print(f"natattn: interrupted; go on with: natattn train resume={resumed}", file=sys.stderr)
+        return 128 + (result.signal or signal.SIGINT)
+    if result.outcome == "time_limit":
+        print(
+            f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
+            f"natattn train resume={resumed} train.max_seconds=MORE",
+            file=sys.stderr,
+        )
+    _show(settings, folder)
+    if settings.repeat is not None:
+        return _compare(settings.repeat, folder) if result.outcome != "time_limit" else 1
+    return 1 if result.outcome == "diverged" else 0
+
+
+def resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int:
+    """Go on with a run under its own configuration, after checking that nothing else was asked for."""
+    from natattn.training.run_folder import read_config, read_run
+
+    folder = Path(path)
+    settings = config.resumed_settings(read_config(folder), overrides)
+    facts = read_run(folder)
+    if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
+        if ranks is None or ranks.is_first:
+            print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
+        # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
+        return 1 if ranks is not None and facts["status"] == "diverged" else 0
+    return run(settings, folder, None, ranks)
+
+
+def settings_to_repeat(path: str, overrides: list[str]) -> "RunSettings":
+    """The settings that train a finished run again, on the device that it was trained on.
+
+    Raises: UserError where the folder is no finished run's, where something else was asked for, or without the device.
+    """
+    from natattn.training.run_folder import read_config, read_run
+
+    folder = Path(path)
+    saved, facts = read_config(folder), read_run(folder)
+    _check_finished(folder, facts)
+    settings = config.repeated_settings(saved, overrides)
+    named = {override.key_or_group for override in config.parse(overrides)}
+    then = str(facts.get("device", "cpu"))
+    if "train.device" in named or settings.device.type == then.partition(":")[0]:
+        return settings
+    again = settings.model_copy(update={"train": settings.train.model_copy(update={"device": then})})
+    try:
+        again.check()
+    except UserError as error:
+        raise UserError(f"repeat={path}: the run was on {then}: {error}; or another with train.device=") from None
+    return again
+
+
+def folder_names(settings: "RunSettings") -> list[str]:
+    """Overrides under which Hydra names the folder of a run of these settings, whatever else it composes."""
+    return [f"model.name={settings.model.name}", f"optim.name={settings.optim.name}", f"seed={settings.seed}"]
+
+
+def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
+    """Raises: UserError for a run that cannot be compared with yet."""
+    status = facts.get("status")
+    if status not in ("finished", "diverged"):
+        more = " train.max_seconds=null" if status == "time_limit" else ""
+        said = {None: "it has no readable run.json", "time_limit": "stopped by train.max_seconds"}.get(status, status)
+        raise UserError(
+            f"repeat={folder}: the run is not finished ({said}); finish it first: natattn train resume={folder}{more}"
+        )
+    if not (folder / "metrics.jsonl").is_file() or "fingerprint" not in facts.get("data", {}):
+        raise UserError(
+            f"repeat={folder}: its metrics.jsonl or the data in its run.json is missing; nothing to compare"
+        )
+
+
+def _show(settings: "RunSettings", folder: Path) -> None:
+    """The table of a run, or of the runs of several seeds, and their curves."""
+    from natattn.analysis.pictures.run_curves import plot_curves
+    from natattn.analysis.summary import print_report
+
+    several = settings.seeds is not None
+    pictures = [plot_curves(folder / f"seed{each.seed}" if several else folder) for each in settings.of_each_seed()]
+    print_report([str(folder)], stream=sys.stdout)
+    for picture in pictures:
+        print(f"curves: {picture}")
+
+
+def _compare(repeated: str, folder: Path) -> int:
+    """Say whether a repetition agrees; 0 where it does, in its bits or within rounding."""
+    from natattn.analysis.repetition import compare_runs, print_repetition
+
+    repetition = compare_runs(Path(repeated), folder)
+    print_repetition(repetition, stream=sys.stdout)
+    return 0 if repetition.agrees else 1
+
+
+@contextlib.contextmanager
+def _threads_as_in(repeated: str | None) -> Iterator[None]:
+    """Compute with the number of threads that a run had, for sums are rounded in its order."""
+    import torch
+
+    from natattn.training.environment import read_environment
+
+    then = read_environment(Path(repeated)).get("threads") if repeated is not None else None
+    own = torch.get_num_threads()
+    if not isinstance(then, int) or then < 1 or then == own:
+        yield
+        return
+    print(f"natattn: computing with {then} threads, as the run did, instead of {own}", file=sys.stderr)
+    torch.set_num_threads(then)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)

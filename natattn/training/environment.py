@@ -1,0 +1,125 @@
+"""environment.json: what a repetition needs to know of the machine and of the code that a run was trained by."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from natattn.files import conf_folder, write_json
+
+ENVIRONMENT = "environment.json"
+EARLIER = "earlier_sittings"
+PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
+# Environment variables that change which kernels compute, with how many threads, or how they round.
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_CBWR",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "KMP_DETERMINISTIC_REDUCTION",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCHINDUCTOR_MAX_AUTOTUNE",
+    "PYTHONHASHSEED",
+)
+
+
+def environment_of(device: torch.device) -> dict[str, Any]:
+    """What this process computes with: versions, device, threads, switches of the arithmetic, source code."""
+    on_gpu = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if on_gpu else str(device),
+        "processor": processor(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,  # type: ignore[no-untyped-call]
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "git_commit": _git_commit(),
+        "source": source_hash(),
+    }
+
+
+def write_environment(folder: Path, device: torch.device) -> None:
+    """Save the environment of this sitting; those of earlier sittings that differ are kept beside it."""
+    now = environment_of(device)
+    before = read_environment(folder)
+    earlier = before.pop(EARLIER, [])
+    if before and before != now:
+        earlier = [*earlier, before]
+    write_json(folder / ENVIRONMENT, now | ({EARLIER: earlier} if earlier else {}))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What ``write_environment`` wrote; empty where nothing can be read."""
+    try:
+        content = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def processor() -> str | None:
+    """The name of the CPU: libraries choose their kernels by it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or None
+
+
+@cache
+def source_hash() -> str:
+    """SHA-256 of natattn's code and configuration: tells changed checkouts apart that have one commit."""
+    digest = hashlib.sha256()
+    for root, pattern in ((Path(__file__).resolve().parents[1], "*.py"), (conf_folder(), "*.yaml")):
+        for path in sorted(root.rglob(pattern)):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, "+changes" where it is modified; None outside a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")

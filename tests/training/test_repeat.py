@@ -1,0 +1,248 @@
+"""A finished run that is trained again says whether the same came out, and if not, what differs."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from natattn import config
+from natattn.analysis.repetition import compare_runs
+from natattn.cli import main
+from natattn.training.environment import read_environment, write_environment
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["train", *tiny, "size.n_layer=1", f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def _change_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _change_metrics(folder: Path, name: str, factor: float, step: int) -> None:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["name"] == name and line["step"] == step and line["arm"] == "natural":
+            value = line["value"] * factor
+            line["value"] = value if math.isfinite(value) else str(value)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_repetition_is_equal_to_the_bit_and_leaves_a_run_of_its_own(finished, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", f"repeat={finished}"]) == 0
+    said = capsys.readouterr().out
+    (folder,) = Path("outputs").iterdir()
+    assert folder.name.endswith("_natural_aif_seed0")
+    assert f"repeat of {finished}: equal to the bit" in said
+    assert "weights of 2 arms too" in said
+    saved = json.loads((folder / "repeat.json").read_text())
+    assert (saved["verdict"], saved["agrees"], saved["of"]) == ("bits", True, str(finished))
+    assert saved["equal"] == saved["compared"] > 50
+    facts, before = (json.loads((each / "run.json").read_text()) for each in (folder, finished))
+    assert facts["config_hash"] == before["config_hash"]
+    assert facts["run_id"] != before["run_id"]
+
+
+def test_a_repetition_computes_with_the_threads_of_the_run(copied, tmp_path, capsys):
+    own = torch.get_num_threads()
+    environment = json.loads((copied / "environment.json").read_text())
+    _change_json(copied / "environment.json", threads=own + 1, packages=environment["packages"] | {"torch": "2.11.0"})
+    _change_metrics(copied, "validation/loss", 1.001, step=3)
+    folder = tmp_path / "again"
+    assert main(["train", f"repeat={copied}", f"hydra.run.dir={folder}"]) == 1
+    captured = capsys.readouterr()
+    assert f"computing with {own + 1} threads, as the run did, instead of {own}" in captured.err
+    assert torch.get_num_threads() == own
+    assert read_environment(folder)["threads"] == own + 1
+    assert "DOES NOT AGREE" in captured.out
+    assert "times what it may come to, at arm natural, step 3, validation/loss" in captured.out
+    assert "packages.torch" in captured.out
+    saved = json.loads((folder / "repeat.json").read_text())
+    assert saved["verdict"] == "different"
+    assert {"what": "packages.torch", "then": "2.11.0", "now": torch.__version__} in saved["changes"]
+
+
+def test_a_stopped_repetition_goes_on_and_is_compared_at_its_end(finished, tmp_path, capsys):
+    folder = tmp_path / "again"
+    assert main(["train", f"repeat={finished}", f"hydra.run.dir={folder}", "train.max_seconds=1e-9"]) == 1
+    assert not (folder / "repeat.json").exists()
+    assert main(["train", f"resume={folder}", "train.max_seconds=null"]) == 0
+    assert "equal to the bit" in capsys.readouterr().out
+    assert json.loads((folder / "repeat.json").read_text())["verdict"] == "bits"
+
+
+def test_a_run_that_was_made_longer_is_repeated_in_one_go(tiny, tmp_path, capsys):
+    base = [option for option in tiny if not option.startswith("schedule")] + ["size.n_layer=1", "reference=none"]
+    folder = tmp_path / "run"
+    constant = ["schedule=constant", "schedule.warmup_steps=2", "train.steps=4"]
+    assert main(["train", *base, *constant, f"hydra.run.dir={folder}"]) == 0
+    assert main(["train", f"resume={folder}", "train.steps=7"]) == 0
+    assert main(["train", f"repeat={folder}", f"hydra.run.dir={tmp_path / 'again'}"]) == 0
+    assert "equal to the bit" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "repeat.json").read_text())["left_out"] > 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "step", "name", "verdict"),
+    [
+        (1 + 4e-6, 3, "validation/loss", "rounding"),
+        (1 + 4e-6, 0, "validation/loss", "different"),  # nothing has been trained yet that could make it grow
+        (1 + 4e-5, 3, "validation/loss", "different"),
+        (1 + 4e-5, 3, "attention/layer_0/entropy", "rounding"),
+        (1.01, 3, "attention/layer_0/entropy", "different"),
+        (float("nan"), 3, "validation/loss", "different"),
+    ],
+)
+def test_rounding_is_told_from_another_computation_by_its_size(factor, step, name, verdict, finished, copied):
+    _change_metrics(copied, name, factor, step)
+    found = compare_runs(finished, copied)
+    assert found.verdict == verdict
+    assert (found.largest.arm, found.largest.step, found.largest.name) == ("natural", step, name)
+    assert found.largest.relative == pytest.approx(abs(factor - 1), rel=1e-2) or factor != factor
+    assert found.equal == found.compared - 1
+    json.loads((copied / "repeat.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_metrics_that_one_run_lacks_and_other_weights_are_told(finished, copied):
+    lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copied / "metrics.jsonl").write_text("".join(line for line in lines if '"train/loss"' not in line))
+    found = compare_runs(finished, copied)
+    assert found.verdict == "different"
+    assert {name for _, _, name in found.missing} == {"train/loss"}
+    (copied / "metrics.jsonl").write_text("".join(lines))
+    weights = copied / "arms" / "natural" / "model" / "model.safetensors"
+    shutil.copy(copied / "arms" / "standard" / "model" / "model.safetensors", weights)
+    found = compare_runs(finished, copied)
+    assert 0 < found.weights["natural"] < 0.1
+    assert found.weights["standard"] == 0
+    assert found.verdict == "rounding"
+
+
+def test_a_run_without_the_newer_records_is_compared(finished, copied):
+    environment = json.loads((copied / "environment.json").read_text())
+    for name in ("variables", "processor", "source"):
+        del environment[name]
+    (copied / "environment.json").write_text(json.dumps(environment))
+    found = compare_runs(copied, Path(shutil.copytree(finished, copied.parent / "again")))
+    assert not found.changes
+    assert set(found.not_recorded) == {"processor", "source"}
+
+
+def test_the_environments_of_all_sittings_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    for _ in range(2):
+        write_environment(tmp_path, torch.device("cpu"))
+    assert "earlier_sittings" not in read_environment(tmp_path)
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    write_environment(tmp_path, torch.device("cpu"))
+    environment = read_environment(tmp_path)
+    assert environment["variables"]["MKL_CBWR"] == "AVX2"
+    assert [each["variables"]["MKL_CBWR"] for each in environment["earlier_sittings"]] == ["COMPATIBLE"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["repeat=nowhere"], "nowhere: no such run folder"),
+        (["repeat={folder}/checkpoints"], "not a run folder"),
+        (
+            ["repeat={folder}", "train.steps=9"],
+            "train.steps=9: the run has train.steps=6; a repetition may change only",
+        ),
+        (["repeat={folder}", "optim=muon"], "the run has optim."),
+        (["repeat={folder}", "train.stepss=9"], "train.stepss"),
+        (["repeat={folder}", "resume={folder}"], "give one of them"),
+        (["repeat={folder}", "train.device=cuda:7"], "train.device=cuda:7"),
+        (["-m", "repeat={folder}"], "cannot be swept"),
+        (["repeat={folder},{folder}"], "cannot be swept"),
+        (["repeat={folder}", "hydra.run.dir={folder}"], "already holds a run"),
+    ],
+)
+def test_what_cannot_be_repeated_is_one_line(arguments, said, finished, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *(argument.format(folder=finished) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"status": "running"}, "the run is not finished (running)"),
+        ({"status": "interrupted"}, "the run is not finished (interrupted)"),
+        ({"status": "time_limit"}, "train.max_seconds=null"),
+        ({"data": {}}, "nothing to compare"),
+        ({"device": "cuda:0"}, "the run was on cuda:0: train.device=cuda:0: no CUDA devices here"),
+    ],
+)
+def test_a_run_that_cannot_be_compared_with_is_one_line(facts, said, copied, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    _change_json(copied / "run.json", **facts)
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(text.replace("device: cpu", "device: auto"))
+    assert main(["train", f"repeat={copied}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_other_data_is_refused_before_training_and_moved_data_is_not(tiny, text_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text(text_file.read_text())
+    own = [option for option in tiny if not option.startswith("data.train")] + ["size.n_layer=1", "reference=none"]
+    assert main(["train", *own, "data.train=text.txt", "hydra.run.dir=run"]) == 0
+    text.rename(tmp_path / "moved.txt")
+    assert main(["train", "repeat=run", "data=text", "data.train=moved.txt", "hydra.run.dir=again"]) == 0
+    capsys.readouterr()
+    text.write_text(text_file.read_text().replace("energy", "entropy"))
+    assert main(["train", "repeat=run", "hydra.run.dir=other"]) == 2
+    error = capsys.readouterr().err
+    assert "the data is not that of the run" in error
+    assert "nothing was trained" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("again", [config.resumed_settings, config.repeated_settings])
+def test_the_tracker_may_change_in_parts_or_as_a_whole(again):
+    saved = config.settings_of(config.compose([])).model_dump(mode="json")
+    assert again(saved, ["tracker=online"]).tracker.mode == "online"
+    assert again(saved, ["tracker=online"]).tracker.project == "natattn"
+    assert again(saved, ["tracker.project=mine"]).tracker.project == "mine"
+    assert again(saved, ["tracker=off"]).tracker.kind == "off"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["aif", "natural_muon", "fisher_adam"])
+def test_another_number_of_threads_is_rounding_and_another_seed_is_not(optim, tmp_path):
+    options = ["size=pico", "tokenizer=byte", "data=grammar", "tracker=off", f"optim={optim}", "train.steps=30"]
+    options += ["train.evaluate_every=10", "train.device=cpu"]
+    runs = {"one": ("1", "0"), "two": ("2", "0"), "other": ("1", "1")}
+    for name, (threads, seed) in runs.items():
+        command = [sys.executable, "-m", "natattn", "train", *options, f"seed={seed}"]
+        subprocess.run(
+            [*command, f"hydra.run.dir={tmp_path / name}"],
+            check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": threads},
+        )  # fmt: skip
+    found = compare_runs(tmp_path / "one", tmp_path / "two")
+    assert found.verdict == "rounding"
+    assert {change.what: (change.then, change.now) for change in found.changes}["threads"] == (1, 2)
+    assert compare_runs(tmp_path / "one", tmp_path / "other").verdict == "different"
