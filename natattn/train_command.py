@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from natattn import config
-from natattn.errors import UserError
+from natattn.errors import TerminatedError, UserError
 from natattn.exits import guarded
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
@@ -185,17 +185,25 @@ def _run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks
     """Train, then show what came out."""
     from natattn.analysis.pictures.run_curves import plot_curves
     from natattn.analysis.summary import print_report
+    from natattn.training.lacks import lack_told, way_on
     from natattn.training.replicas import train_replicas
     from natattn.training.run import train as train_run
 
     with contextlib.suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
     replicated = settings.seeds is not None
-    if replicated:
-        result = train_replicas(settings, folder, group=group)
-    else:
-        result = train_run(settings, folder, group=group, ranks=ranks)
     resumed = f"{folder}/seedN for each of its seeds N" if replicated else f"{folder}"
+    try:
+        with lack_told(settings, folder, resumed):
+            if replicated:
+                result = train_replicas(settings, folder, group=group)
+            else:
+                result = train_run(settings, folder, group=group, ranks=ranks)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
+        if ranks is None or ranks.is_first:
+            print(f"natattn: interrupted; {way_on(folder, resumed)}", file=sys.stderr)
+        return 128 + number
     if ranks is not None and not ranks.is_first:
         return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
     if result.outcome == "interrupted":
@@ -207,7 +215,9 @@ def _run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks
             f"natattn train resume={resumed} train.max_seconds=MORE",
             file=sys.stderr,
         )
-    pictures = [plot_curves(folder / f"seed{each.seed}" if replicated else folder) for each in settings.of_each_seed()]
+    folders = [folder / f"seed{each.seed}" if replicated else folder for each in settings.of_each_seed()]
+    with lack_told(settings, folder, resumed):
+        pictures = [plot_curves(each) for each in folders]
     print_report([str(folder)], stream=sys.stdout)
     for picture in pictures:
         print(f"curves: {picture}")
