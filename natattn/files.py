@@ -20,7 +20,7 @@ _STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so
 _WRITING, _RETIRED = ".writing-", ".retired-"  # before the names of folders that are not there yet, or no more
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 # How safetensors and tokenizers end their own exceptions, and shutil lists those of many files.
 _SYSTEM_ERROR = re.compile(r"(?:os error |Errno )(\d+)")
 
@@ -120,7 +120,7 @@ def _number_of(error: Exception) -> int | None:
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Whether a disk is full, broken or may not be written to, which is for the user to mend."""
+    """Whether a disk is full or may not be written to, which is for the user to mend."""
     return error.errno in _FULL | _FORBIDDEN
 
 
