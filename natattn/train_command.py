@@ -234,10 +234,23 @@ def _resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> in
     facts = read_run(folder)
     if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
         if ranks is None or ranks.is_first:
+            _draw_missing(folder)
             print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
         # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
         return 1 if ranks is not None and facts["status"] == "diverged" else 0
     return _run(settings, folder, None, ranks)
+
+
+def _draw_missing(folder: Path) -> None:
+    """The curves of a run that was killed while they were drawn, after all else was done."""
+    from natattn.analysis.pictures.run_curves import CURVES, plot_curves
+    from natattn.files import remove_unfinished
+    from natattn.training.run_folder import RunLock
+
+    if not (folder / CURVES).exists():
+        with contextlib.suppress(UserError), RunLock(folder):  # a folder that may not be written to stays as it is
+            remove_unfinished(folder)
+            plot_curves(folder)
 
 
 def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:

@@ -66,7 +66,8 @@ def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ran
         run_folder.check_unused(folder)
     stack.enter_context(run_folder.RunLock(folder))
     if settings.resume is not None:
-        remove_unfinished(folder)
+        for each in (folder, folder / "checkpoints"):
+            remove_unfinished(each)
     check_init(settings.init)
     if ranks.size > 1:
         open_task(settings)

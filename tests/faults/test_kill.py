@@ -110,9 +110,13 @@ def test_a_killed_study_ends_the_same(server: ForkServer, undisturbed: Undisturb
     place.mkdir()
     options = {"log": tmp_path / "log", "NATATTN_CACHE": str(undisturbed.cache)}
     fault = {"kind": "counted", "roots": [str(place)], "counts": str(tmp_path / "counts")}
+    warming = tmp_path / "warming"
+    warming.mkdir()
+    assert server.run(command, cwd=warming, **options) == 0  # fills the token cache
     assert server.run(command, cwd=place, fault=fault, **options) == 0
     moments = len((tmp_path / "counts").read_text().split())
     expected = _tables(place)
+    assert _tables(warming) == expected
     generator = random.Random("study")
     for attempt in range(STUDY_KILLS):
         place = tmp_path / str(attempt)
