@@ -1,30 +1,78 @@
 """How commands end: the exit code and the one line that errors and interruptions become."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
-from natattn.errors import UserError
+from natattn.errors import TerminatedError, UserError
+from natattn.files import is_of_the_disk, what_to_mend
 from natattn.together import LauncherStore, started_by_torchrun
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake is one line and exit code 2, Ctrl-C is 130."""
+    """Run a command; a user's mistake is one line and exit code 2, a full disk or memory 1, Ctrl-C 130, SIGTERM 143."""
     try:
-        return command()
+        with _ended_by_sigterm():
+            return command()
     except UserError as error:
-        if not started_by_torchrun() or LauncherStore().is_first_to_report_mistake():
-            print(f"natattn: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error), error.exit_code)
+    except TerminatedError:
+        return _say("stopped by SIGTERM", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        print("natattn: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _say("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output has gone (natattn report | head): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not is_of_the_disk(error):
+            raise
+        return _say(f"{error.filename or 'output'}: {error.strerror}; {what_to_mend(error)}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _say("out of memory", 1)
+
+
+def _say(text: str, code: int) -> int:
+    """One line to standard error, of all ranks by one; the code."""
+    if code > 2 or not started_by_torchrun() or LauncherStore().is_first_to_report_mistake():
+        with contextlib.suppress(OSError):  # standard error may be a file on the disk that is full
+            print(f"natattn: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    from natattn.training.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, so that locks and temporary files go; later ones change nothing.
+
+    Not the ranks of torchrun: one that waits for another would not hear it.
+    """
+    alone = threading.current_thread() is threading.main_thread() and not started_by_torchrun()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise TerminatedError
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def leave(code: int) -> NoReturn:

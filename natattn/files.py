@@ -1,8 +1,11 @@
-"""Files that are there wholly or not at all, also after a crash; and where the configuration lies."""
+"""Files and folders that are there wholly or not at all, also after a crash; and where the configuration lies."""
 
 import contextlib
+import errno
 import json
 import os
+import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +17,12 @@ from natattn.errors import UserError
 
 CONFIG_NAME = "train"
 _STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is nobody's
+_WRITING, _RETIRED = ".writing-", ".retired-"  # before the names of folders that are not there yet, or no more
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+# How safetensors and tokenizers end their own exceptions, and shutil lists those of many files.
+_SYSTEM_ERROR = re.compile(r"(?:os error |Errno )(\d+)")
 
 
 @contextlib.contextmanager
@@ -21,17 +30,103 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, to be written; at the end it is synced and takes the place of `path`.
 
     Whoever reads `path`, or writes it at the same time, sees one whole file. After an error nothing is left of the
-    temporary one. Raises OSError where the folder cannot be written to.
+    temporary one. Raises OSError, naming `path`, where it cannot be written.
     """
     _remove_stale(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # the new name is on the disk too
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)  # the new name is on the disk too
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # a disk that has become read-only keeps it; the first error is the one to tell
+        temporary.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a folder and all that is in it. Only one process may write it at a time."""
+    temporary = path.with_name(_WRITING + path.name)
+    try:
+        with naming(path):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            install_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def install_folder(temporary: Path, path: Path) -> None:
+    """Sync a folder that is written, and have it take the place of `path`."""
+    for inner in [*temporary.rglob("*"), temporary]:
+        sync(inner)
+    retired = path.with_name(_RETIRED + path.name)
+    shutil.rmtree(retired, ignore_errors=True)
+    if path.exists():
+        os.replace(path, retired)
+    os.replace(temporary, path)
+    sync(path.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no half of it is ever there under its name."""
+    retired = path.with_name(_RETIRED + path.name)
+    shutil.rmtree(retired, ignore_errors=True)
+    os.replace(path, retired)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in a folder that no other process writes to now."""
+    for path in [*folder.glob(f"{_WRITING}*"), *folder.glob(f"{_RETIRED}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            _discard(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What goes wrong with the disk inside is an OSError that names `path`, whatever library met it."""
+    try:
+        yield
+    except Exception as error:
+        number = _number_of(error)
+        if number is None or not is_of_the_disk(OSError(number, "")) or not _lies_beside(path, error):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _lies_beside(path: Path, error: Exception) -> bool:
+    """Whether it is `path` that could not be written, and not another file that could not be read meanwhile."""
+    name = getattr(error, "filename", None)
+    return not isinstance(name, str | Path) or Path(name).is_relative_to(path.parent)
+
+
+def _number_of(error: Exception) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _SYSTEM_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a disk is full or may not be written to, which is for the user to mend."""
+    return error.errno in _FULL | _FORBIDDEN
+
+
+def what_to_mend(error: OSError) -> str:
+    """What the user can do about an error of the disk."""
+    return "free space" if error.errno in _FULL else "make it writable"
 
 
 def pretrained_source(path: str) -> tuple[str, dict[str, str]]:
@@ -67,7 +162,8 @@ def is_stale(temporary: Path) -> bool:
         return False  # just renamed
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natattn import config
-from natattn.errors import UserError
+from natattn.errors import TerminatedError, UserError
 
 if TYPE_CHECKING:
     from natattn.ranks import Ranks
@@ -17,19 +17,26 @@ if TYPE_CHECKING:
 
 def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks | None" = None) -> int:
     """Train, then show what came out; of a repetition also whether it agrees with the run that it repeats."""
+    from natattn.training.lacks import lack_told, way_on
     from natattn.training.replicas import train_replicas
     from natattn.training.run import train
 
     with contextlib.suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
-    with _threads_as_in(settings.repeat):
-        if settings.seeds is not None:
-            result = train_replicas(settings, folder, group=group)
-        else:
-            result = train(settings, folder, group=group, ranks=ranks)
+    resumed = f"{folder}/seedN for each of its seeds N" if settings.seeds is not None else f"{folder}"
+    try:
+        with lack_told(settings, folder, resumed), _threads_as_in(settings.repeat):
+            if settings.seeds is not None:
+                result = train_replicas(settings, folder, group=group)
+            else:
+                result = train(settings, folder, group=group, ranks=ranks)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
+        if ranks is None or ranks.is_first:
+            print(f"natattn: interrupted; {way_on(folder, resumed)}", file=sys.stderr)
+        return 128 + number
     if ranks is not None and not ranks.is_first:
         return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
-    resumed = f"{folder}/seedN for each of its seeds N" if settings.seeds is not None else f"{folder}"
     if result.outcome == "interrupted":
         print(f"natattn: interrupted; go on with: natattn train resume={resumed}", file=sys.stderr)
         return 128 + (result.signal or signal.SIGINT)
@@ -39,7 +46,8 @@ def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks 
             f"natattn train resume={resumed} train.max_seconds=MORE",
             file=sys.stderr,
         )
-    _show(settings, folder)
+    with lack_told(settings, folder, resumed):
+        _show(settings, folder)
     if settings.repeat is not None:
         return _compare(settings.repeat, folder) if result.outcome != "time_limit" else 1
     return 1 if result.outcome == "diverged" else 0
@@ -54,10 +62,23 @@ def resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int
     facts = read_run(folder)
     if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
         if ranks is None or ranks.is_first:
+            _draw_missing(folder)
             print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
         # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
         return 1 if ranks is not None and facts["status"] == "diverged" else 0
     return run(settings, folder, None, ranks)
+
+
+def _draw_missing(folder: Path) -> None:
+    """The curves of a run that was killed while they were drawn, after all else was done."""
+    from natattn.analysis.pictures.run_curves import CURVES, plot_curves
+    from natattn.files import remove_unfinished
+    from natattn.training.run_folder import RunLock
+
+    if not (folder / CURVES).exists():
+        with contextlib.suppress(UserError), RunLock(folder):  # a folder that may not be written to stays as it is
+            remove_unfinished(folder)
+            plot_curves(folder)
 
 
 def settings_to_repeat(path: str, overrides: list[str]) -> "RunSettings":

@@ -1,15 +1,14 @@
 """Where tokens are kept between runs."""
 
 import contextlib
-import errno
+import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from natattn import files
-from natattn.errors import UserError
-
-_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+from natattn.errors import ResourceError, UserError
 
 
 def cache_root() -> Path:
@@ -33,13 +32,39 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """`natattn.files.replacing` for a file of the cache: where there is no room or no right to write is a UserError."""
+    """`natattn.files.replacing` for a file of the cache: no room or no right to write is a ResourceError."""
     try:
         with files.replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        if error.errno in _NOT_WRITABLE:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror}); make room or set NATATTN_CACHE to another folder"
-            ) from error
-        raise
+        if not files.is_of_the_disk(error) or error.filename != str(path):
+            raise
+        mend = f"{files.what_to_mend(error)} or set NATATTN_CACHE to another folder"
+        raise ResourceError(f"{path}: {error.strerror}", mend=mend) from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a cache folder, and wait until no other process fills it: what it leaves need not be made again.
+
+    A process that dies lets go of it. Where the disk knows no locks nobody waits, and both make the same files.
+    Raises UserError if the folder cannot be made.
+    """
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor, folder)
+            files.remove_unfinished(folder)
+        yield
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(
+            f"natattn: another process prepares the same data ({folder}); waiting for it", file=sys.stderr, flush=True
+        )
+        fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from natattn.data.blocks import TokenSplit
-from natattn.data.cache import cache_root, make_folder, replacing
+from natattn.data.cache import alone_in, cache_root, replacing
 from natattn.data.corpora import DataSettings, open_corpus
 from natattn.data.grammar import GrammarCorpus
 from natattn.data.progress import Progress
@@ -78,8 +78,11 @@ def prepare(
     folder = root / "tokens" / fingerprint
     splits = _read_splits(folder)
     if splits is None:
-        _write_splits(folder, corpus, encoder, unchanged, progress)
-        splits = _read_splits(folder)
+        with alone_in(folder):
+            splits = _read_splits(folder)  # another process may have made it
+            if splits is None:
+                _write_splits(folder, corpus, encoder, unchanged, progress)
+                splits = _read_splits(folder)
     if splits is None:
         raise UserError(f"the cache folder {folder} does not keep what is written to it")
     return TokenizedCorpus(
@@ -124,11 +127,13 @@ def build_tokenizer(
             folder = root / "tokenizers" / fingerprint
             trained = load_bpe(folder)
             if trained is None:
-                make_folder(folder)
-                with bar:
-                    trained = train_bpe(settings, bar.watch(texts))
-                unchanged()
-                trained.save(folder)
+                with alone_in(folder):
+                    trained = load_bpe(folder)  # another process may have made it
+                    if trained is None:
+                        with bar:
+                            trained = train_bpe(settings, bar.watch(texts))
+                        unchanged()
+                        trained.save(folder)
             return trained, fingerprint
 
 
@@ -162,8 +167,6 @@ def _write_splits(
     folder: Path, corpus: Corpus, tokenizer: Tokenizer, unchanged: Callable[[], None], progress: bool
 ) -> None:
     """Write each split's tokens and, last of all, the description that makes them an entry."""
-    # Two processes at once write the same bytes, and each file is replaced whole, so both end well.
-    make_folder(folder)
     meta = {}
     for split in corpus.splits:
         with (

@@ -92,8 +92,6 @@ class LibraryTokenizer:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "tokenizer.json") as temporary:
-            self._tokenizer.save(str(temporary))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": END_TOKEN,
@@ -102,6 +100,8 @@ class LibraryTokenizer:
         }
         with replacing(folder / "tokenizer_config.json") as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / "tokenizer.json") as temporary:  # the last: what has it is whole
+            self._tokenizer.save(str(temporary))
 
 
 class ByteTokenizer:

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.errors import UserError
+from natattn.errors import ResourceError, UserError
+from natattn.files import what_to_mend
 from natattn.tracking import Record
 
 FILE_NAME = "metrics.jsonl"
@@ -47,7 +48,8 @@ class MetricsFile:
     `truncate_at` is the `position()` that a checkpoint stored: what a killed run wrote after it is cut. Without it a
     line that a killed run left unfinished is cut, so that what follows starts on a line of its own.
 
-    Raises UserError where the file cannot be written (a full disk) or is not the one that the position belongs to.
+    Raises ResourceError where the file cannot be written (a full disk), UserError where it is not the one that the
+    position belongs to.
     """
 
     def __init__(self, path: Path, *, truncate_at: int | None = None) -> None:
@@ -109,7 +111,7 @@ class MetricsFile:
                 file.close()
 
     def _fail(self, error: OSError) -> NoReturn:
-        raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+        raise ResourceError(f"{self._path}: {error.strerror or error}", mend=what_to_mend(error)) from error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON, complete or absent, and never older than they say.
 
 A checkpoint is a folder ``step-000200`` holding each arm's safetensors files (see ``arm_state``),
-``state.json`` and ``manifest.json`` with every file's SHA-256. It is written under a temporary name, synced, renamed.
+``state.json`` and ``manifest.json`` with every file's SHA-256. It is written under a temporary name, synced, renamed;
+one that is removed is renamed first.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from natattn.errors import UserError
-from natattn.files import write_json
+from natattn.files import install_folder, naming, remove_folder, remove_unfinished, sync, write_json
 from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
 
@@ -29,18 +30,25 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
         state: JSON content that resuming needs beside weights and optimizer states.
     """
     ranks = arms[0].ranks
-    temporary = folder / f".writing-{step:06d}"
-    if ranks.is_first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    ranks.wait()
-    skeletons = {arm.name: write_arm(temporary, arm) for arm in arms}
-    ranks.wait()
     target = folder / f"step-{step:06d}"
-    if ranks.is_first:
-        write_json(temporary / "state.json", {**state, "step": step, "optimizers": skeletons})
-        _complete(temporary, target, keep=keep, best=best)
-    ranks.wait()
+    temporary = folder / f".writing-{target.name}"
+    try:
+        with naming(target):
+            if ranks.is_first:
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(folder)
+                temporary.mkdir()
+            ranks.wait()
+            skeletons = {arm.name: write_arm(temporary, arm) for arm in arms}
+            ranks.wait()
+            if ranks.is_first:
+                write_json(temporary / "state.json", {**state, "step": step, "optimizers": skeletons})
+                _complete(temporary, target, keep=keep, best=best)
+            ranks.wait()
+    except BaseException:
+        if ranks.is_first:  # on a full disk it would take the room of what can be saved
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return target
 
 
@@ -48,16 +56,13 @@ def _complete(temporary: Path, target: Path, *, keep: int, best: bool) -> None:
     """Give a checkpoint whose files are written its manifest and its name."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     write_json(temporary / MANIFEST, {str(path.relative_to(temporary)): _sha256(path) for path in files})
-    for path in [*temporary.rglob("*"), temporary]:
-        _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
     folder = target.parent
-    if best:
-        _mark_best(folder, target)
-    _sync(folder)
+    if best:  # before it has its name: whoever is killed in between comes here again
+        _mark_best(folder, temporary)
+    install_folder(temporary, target)
     for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old)
+        remove_folder(old)
+    sync(folder)
 
 
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -73,7 +78,7 @@ def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
             damaged[path] = fault
             continue
         for other in damaged:
-            shutil.rmtree(other)
+            remove_folder(other)
         warnings = [f"checkpoint {other.name} was damaged ({why}); using {path.name}" for other, why in damaged.items()]
         return path, json.loads((path / "state.json").read_text(encoding="utf-8")), warnings
     if damaged:
@@ -84,19 +89,14 @@ def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
 
 def _mark_best(folder: Path, target: Path) -> None:
     """Make ``best`` a copy of the checkpoint by hard links: no second copy on disk, and pruning leaves it alone."""
-    temporary = folder / ".writing-best"
+    temporary = folder / f".writing-{BEST}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         shutil.copytree(target, temporary, copy_function=os.link)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(target, temporary)
-    retired = folder / ".retired-best"
-    shutil.rmtree(retired, ignore_errors=True)
-    if (folder / BEST).exists():
-        os.replace(folder / BEST, retired)
-    os.replace(temporary, folder / BEST)
-    shutil.rmtree(retired, ignore_errors=True)
+    install_folder(temporary, folder / BEST)
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -123,11 +123,3 @@ def _fault(path: Path) -> str | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

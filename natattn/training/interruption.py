@@ -1,13 +1,19 @@
 """Ctrl-C and SIGTERM end a run at the next step instead of in the middle of one."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
+class BrokenOffError(BaseException):
+    """A signal has ended work that can be thrown away. No library may take it for an error of its own."""
+
+
 class Interruption:
-    """While open, the first SIGINT or SIGTERM is remembered; a second SIGINT interrupts at once.
+    """While open, the first SIGINT or SIGTERM is remembered; a second SIGINT interrupts at once, a SIGTERM never does.
 
     Attributes:
         signal: number of the signal received, None so far.
@@ -18,6 +24,7 @@ class Interruption:
         self.signal: int | None = None
         self.received: int | None = None
         self._agreeing = False
+        self._breakable = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -39,6 +46,28 @@ class Interruption:
         self.received = number
         if not self._agreeing:
             self.signal = number
+        if self._breakable:
+            self._breakable = False
+            raise BrokenOffError
+
+    @contextlib.contextmanager
+    def breakable(self) -> Iterator[None]:
+        """Around what may take long and changes nothing that is saved: a signal ends it at once.
+
+        Where several processes have to agree first, it goes on to its end.
+
+        Raises: BrokenOffError, also where a signal has come before.
+        """
+        if self._agreeing:
+            yield
+            return
+        if self.signal is not None:
+            raise BrokenOffError
+        self._breakable = True
+        try:
+            yield
+        finally:
+            self._breakable = False
 
     def hold(self) -> None:
         """Wait with what was received until the other processes have been asked."""

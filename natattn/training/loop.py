@@ -4,6 +4,7 @@ Step s is the state after s updates: ``train/loss`` at step s is the loss of bat
 ``validation/loss`` at step s is measured before update s.
 """
 
+import contextlib
 import math
 import resource
 import sys
@@ -17,7 +18,8 @@ from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.training.arms import Arm, StepResult, identical
 from natattn.training.checkpoint import save_checkpoint
 from natattn.training.evaluate import attention_metrics, split_metrics
-from natattn.training.interruption import Interruption
+from natattn.training.interruption import BrokenOffError, Interruption
+from natattn.training.memory import less_for_a_step, less_for_an_evaluation, told_where
 from natattn.training.progress import Outcome, Progress, TrainSettings
 from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
 
@@ -55,6 +57,7 @@ class Loop:
         self._losses: dict[str, float] = {}  # validation losses at the last evaluation, by arm
         self._probe_inputs = self.task.probe_inputs(self.device)
         self._pending: list[tuple[int, Arm, StepResult]] = []
+        self._compiled: set[bool] = set()  # kinds of steps, observed or not
         # Step 0 is evaluated before anything is saved: a run that has evaluated starts from a checkpoint of its step.
         self._saved_step = progress.step if progress.evaluated_step >= 0 else -1
         self._started = time.perf_counter() - progress.seconds
@@ -69,8 +72,11 @@ class Loop:
 
     def run(self, interruption: Interruption) -> Outcome:
         """Train; afterwards the metrics and a checkpoint of the last step are on disk."""
-        while (outcome := self.settle(interruption)) is None:
-            self.advance()
+        try:
+            while (outcome := self.settle(interruption)) is None:
+                self.advance(interruption)
+        except BrokenOffError:  # compiling: what was saved before is where the run goes on
+            return "interrupted"
         return outcome
 
     def settle(self, interruption: Interruption, *, out_of_time: bool | None = None) -> Outcome | None:
@@ -81,16 +87,19 @@ class Loop:
         """
         settings, step = self.settings, self.progress.step
         outcome = self._outcome(interruption, out_of_time)
-        # A time limit still ends with an evaluation; an interruption must not wait for one.
+        # A time limit still ends with an evaluation; an interruption does not wait for one.
         due = step % settings.evaluate_every == 0 or outcome in ("finished", "time_limit")
         if due and step > self.progress.evaluated_step:
-            self.evaluate()
-            outcome = self._outcome(interruption, out_of_time) if outcome is None else self._final(outcome)
+            if not self.evaluate(interruption):
+                outcome = "interrupted"
+            else:
+                self._saved_step = -1  # a checkpoint that was resumed from does not know of the evaluation
+                outcome = self._outcome(interruption, out_of_time) if outcome is None else self._final(outcome)
         if self._saved_step != step and (outcome is not None or (step and step % settings.checkpoint_every == 0)):
             self.checkpoint()
             self._saved_step = step
-        if outcome not in (None, "interrupted"):
-            self._evaluate_test()
+        if outcome not in (None, "interrupted") and not self._evaluate_test(interruption):
+            return "interrupted"
         return outcome
 
     def _outcome(self, interruption: Interruption, out_of_time: bool | None) -> Outcome | None:
@@ -125,14 +134,37 @@ class Loop:
         """The outcome after the last evaluation, which may have found that no arm is left."""
         return outcome if any(arm.active for arm in self.arms) else "diverged"
 
-    def advance(self) -> None:
-        """One step of every active arm; their losses are read and logged when ``log_every`` says so."""
+    def advance(self, interruption: Interruption) -> None:
+        """One step of every active arm; their losses are read and logged when ``log_every`` says so.
+
+        Raises: BrokenOffError where a signal comes while a step is being compiled; ResourceError where memory ends.
+        """
         step, slices = self.progress.step, self.slices()
-        for arm in self.arms:
-            if arm.active:
-                self.before_step(arm)
-                self.took_step(arm, arm.train_step(slices, step, self.rate_factor))
+        with interruption.breakable() if self._compiles() else contextlib.nullcontext():
+            for arm in self.arms:
+                if arm.active:
+                    self.before_step(arm)
+                    with self.enough_memory(arm.name):
+                        result = arm.train_step(slices, step, self.rate_factor)
+                    self.took_step(arm, result)
         self.end_step()
+
+    def _compiles(self) -> bool:
+        """Whether this step may be compiled, which takes up to minutes: the first of those that attention is observed
+        in, and the first of the others."""
+        if not self.settings.compile:
+            return False
+        probe = self.arms[-1].probe
+        kind = probe is not None and self.progress.step % probe.every == 0
+        is_new = kind not in self._compiled
+        self._compiled.add(kind)
+        return is_new
+
+    def enough_memory(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Around a training step of the arms of that name: says which settings would need less memory."""
+        models = [arm.model for arm in self.arms]
+        less = less_for_a_step(self.settings, models, divisible=self.task.unit != "pair")
+        return told_where(f"step {self.progress.step} of arm {name}", **less)
 
     @property
     def rate_factor(self) -> float:
@@ -183,27 +215,23 @@ class Loop:
         self._pending.clear()
         self._log(records)
 
-    def evaluate(self) -> None:
-        """Log every active arm's validation metrics, attention, energy factors and clock, and make it all durable."""
+    def evaluate(self, interruption: Interruption) -> bool:
+        """Log every active arm's validation metrics, attention, energy factors and clock, and make it all durable.
+
+        Returns: false where a signal has ended it; then nothing is logged, and it can be made again.
+        Raises: ResourceError where memory ends.
+        """
         self._drain()
         step = self.progress.step
-        records: list[Record] = []
-        losses = self._losses = {}
-        for arm in self.arms:
-            if not arm.active:
-                continue
-            arm.at_step(step, self.settings.steps)
-            found = self._metrics_over(arm, "validation")
-            losses[arm.name] = found["validation/loss"]
-            if not math.isfinite(losses[arm.name]):
-                arm.diverge(step, f"the validation loss is {losses[arm.name]}")
-                records.append(self._record("diverged", float(step), arm, step))
-            values = {**found, **attention_metrics(arm, self._probe_inputs)}
-            values.update(self._optimizer_metrics(arm))
-            values.update(self._clock_metrics(arm))
-            records.extend(self._record(name, value, arm, step) for name, value in values.items())
-        if self.device.type == "cpu":
-            records.append(Record(step, None, "time/peak_memory_bytes", _peak_memory(), self.seconds))
+        before = [(arm, arm.patterns, arm.status, arm.cause) for arm in self.arms]
+        try:
+            with interruption.breakable():
+                losses, records = self._evaluation(step)
+        except BrokenOffError:
+            for arm, patterns, status, cause in before:
+                arm.patterns, arm.status, arm.cause = patterns, status, cause
+            return False
+        self._losses = losses
         self._log(records)
         for tracker in self.trackers:
             tracker.flush()
@@ -211,14 +239,42 @@ class Loop:
         if step and len(self.arms) == 2 and len(losses) == 2:
             same = identical(self.arms[0].model, self.arms[1].model)
             self.identical = all(self.ranks.gather(same))
+        return True
 
-    def _evaluate_test(self) -> None:
-        """Log the test metrics of every arm that is left, once, at the end."""
+    def _evaluation(self, step: int) -> tuple[dict[str, float], list[Record]]:
+        """Validation losses by arm, and all that is to be logged."""
+        records: list[Record] = []
+        losses = {}
+        for arm in self.arms:
+            if not arm.active:
+                continue
+            arm.at_step(step, self.settings.steps)
+            with told_where(f"evaluation of arm {arm.name} at step {step}", **less_for_an_evaluation(self.settings)):
+                values = self._metrics_over(arm, "validation")
+                values.update(attention_metrics(arm, self._probe_inputs))
+            losses[arm.name] = values["validation/loss"]
+            if not math.isfinite(losses[arm.name]):
+                arm.diverge(step, f"the validation loss is {losses[arm.name]}")
+                records.append(self._record("diverged", float(step), arm, step))
+            values.update(self._optimizer_metrics(arm))
+            values.update(self._clock_metrics(arm))
+            records.extend(self._record(name, value, arm, step) for name, value in values.items())
+        if self.device.type == "cpu":
+            records.append(Record(step, None, "time/peak_memory_bytes", _peak_memory(), self.seconds))
+        return losses, records
+
+    def _evaluate_test(self, interruption: Interruption) -> bool:
+        """Log the test metrics of every arm that is left, once, at the end; false where a signal has ended it."""
         if self.task.has_test:
             step = self.progress.step
-            found = [(arm, self._metrics_over(arm, "test")) for arm in self.arms if arm.active]
+            try:
+                with interruption.breakable():
+                    found = [(arm, self._metrics_over(arm, "test")) for arm in self.arms if arm.active]
+            except BrokenOffError:
+                return False
             self._log([self._record(name, value, arm, step) for arm, values in found for name, value in values.items()])
         self.metrics.flush()
+        return True
 
     def _metrics_over(self, arm: Arm, split: HeldOut) -> dict[str, float]:
         found = split_metrics(arm, split, batch_size=self.settings.evaluation_batch_size)

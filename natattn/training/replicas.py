@@ -28,6 +28,7 @@ from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.joint import JointArm
 from natattn.training.loop import Loop
+from natattn.training.memory import told_where
 from natattn.training.progress import Outcome, Progress
 from natattn.training.run import OpenRun, RunResult
 from natattn.training.settings import RunSettings
@@ -153,7 +154,8 @@ class Replicas:
             joint = self._joint_arm(place, [loop.arms[place] for loop in members])
             # Language modelling alone has stacked models: a slice is its tokens.
             together = [torch.cat(parts) for parts in zip(*(slices[index] for index in chosen), strict=True)]  # type: ignore[arg-type]
-            results = joint.train_step(together, loops[0].progress.step, loops[0].rate_factor)
+            with told_where(f"step {loops[0].progress.step} of {len(members)} seeds", anew="fewer seeds="):
+                results = joint.train_step(together, loops[0].progress.step, loops[0].rate_factor)
             for loop, result in zip(members, results, strict=True):
                 loop.took_step(loop.arms[place], result)
         for loop in loops:

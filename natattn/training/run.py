@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from natattn.attention.attach import fold_temperature
-from natattn.files import write_json
+from natattn.files import remove_unfinished, replacing_folder, write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
 from natattn.ranks import Ranks
 from natattn.tracking import Tracker
@@ -70,6 +70,9 @@ def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ran
     if settings.resume is None:
         run_folder.check_unused(folder)
     stack.enter_context(run_folder.RunLock(folder))
+    if settings.resume is not None:
+        for each in (folder, folder / "checkpoints"):
+            remove_unfinished(each)
     check_init(settings.init)
     if ranks.size > 1:
         open_task(settings)
@@ -205,9 +208,9 @@ def _export(settings: RunSettings, folder: Path, arms: list[Arm], step: int) -> 
             continue
         if arm.tempered is not None:
             fold_temperature(model)  # a reloaded model knows nothing of the temperature
-        with without_progress_bars():
-            model.save_pretrained(target)
-        arm.task.save_beside(target)
+        with replacing_folder(target) as written, without_progress_bars():
+            model.save_pretrained(written)
+            arm.task.save_beside(written)
 
 
 def _warn_of_the_outcome(warn: Callable[[str], None], arms: list[Arm], *, identical: bool) -> None:

@@ -20,6 +20,8 @@ from natattn.training.run_folder import RUN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+CURVES = "curves.png"
+
 # What all figures share, as matplotlib's rcParams (Any: their names are a type of their own there).
 STYLE: Any = {
     "figure.dpi": 150,
@@ -92,7 +94,7 @@ def plot_curves(folder: Path) -> Path:
         raise UserError(f"{folder} has no validation loss to draw yet")
     difference = _difference(arms, facts)
     _replace(folder / "curves.csv", _as_csv(arms, difference, unit_of(facts)))
-    path = folder / "curves.png"
+    path = folder / CURVES
     _replace(path, _draw(arms, data, difference, facts))
     return path
 

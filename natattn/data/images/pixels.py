@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natattn.data.cache import make_folder, replacing
+from natattn.data.cache import alone_in, replacing
 from natattn.data.images.options import CHANNEL_COUNTS, Channels
 from natattn.data.progress import Progress
 from natattn.data.readers import content_digest
@@ -107,10 +107,12 @@ def stored_pixels(
     folder = root / "images" / hash_of([_FORMAT, version("pillow"), shape, content])
     pixels = _read(folder, shape)
     if pixels is None:
-        make_folder(folder)
-        with Progress(label, sum(picture.size for picture in pictures), progress) as bar:
-            _write(folder, _decoded(pictures, size, channels, bar.advance))
-        pixels = _read(folder, shape)
+        with alone_in(folder):
+            pixels = _read(folder, shape)  # another process may have made it
+            if pixels is None:
+                with Progress(label, sum(picture.size for picture in pictures), progress) as bar:
+                    _write(folder, _decoded(pictures, size, channels, bar.advance))
+                pixels = _read(folder, shape)
     if pixels is None:
         raise UserError(f"the cache folder {folder} does not keep what is written to it")
     return pixels
@@ -161,7 +163,6 @@ def _checked_meta(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, chunks: Iterable[np.ndarray]) -> None:
     """Write the pixels and, last of all, the description that makes them an entry."""
-    # Two processes at once write the same bytes, and each file is replaced whole, so both end well.
     state = hashlib.sha256()
     moments = []
     with replacing(folder / _PIXELS) as temporary, open(temporary, "wb") as file:
