@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 NOT_OF_TRAIN = frozenset({"study"})
+_LARGEST = 2**63
 _QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
 
 
@@ -208,9 +209,28 @@ def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsTyp
     from pydantic import ValidationError
 
     try:
-        return schema.model_validate(values)
+        settings = schema.model_validate(values)
     except ValidationError as error:
         raise UserError(validation_line(error.errors()[0], values, conf_folder() / "experiment")) from None
+    _check_numbers(values, settings.model_dump())
+    return settings
+
+
+def _check_numbers(given: Any, taken: Any, key: str = "") -> None:
+    """Refuse what pydantic lets pass: true and false for 1 and 0, and whole numbers that nothing below can hold.
+
+    Raises: UserError naming the key.
+    """
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        raise UserError(f"{key}={str(given).lower()}: valid: a number")
+    if isinstance(given, int) and abs(given) >= _LARGEST:
+        raise UserError(f"{key}={given}: valid: whole numbers between -2**63 and 2**63")
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for name in given.keys() & taken.keys():
+            _check_numbers(given[name], taken[name], f"{key}.{name}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for inner, inner_taken in zip(given, taken, strict=False):
+            _check_numbers(inner, inner_taken, key)
 
 
 def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSettings":

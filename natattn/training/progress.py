@@ -17,12 +17,12 @@ class TrainSettings(Settings):
     """How long, with what batches, and how often to evaluate and to checkpoint."""
 
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**24)
     accumulation_steps: int = Field(ge=1)
     sampling: Literal["random", "epochs"]
     clip_norm: float | None = Field(gt=0)
     evaluate_every: int = Field(ge=1)
-    evaluation_batch_size: int = Field(ge=1)
+    evaluation_batch_size: int = Field(ge=1, le=2**24)
     checkpoint_every: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     log_every: int = Field(ge=1)

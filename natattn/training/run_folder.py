@@ -16,6 +16,7 @@ import yaml
 
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
+from natattn.redaction import one_line, redacted
 
 CONFIG = "config.yaml"
 RUN = "run.json"
@@ -206,4 +207,4 @@ def _git_commit() -> str | None:
 
 def announce(message: str) -> None:
     """One line to standard error."""
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(redacted(message)), file=sys.stderr, flush=True)
