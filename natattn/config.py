@@ -226,8 +226,8 @@ def _check_numbers(given: Any, taken: Any, key: str = "") -> None:
     if isinstance(given, int) and abs(given) >= _LARGEST:
         raise UserError(f"{key}={given}: valid: whole numbers between -2**63 and 2**63")
     if isinstance(given, dict) and isinstance(taken, dict):
-        for name in given.keys() & taken.keys():
-            _check_numbers(given[name], taken[name], f"{key}.{name}".lstrip("."))
+        for name, inner in given.items():
+            _check_numbers(inner, taken.get(name), f"{key}.{name}".lstrip("."))
     elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
         for inner, inner_taken in zip(given, taken, strict=False):
             _check_numbers(inner, inner_taken, key)

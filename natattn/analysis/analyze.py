@@ -22,6 +22,7 @@ from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
 from natattn.models.gpt2 import PretrainedInit
+from natattn.plain import parsed_json
 from natattn.training.devices import chosen_device
 
 RESULTS = "analysis.json"
@@ -126,7 +127,7 @@ class _Results:
     def _read(self) -> dict[str, dict[str, Any]]:
         """The sections on disk that were made of the same, whole with their pictures."""
         try:
-            kept = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
+            kept = parsed_json((self.folder / RESULTS).read_text(encoding="utf-8"))
             if kept["key"] == self.key:
                 return {name: section for name, section in kept["sections"].items() if self._is_whole(section)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,7 +1,6 @@
 """Run folders: finding them, and reading the numbers of one that every table is made of."""
 
 import glob
-import json
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from natattn.errors import UserError
+from natattn.plain import parsed_json
 from natattn.statistics import time_to_target
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
@@ -129,7 +129,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The content of run.json. Raises UserError where it is missing or is no JSON object."""
     path = folder / RUN
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parsed_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

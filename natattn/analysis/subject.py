@@ -21,7 +21,7 @@ from natattn.data import TokenSplit, prepare
 from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
-from natattn.files import pretrained_source
+from natattn.files import check_safe_weights, pretrained_source
 from natattn.models.gpt2 import PretrainedInit, without_progress_bars, without_reports
 from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
@@ -201,6 +201,9 @@ def _load_model(folder: str) -> Any:
             loader: Any = AutoModelForCausalLM if is_decoder else AutoModel
             if type(found) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
                 loader = AutoModelForImageClassification
+            if not options:
+                check_safe_weights(source)
+                options = {"use_safetensors": True}
             model = loader.from_pretrained(
                 source, config=found, trust_remote_code=False, dtype=torch.float32, **options
             )

@@ -15,7 +15,7 @@ from torch import nn
 
 from natattn.errors import UserError
 from natattn.explain import first_line
-from natattn.files import pretrained_source
+from natattn.files import check_safe_weights, pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
 from natattn.settings import Name, Settings
 
@@ -30,7 +30,7 @@ class SizeSettings(Settings):
     n_embd: Annotated[int, Field(ge=1, le=2**20)] | None
     n_head: Annotated[int, Field(ge=1, le=2**20)] | None
     context: Annotated[int, Field(ge=2, le=2**24)] | None
-    n_inner: Annotated[int, Field(ge=1, le=2**24)] | None = None  # hidden units of the MLP; None for four times the width
+    n_inner: Annotated[int, Field(ge=1, le=2**24)] | None = None  # hidden units of the MLP; None: four times n_embd
     initializer_range: Annotated[float, Field(gt=0)] | None  # standard deviation of the initial weights
 
 
@@ -229,6 +229,9 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
     try:
         with without_progress_bars(), without_reports():
             source, options = pretrained_source(init.path)
+            if not options:
+                check_safe_weights(source)
+                options = {"use_safetensors": True}
             loaded, report = auto.from_pretrained(
                 source,
                 **options,

@@ -68,7 +68,9 @@ def _load_model(folder: Path) -> Any:
 
     try:
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
         restore_stabilisers(model)
         return model
     except Exception as error:  # transformers raises whatever its readers do
@@ -79,7 +81,7 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
