@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from natattn.errors import UserError
 from natattn.explain import first_line, suggestion, unknown_key, validation_line
 from natattn.files import CONFIG_NAME, conf_folder
+from natattn.redaction import secret_in
 from natattn.settings import Settings
 
 if TYPE_CHECKING:
@@ -198,7 +199,18 @@ def _run_settings(values: dict[str, Any]) -> "RunSettings":
 
     settings = validated(values, RunSettings)
     settings.check()
+    refuse_secrets(settings)
     return settings
+
+
+def refuse_secrets(settings: Settings) -> None:
+    """Settings are saved, shown on pages and mirrored: no password or token of the environment may be among them.
+
+    Raises: UserError naming the key, not the value.
+    """
+    for key, value in _walk(settings.model_dump(mode="json")):
+        if not isinstance(value, dict) and (found := secret_in(str(value))):
+            raise UserError(f"{key}: holds {found}, and would be saved with the run; valid: a value without it")
 
 
 def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsType:

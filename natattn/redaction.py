@@ -6,7 +6,7 @@ import re
 HIDDEN = "…"
 _PASSWORD_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _NAME_OF_A_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-_SHORTEST = 8  # characters: a shorter value stands in too many places that have nothing to do with it
+_SHORTEST = 16  # characters: a shorter value may stand in places that have nothing to do with it
 
 
 def secrets() -> dict[str, str]:

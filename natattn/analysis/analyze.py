@@ -24,6 +24,7 @@ from natattn.files import replacing, write_json
 from natattn.models.gpt2 import PretrainedInit
 from natattn.plain import parsed_json
 from natattn.training.devices import chosen_device
+from natattn.training.run_folder import check_contained
 
 RESULTS = "analysis.json"
 PAGE = "analysis.html"
@@ -189,5 +190,7 @@ def _folder(settings: AnalyzeSettings, subject: Subject) -> Path:
     if settings.output is not None:
         return Path(settings.output)
     if settings.run is not None:
-        return Path(settings.run) / f"analysis_{subject.name.removeprefix(Path(settings.run).name + '_')}"
+        name = f"analysis_{subject.name.removeprefix(Path(settings.run).name + '_')}"
+        check_contained(Path(settings.run), [name])
+        return Path(settings.run) / name
     return Path("outputs") / f"analysis_{subject.name}"

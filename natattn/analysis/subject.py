@@ -201,11 +201,15 @@ def _load_model(folder: str) -> Any:
             loader: Any = AutoModelForCausalLM if is_decoder else AutoModel
             if type(found) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
                 loader = AutoModelForImageClassification
-            if not options:
+            if not options:  # what is no GGUF file
                 check_safe_weights(source)
-                options = {"use_safetensors": True}
             model = loader.from_pretrained(
-                source, config=found, trust_remote_code=False, dtype=torch.float32, **options
+                source,
+                config=found,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                use_safetensors=None if options else True,
+                **options,
             )
         restore_stabilisers(model)
         return model

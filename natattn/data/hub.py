@@ -10,26 +10,8 @@ from natattn.errors import UserError
 _SECONDS = 5
 # What `datasets` takes for its own readers instead of sets; that of "pandas" reads pickles in older releases.
 _READERS = frozenset(
-    [
-        "arrow",
-        "audiofolder",
-        "cache",
-        "csv",
-        "generator",
-        "hdf5",
-        "imagefolder",
-        "json",
-        "lance",
-        "pandas",
-        "parquet",
-        "pdffolder",
-        "spark",
-        "sql",
-        "text",
-        "videofolder",
-        "webdataset",
-        "xml",
-    ]
+    {"arrow", "audiofolder", "cache", "csv", "generator", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet"}
+    | {"pdffolder", "spark", "sql", "text", "videofolder", "webdataset", "xml"}
 )
 
 

@@ -229,14 +229,14 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
     try:
         with without_progress_bars(), without_reports():
             source, options = pretrained_source(init.path)
-            if not options:
+            if not options:  # what is no GGUF file
                 check_safe_weights(source)
-                options = {"use_safetensors": True}
             loaded, report = auto.from_pretrained(
                 source,
                 **options,
                 attn_implementation=SDPA,
                 dtype=torch.float32,
+                use_safetensors=None if options else True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
