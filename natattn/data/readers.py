@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import hashlib
 import io
-import json
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from natattn.errors import UserError
+from natattn.plain import parsed_json
 
 Errors = Literal["strict", "replace"]
 
@@ -208,8 +208,8 @@ def _bytes_of(column: Any, path: Path, field: str) -> Any:
 
 def _entry_of(place: str, line: str, wanted: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        entry = parsed_json(line)
+    except ValueError as error:
         raise UserError(f"{place}: not a line of JSON ({_first_line(error)})") from error
     if not isinstance(entry, dict):
         raise UserError(f"{place}: a JSON {type(entry).__name__}, not an object with {wanted}")
