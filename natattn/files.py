@@ -45,19 +45,6 @@ def pretrained_source(path: str) -> tuple[str, dict[str, str]]:
     return (expanded if os.path.isdir(expanded) else path), {}
 
 
-def check_safe_weights(source: str) -> None:
-    """Refuse a model's folder whose weights are pickled alone: reading them may run what their writer wants.
-
-    Raises: ValueError naming the file.
-    """
-    folder = Path(source)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
-        return
-    for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"):
-        for file in sorted(folder.glob(pattern)):
-            raise ValueError(f"{file.name}: pickled weights are not read; valid: safetensors, or a .gguf file")
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON. Raises ValueError for a nan or an infinity, which strict JSON has no word for."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:

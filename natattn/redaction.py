@@ -4,7 +4,7 @@ import os
 import re
 
 HIDDEN = "…"
-_PASSWORD_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_PASSWORD_IN_ADDRESS = re.compile(r"(:/{1,2})[^/\s@'\"]+@")  # one slash is left where the address was taken for a path
 _NAME_OF_A_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _SHORTEST = 16  # characters: a shorter value may stand in places that have nothing to do with it
 
@@ -22,7 +22,7 @@ def redacted(text: str) -> str:
     """The text without passwords in addresses and without values of secret environment variables."""
     for value in sorted(secrets().values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    return _PASSWORD_IN_ADDRESS.sub(f"{HIDDEN}@", text)
+    return _PASSWORD_IN_ADDRESS.sub(rf"\1{HIDDEN}@", text)
 
 
 def secret_in(text: str) -> str | None:

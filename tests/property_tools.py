@@ -33,6 +33,14 @@ class Ended:
         return self.code == 2 and line.startswith("natattn: ") and len(line) > 9 and line.isprintable()
 
 
+def message_of(error: Exception) -> str:
+    """What a refusal says, which must be one line."""
+    message = str(error)
+    assert message
+    assert "\n" not in message
+    return message
+
+
 def run(*arguments: str) -> Ended:
     """The command, in this process."""
     out, error = io.StringIO(), io.StringIO()

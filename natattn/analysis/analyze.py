@@ -136,9 +136,14 @@ class _Results:
         return {}
 
     def _is_whole(self, section: dict[str, Any]) -> bool:
-        return set(SECTION_KEYS) <= set(section) and all(
-            (self.folder / FIGURES / f"{picture['name']}.png").is_file() for picture in section["pictures"]
-        )
+        if not set(SECTION_KEYS) <= set(section):
+            return False
+        names = [str(picture["name"]) for picture in section["pictures"]]
+        words = [section["title"], *section["findings"]]
+        if any(Path(name).name != name for name in names) or not all(isinstance(word, str) for word in words):
+            return False
+        render("", {}, [section], dict.fromkeys(names, b""))  # what cannot be shown raises, and is made anew
+        return all((self.folder / FIGURES / f"{name}.png").is_file() for name in names)
 
     def add(self, section: Section, seconds: float) -> None:
         """Write a section: pictures first, so that what the results name is there."""

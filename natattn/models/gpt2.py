@@ -15,8 +15,9 @@ from torch import nn
 
 from natattn.errors import UserError
 from natattn.explain import first_line
-from natattn.files import check_safe_weights, pretrained_source
+from natattn.files import pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
+from natattn.models.foreign import check_foreign
 from natattn.settings import Name, Settings
 
 SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
@@ -93,6 +94,8 @@ def check_init(init: RandomInit | PretrainedInit) -> Any:
 
     try:
         source, options = pretrained_source(init.path)
+        if not options:  # what is no GGUF file
+            check_foreign(source)
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises whatever its readers do
         raise UserError(f"init.path={init.path}: no transformers model there: {first_line(error)}") from error
@@ -229,8 +232,6 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
     try:
         with without_progress_bars(), without_reports():
             source, options = pretrained_source(init.path)
-            if not options:  # what is no GGUF file
-                check_safe_weights(source)
             loaded, report = auto.from_pretrained(
                 source,
                 **options,

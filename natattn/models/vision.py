@@ -7,7 +7,6 @@ from torch import nn
 
 from natattn.errors import UserError
 from natattn.explain import first_line
-from natattn.files import check_safe_weights
 from natattn.models.gpt2 import (
     SDPA,
     InitSettings,
@@ -120,7 +119,6 @@ def _load_classifier(
     try:
         with without_progress_bars(), without_reports(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the new last layer, where there is one
-            check_safe_weights(init.path)
             loaded, report = AutoModelForImageClassification.from_pretrained(
                 init.path,
                 use_safetensors=True,
