@@ -14,7 +14,7 @@ _FEW = 10  # examples of the profile that stands for "as many as the test says"
 
 
 def examples(few: int) -> settings:
-    """So many examples by default; with --hypothesis-profile=slow fifteen times as many."""
+    """So many examples by default; with --hypothesis-profile=slow thirty times as many."""
     return settings(max_examples=max(1, few * settings.default.max_examples // _FEW))
 
 

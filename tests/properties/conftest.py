@@ -11,7 +11,7 @@ from property_tools import TRIED, run
 
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("few", max_examples=10, derandomize=True, **_COMMON)
-settings.register_profile("slow", max_examples=150, print_blob=True, **_COMMON)
+settings.register_profile("slow", max_examples=300, print_blob=True, **_COMMON)
 settings.load_profile("few")
 
 

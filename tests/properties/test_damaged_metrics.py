@@ -126,7 +126,7 @@ def damaged(draw: st.DrawFn) -> Any:
     return damage
 
 
-@examples(5)
+@examples(2)
 @given(damage=damaged())
 def test_a_report_of_a_damaged_run_ends_well_and_changes_nothing(finished: Path, damage: Any) -> None:
     TRIED["reports of damaged runs"] += 1

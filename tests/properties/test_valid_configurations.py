@@ -108,7 +108,7 @@ def settings_of(overrides: list[str]) -> RunSettings | None:
         return None
 
 
-@examples(12)
+@examples(5)
 @given(overrides=configurations())
 def test_what_is_let_through_takes_a_step_with_a_finite_loss(overrides: list[str]) -> None:
     TRIED["valid configurations"] += 1

@@ -90,7 +90,7 @@ def wrong_names(draw: st.DrawFn) -> list[str]:
     return [text]
 
 
-@examples(15)
+@examples(6)
 @given(wrong=wrong_values() | wrong_names(), other=st.sampled_from(("seed=3", "optim=muon", "model=standard")))
 @example(wrong=["train.steps='a\nb'"], other="seed=3")
 @example(wrong=["train.steps=true"], other="seed=3")
