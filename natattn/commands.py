@@ -60,7 +60,9 @@ def analyze(arguments: list[str]) -> int:
     from natattn.analysis.settings import AnalyzeSettings
 
     composed = config.compose(config.quote_paths(arguments), "analyze")
-    page, sections = analyze_subject(config.validated(config.plain_values(composed), AnalyzeSettings))
+    settings = config.validated(config.plain_values(composed), AnalyzeSettings)
+    config.refuse_secrets(settings)
+    page, sections = analyze_subject(settings)
     print_summary(sections, stream=sys.stdout)
     print(f"analysis: {page}")
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from natattn.errors import UserError
 from natattn.explain import first_line, suggestion, unknown_key, validation_line
 from natattn.files import CONFIG_NAME, conf_folder
+from natattn.redaction import secret_in
 from natattn.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 NOT_OF_TRAIN = frozenset({"study"})
+_LARGEST = 2**63
 _QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
 
 
@@ -197,7 +199,18 @@ def _run_settings(values: dict[str, Any]) -> "RunSettings":
 
     settings = validated(values, RunSettings)
     settings.check()
+    refuse_secrets(settings)
     return settings
+
+
+def refuse_secrets(settings: Settings) -> None:
+    """Settings are saved, shown on pages and mirrored: no password or token of the environment may be among them.
+
+    Raises: UserError naming the key, not the value.
+    """
+    for key, value in _walk(settings.model_dump(mode="json")):
+        if not isinstance(value, dict) and (found := secret_in(str(value))):
+            raise UserError(f"{key}: holds {found}, and would be saved with the run; valid: a value without it")
 
 
 def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsType:
@@ -208,9 +221,28 @@ def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsTyp
     from pydantic import ValidationError
 
     try:
-        return schema.model_validate(values)
+        settings = schema.model_validate(values)
     except ValidationError as error:
         raise UserError(validation_line(error.errors()[0], values, conf_folder() / "experiment")) from None
+    _check_numbers(values, settings.model_dump())
+    return settings
+
+
+def _check_numbers(given: Any, taken: Any, key: str = "") -> None:
+    """Refuse what pydantic lets pass: true and false for 1 and 0, and whole numbers that nothing below can hold.
+
+    Raises: UserError naming the key.
+    """
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        raise UserError(f"{key}={str(given).lower()}: valid: a number")
+    if isinstance(given, int) and abs(given) >= _LARGEST:
+        raise UserError(f"{key}={given}: valid: whole numbers between -2**63 and 2**63")
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for name, inner in given.items():
+            _check_numbers(inner, taken.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for inner, inner_taken in zip(given, taken, strict=False):
+            _check_numbers(inner, inner_taken, key)
 
 
 def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSettings":

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from natattn.errors import TerminatedError, UserError
 from natattn.files import is_of_the_disk, what_to_mend
+from natattn.redaction import one_line, redacted
 from natattn.together import LauncherStore, started_by_torchrun
 
 
@@ -43,7 +44,7 @@ def _say(text: str, code: int) -> int:
     """One line to standard error, of all ranks by one; the code."""
     if code > 2 or not started_by_torchrun() or LauncherStore().is_first_to_report_mistake():
         with contextlib.suppress(OSError):  # standard error may be a file on the disk that is full
-            print(f"natattn: {text}", file=sys.stderr, flush=True)
+            print(line_of(text), file=sys.stderr, flush=True)
     return code
 
 
@@ -73,6 +74,11 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def line_of(error: UserError | str) -> str:
+    """The one line that a user's mistake becomes, whatever the text that it quotes holds."""
+    return one_line(redacted(f"natattn: {error}"))
 
 
 def leave(code: int) -> NoReturn:

@@ -177,5 +177,7 @@ def _load(folder: Path, arm: str, attention: str) -> "PreTrainedModel":
     if not saved.is_dir():
         raise RuntimeError(f"the {arm} model diverged: see {folder}")
     with without_progress_bars():  # a model is loaded in eval mode
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(saved, attn_implementation=attention)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            saved, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        )
     return model

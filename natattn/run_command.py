@@ -60,10 +60,11 @@ def resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int
     folder = Path(path)
     settings = config.resumed_settings(read_config(folder), overrides)
     facts = read_run(folder)
-    if facts.get("status") in ("finished", "diverged") and settings.train.steps <= facts.get("steps", 0):
+    steps = facts.get("steps")
+    if facts.get("status") in ("finished", "diverged") and type(steps) is int and settings.train.steps <= steps:
         if ranks is None or ranks.is_first:
             _draw_missing(folder)
-            print(f"natattn: {folder} is {facts['status']} ({facts['steps']} steps); nothing to do")
+            print(f"natattn: {folder} is {facts['status']} ({steps} steps); nothing to do")
         # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
         return 1 if ranks is not None and facts["status"] == "diverged" else 0
     return run(settings, folder, None, ranks)

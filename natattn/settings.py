@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 # What becomes a part of a path.
-Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=100)]
 
 
 class Settings(BaseModel):

@@ -22,7 +22,9 @@ from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
 from natattn.models.gpt2 import PretrainedInit
+from natattn.plain import parsed_json
 from natattn.training.devices import chosen_device
+from natattn.training.run_folder import check_contained
 
 RESULTS = "analysis.json"
 PAGE = "analysis.html"
@@ -126,7 +128,7 @@ class _Results:
     def _read(self) -> dict[str, dict[str, Any]]:
         """The sections on disk that were made of the same, whole with their pictures."""
         try:
-            kept = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
+            kept = parsed_json((self.folder / RESULTS).read_text(encoding="utf-8"))
             if kept["key"] == self.key:
                 return {name: section for name, section in kept["sections"].items() if self._is_whole(section)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -134,9 +136,14 @@ class _Results:
         return {}
 
     def _is_whole(self, section: dict[str, Any]) -> bool:
-        return set(SECTION_KEYS) <= set(section) and all(
-            (self.folder / FIGURES / f"{picture['name']}.png").is_file() for picture in section["pictures"]
-        )
+        if not set(SECTION_KEYS) <= set(section):
+            return False
+        names = [str(picture["name"]) for picture in section["pictures"]]
+        words = [section["title"], *section["findings"]]
+        if any(Path(name).name != name for name in names) or not all(isinstance(word, str) for word in words):
+            return False
+        render("", {}, [section], dict.fromkeys(names, b""))  # what cannot be shown raises, and is made anew
+        return all((self.folder / FIGURES / f"{name}.png").is_file() for name in names)
 
     def add(self, section: Section, seconds: float) -> None:
         """Write a section: pictures first, so that what the results name is there."""
@@ -188,5 +195,7 @@ def _folder(settings: AnalyzeSettings, subject: Subject) -> Path:
     if settings.output is not None:
         return Path(settings.output)
     if settings.run is not None:
-        return Path(settings.run) / f"analysis_{subject.name.removeprefix(Path(settings.run).name + '_')}"
+        name = f"analysis_{subject.name.removeprefix(Path(settings.run).name + '_')}"
+        check_contained(Path(settings.run), [name])
+        return Path(settings.run) / name
     return Path("outputs") / f"analysis_{subject.name}"

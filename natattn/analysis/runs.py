@@ -1,7 +1,6 @@
 """Run folders: finding them, and reading the numbers of one that every table is made of."""
 
 import glob
-import json
 import math
 import os
 import re
@@ -12,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from natattn.analysis import facts as read
 from natattn.errors import UserError
+from natattn.plain import parsed_json
 from natattn.statistics import time_to_target
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 from natattn.training.run_folder import CONFIG, RUN, read_config
+
+UNITS = ("token", "image", "pair")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The content of run.json. Raises UserError where it is missing or is no JSON object."""
     path = folder / RUN
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parsed_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -148,7 +151,7 @@ def summarise_run(folder: Path) -> RunSummary:
         return RunSummary(folder, problem=str(error))
     except KeyError as error:
         return RunSummary(folder, problem=f"{folder / RUN}: no key {error}")
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         return RunSummary(folder, problem=f"{folder / RUN}: {error}")
 
 
@@ -174,36 +177,36 @@ def _natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSummary:
-    reference = facts["reference"]
-    names = sorted(facts["arms"], key=lambda name: name != reference)
+    reference = None if facts["reference"] is None else read.name(facts["reference"])
+    names = sorted(map(read.name, read.mapping(facts["arms"])), key=lambda name: name != reference)
     target = _final_loss(metrics, reference) if reference is not None else None
     reference_step_seconds = _step_seconds(metrics, reference) if reference is not None else None
     arms = tuple(_arm(name, facts, metrics, target, reference_step_seconds) for name in names)
     return RunSummary(
         folder=folder,
-        status=str(facts["status"]),
-        label=str(facts.get("label", "")),
+        status=read.text(facts["status"]),
+        label=read.text(facts.get("label", "")),
         reference=reference,
-        candidate=facts["candidate"],
-        seed=facts.get("seed"),
+        candidate=read.name(facts["candidate"]),
+        seed=read.whole(facts.get("seed")),
         unit=unit_of(facts),
-        planned_steps=facts.get("steps"),
-        device=str(facts.get("device", "")),
-        identical=bool(facts.get("identical")),
+        planned_steps=read.whole(facts.get("steps")),
+        device=read.text(facts.get("device", "")),
+        identical=facts.get("identical") is True,
         target=target,
         process_peak_memory_bytes=_largest(metrics, None, "time/peak_memory_bytes"),
         data=data_of(facts),
         arms=arms,
         config=_config(folder),
-        config_hash=str(facts.get("config_hash", "")),
-        initial_weights_hash=facts.get("initial_weights_hash"),
+        config_hash=read.text(facts.get("config_hash", "")),
+        initial_weights_hash=read.optional_text(facts.get("initial_weights_hash")),
     )
 
 
 def _arm(
     name: str, facts: dict[str, Any], metrics: Metrics, target: float | None, reference_step_seconds: float | None
 ) -> ArmSummary:
-    arm = facts["arms"][name]
+    arm = read.mapping(facts["arms"][name])
     steps, losses, _ = metrics.select(arm=name, name="validation/loss")
     diverged_at = _last(metrics, name, "diverged")
     finite = np.flatnonzero(np.isfinite(losses))
@@ -214,10 +217,10 @@ def _arm(
         reached = time_to_target(steps, losses, target)
     return ArmSummary(
         name=name,
-        optimizer=str(arm.get("optim", "")),
-        parameters=arm.get("parameters"),
-        status=str(arm.get("status", facts["status"])),
-        cause=arm.get("cause"),
+        optimizer=read.text(arm.get("optim", "")),
+        parameters=read.whole(arm.get("parameters")),
+        status=read.text(arm.get("status", facts["status"])),
+        cause=read.optional_text(arm.get("cause")),
         diverged_at=None if diverged_at is None else int(diverged_at),
         last_step=int(steps[-1]) if steps.size else None,
         final_loss=_final_loss(metrics, name),
@@ -237,21 +240,29 @@ def _arm(
 
 def unit_of(facts: dict[str, Any]) -> str:
     """What the losses of a run are means over: token (of runs older than the other tasks too), image or pair."""
-    return str(facts.get("unit", "token"))
+    unit = str(facts.get("unit", "token"))
+    if unit not in UNITS:
+        raise ValueError(f"unit: valid: {', '.join(UNITS)}")
+    return unit
 
 
 def data_of(facts: dict[str, Any]) -> DataFacts:
     """What run.json says of the data."""
-    data = facts["data"]
-    name, fingerprint = str(data["name"]), str(data["fingerprint"])
+    data = read.mapping(facts["data"])
+    name, fingerprint = read.text(data["name"]), read.text(data["fingerprint"])
     if unit_of(facts) != "token":
-        return DataFacts(name, fingerprint, chance={key: float(value) for key, value in data["chance"].items()})
+        chance = {key: read.known(read.number(value), key) for key, value in read.mapping(data["chance"]).items()}
+        read.known(chance.get("loss"), "the loss of chance")
+        return DataFacts(name, fingerprint, chance=chance)
+    tokens, size = (read.whole(data[key]) or 0 for key in ("validation_tokens", "validation_bytes"))
+    if tokens < 1 or size < 1:
+        raise ValueError("its validation text is empty")
     text = TextFacts(
-        tokens_per_byte=data["validation_tokens"] / data["validation_bytes"],
-        unigram_entropy=float(data["unigram_entropy"]),
-        held_out_bigram_entropy=float(data["held_out_bigram_entropy"]),
-        plug_in_bigram_entropy=_number(data.get("plug_in_bigram_entropy")),
-        floor=_number(data.get("floor")),
+        tokens_per_byte=tokens / size,
+        unigram_entropy=read.known(read.number(data["unigram_entropy"]), "unigram_entropy"),
+        held_out_bigram_entropy=read.known(read.number(data["held_out_bigram_entropy"]), "held_out_bigram_entropy"),
+        plug_in_bigram_entropy=read.number(data.get("plug_in_bigram_entropy")),
+        floor=read.number(data.get("floor")),
     )
     return DataFacts(name, fingerprint, text)
 
@@ -261,10 +272,6 @@ def _task_metrics(metrics: Metrics, arm: str) -> dict[str, float]:
     found = {name for name in metrics.names() if name.startswith(("validation/", "test/"))}
     last = {name: _last(metrics, arm, name) for name in sorted(found - {"validation/loss", "test/loss"})}
     return {name: value for name, value in last.items() if value is not None}
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _final_loss(metrics: Metrics, arm: str) -> float | None:
@@ -300,7 +307,7 @@ def _step_seconds(metrics: Metrics, arm: str) -> float | None:
 
 def _units_per_second(metrics: Metrics, arm: str, step_seconds: float | None, facts: dict[str, Any]) -> float | None:
     unit = unit_of(facts)
-    units_per_step = facts.get(f"{unit}s_per_step")
+    units_per_step = read.whole(facts.get(f"{unit}s_per_step"))
     if units_per_step and step_seconds:
         return float(units_per_step / step_seconds)
     return _last(metrics, arm, f"time/{unit}s_per_second")  # too few evaluations for a median

@@ -22,6 +22,7 @@ from natattn.data.tokenizers import Tokenizer
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import pretrained_source
+from natattn.models.foreign import check_foreign
 from natattn.models.gpt2 import PretrainedInit, without_progress_bars, without_reports
 from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
@@ -195,6 +196,8 @@ def _load_model(folder: str) -> Any:
     try:
         with without_progress_bars(), without_reports():
             source, options = pretrained_source(folder)
+            if not options:  # what is no GGUF file
+                check_foreign(source)
             found = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             # A GGUF file does not name the class; what is converted to that format generates.
             is_decoder = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING and (bool(options) or _generates(found))
@@ -202,7 +205,12 @@ def _load_model(folder: str) -> Any:
             if type(found) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
                 loader = AutoModelForImageClassification
             model = loader.from_pretrained(
-                source, config=found, trust_remote_code=False, dtype=torch.float32, **options
+                source,
+                config=found,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                use_safetensors=None if options else True,
+                **options,
             )
         restore_stabilisers(model)
         return model

@@ -13,6 +13,7 @@ from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, loss, memory, points, share
 from natattn.analysis.runs import ArmSummary, RunSummary, TextFacts, find_runs, summarise_run
 from natattn.errors import UserError
+from natattn.redaction import one_line
 from natattn.statistics import mean, standard_deviation
 from natattn.tracking.console import signed
 
@@ -62,7 +63,8 @@ def print_report(paths: Sequence[str], *, stream: TextIO) -> list[RunSummary]:
     Raises UserError if there is none, or, after saying what is wrong with each, if none can be read.
     """
     width = None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL
-    console = Console(file=stream, highlight=False, width=width)
+    # Names and words of runs are no markup.
+    console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
     summaries = [summarise_run(folder) for folder in find_runs(paths)]
     if len(summaries) == 1 and summaries[0].problem is None:
         console.print(run_table(summaries[0]))
@@ -74,7 +76,7 @@ def print_report(paths: Sequence[str], *, stream: TextIO) -> list[RunSummary]:
     for of_one_data in tables:
         _print_groups(console, of_one_data)
     for line in left_out:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(one_line(line)), soft_wrap=True)
     if all(summary.problem is not None for summary in summaries):
         raise UserError(f"no readable run in {', '.join(paths)} (found {len(summaries)}, all broken)")
     return summaries

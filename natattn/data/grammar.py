@@ -30,14 +30,14 @@ class GrammarSettings(Settings):
     kind: Literal["grammar"]
     seed: int
     depth: int = Field(ge=1, le=64)
-    phrases: int = Field(ge=1)
-    rules: int = Field(ge=1)
-    words: int = Field(ge=1)
-    children: int = Field(ge=1)
+    phrases: int = Field(ge=1, le=1000)
+    rules: int = Field(ge=1, le=1000)
+    words: int = Field(ge=1, le=2**20)
+    children: int = Field(ge=1, le=1000)
     recursion: float = Field(ge=0, lt=1)
-    train_tokens: int = Field(ge=1)
-    validation_tokens: int = Field(ge=1)
-    test_tokens: int = Field(ge=0)
+    train_tokens: int = Field(ge=1, le=10**12)
+    validation_tokens: int = Field(ge=1, le=10**12)
+    test_tokens: int = Field(ge=0, le=10**12)
 
 
 @dataclass(frozen=True)

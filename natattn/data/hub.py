@@ -8,6 +8,11 @@ from typing import Any
 from natattn.errors import UserError
 
 _SECONDS = 5
+# What `datasets` takes for its own readers instead of sets; that of "pandas" reads pickles in older releases.
+_READERS = frozenset(
+    {"arrow", "audiofolder", "cache", "csv", "generator", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet"}
+    | {"pdffolder", "spark", "sql", "text", "videofolder", "webdataset", "xml"}
+)
 
 
 @cache
@@ -39,6 +44,8 @@ def load_dataset(dataset: str, release: str | None, *, otherwise: str) -> Any:
     """
     import datasets
 
+    if dataset in _READERS:  # which would read whatever lies in the working folder
+        raise UserError(f"data.dataset={dataset}: a reader of `datasets`, not a set; valid: a hub name or a folder")
     is_folder = os.path.isdir(folder := os.path.expanduser(dataset))
     online = is_folder or hub_reachable()  # else six attempts, 23 seconds in all
     configured = datasets.config.HF_HUB_OFFLINE

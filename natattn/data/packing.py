@@ -32,7 +32,7 @@ class LinePacking(Settings):
 
     kind: Literal["lines"]
     lines: int = Field(ge=1)
-    line_tokens: int = Field(ge=1)
+    line_tokens: int = Field(ge=1, le=2**24)
 
 
 PackingSettings = Annotated[StreamPacking | LinePacking, Field(discriminator="kind")]

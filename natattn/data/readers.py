@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import gzip
 import hashlib
-import json
+import io
 import re
 import shutil
 import tempfile
@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from natattn.errors import UserError
+from natattn.plain import parsed_json
 
 Errors = Literal["strict", "replace"]
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 
 _CHUNK = 1 << 20  # bytes read at a time
+_LONGEST_LINE = 1 << 28  # bytes of a line of .jsonl, which is held in memory
+_ANY_UNPACKED = 1 << 28  # bytes that any gzip file may unpack to
+_MOST_UNPACKED_TIMES = 200  # natural text unpacks to three times its size, repeated lines to a hundred
 _PIECE = 1 << 16  # characters given at a time
 _WORD_BOUNDARY = re.compile(r"\w(?= \w)")
 _BOUNDARY_SEARCH = 4096  # characters at the end of a piece in which a word boundary is looked for
@@ -50,11 +54,46 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The (decompressed) bytes of a file. Raises UserError if it cannot be read or decompressed."""
     try:
         with gzip.open(path) if is_gzipped(path) else open(path, "rb") as file:
-            yield cast(IO[bytes], file)
+            yield cast(IO[bytes], _Unpacked(path, file) if is_gzipped(path) else file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file ({error})") from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+class _Unpacked(io.BufferedReader):
+    """What a gzip file holds, until it is so much more than the file that it cannot be text.
+
+    Raises: UserError then: a file of a megabyte would fill the disk.
+    """
+
+    def __init__(self, path: Path, file: Any) -> None:
+        super().__init__(_Counted(path, file), _CHUNK)
+
+
+class _Counted(io.RawIOBase):
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+        self._most = max(_ANY_UNPACKED, _MOST_UNPACKED_TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._file.read(len(buffer))
+        buffer[: len(found)] = found
+        if self._file.tell() > self._most:
+            raise UserError(
+                f"{self._path}: unpacks to more than {_MOST_UNPACKED_TIMES} times its size, which no text does; "
+                "unpack it yourself if it is to be read"
+            )
+        return len(found)
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return int(self._file.seek(position, whence))
 
 
 def text_size(path: Path) -> int:
@@ -114,7 +153,9 @@ def jsonl_entries(path: Path, wanted: str, errors: Errors) -> Iterator[tuple[str
     """
     position = 0
     with open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+            if len(line) == _LONGEST_LINE:
+                raise UserError(f"{path}:{number}: a line of more than {_LONGEST_LINE >> 20} MiB; write shorter ones")
             text = _decode(path, line, position, errors, final=True)[0]
             position += len(line)
             text = text.removeprefix("\ufeff") if number == 1 else text  # a byte order mark
@@ -167,8 +208,8 @@ def _bytes_of(column: Any, path: Path, field: str) -> Any:
 
 def _entry_of(place: str, line: str, wanted: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        entry = parsed_json(line)
+    except ValueError as error:
         raise UserError(f"{place}: not a line of JSON ({_first_line(error)})") from error
     if not isinstance(entry, dict):
         raise UserError(f"{place}: a JSON {type(entry).__name__}, not an object with {wanted}")

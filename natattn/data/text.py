@@ -234,4 +234,4 @@ def _cut_after(file: Path, position: int, reach: int) -> int:
     if (line := window.find(b"\n")) >= 0:
         return position + line + 1
     continuation = 0b10000000  # of a UTF-8 character: 10xxxxxx
-    return position + next((i for i, byte in enumerate(window) if byte & 0b11000000 != continuation), 0)
+    return position + next((i for i, byte in enumerate(window) if byte & 0b11000000 != continuation), len(window))

@@ -5,6 +5,7 @@ attention function differs.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
+from natattn.models.foreign import check_foreign
 from natattn.settings import Name, Settings
 
 SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
@@ -25,11 +27,11 @@ class SizeSettings(Settings):
     """Width, depth and context of a model; ``None`` takes the pretrained model's own."""
 
     name: Name
-    n_layer: Annotated[int, Field(ge=1)] | None
-    n_embd: Annotated[int, Field(ge=1)] | None
-    n_head: Annotated[int, Field(ge=1)] | None
-    context: Annotated[int, Field(ge=2)] | None
-    n_inner: Annotated[int, Field(ge=1)] | None = None  # hidden units of the MLP; None for four times the width
+    n_layer: Annotated[int, Field(ge=1, le=10_000)] | None
+    n_embd: Annotated[int, Field(ge=1, le=2**20)] | None
+    n_head: Annotated[int, Field(ge=1, le=2**20)] | None
+    context: Annotated[int, Field(ge=2, le=2**24)] | None
+    n_inner: Annotated[int, Field(ge=1, le=2**24)] | None = None  # hidden units of the MLP; None: four times n_embd
     initializer_range: Annotated[float, Field(gt=0)] | None  # standard deviation of the initial weights
 
 
@@ -92,6 +94,8 @@ def check_init(init: RandomInit | PretrainedInit) -> Any:
 
     try:
         source, options = pretrained_source(init.path)
+        if not options:  # what is no GGUF file
+            check_foreign(source)
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises whatever its readers do
         raise UserError(f"init.path={init.path}: no transformers model there: {first_line(error)}") from error
@@ -103,7 +107,21 @@ def check_size(size: SizeSettings, init: RandomInit | PretrainedInit) -> None:
     Raises: UserError naming the key.
     """
     if isinstance(init, RandomInit):
-        whole_size(size)
+        _check_memory(whole_size(size))
+
+
+def _check_memory(sizes: dict[str, Any]) -> None:
+    """Raises: UserError for weights that this machine cannot hold once, whatever else it would have to hold."""
+    width = sizes["n_embd"]
+    inner = sizes["n_inner"] or 4 * width
+    weights = sizes["n_layer"] * (4 * width**2 + 2 * width * inner) + width * (sizes["context"] or 0)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * weights > memory:
+        raise UserError(
+            f"size: n_layer={sizes['n_layer']} n_embd={width} n_inner={inner} context={sizes['context']}: the weights "
+            f"of one model are {4 * weights / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f} GiB; "
+            "valid: smaller ones"
+        )
 
 
 def whole_size(size: SizeSettings) -> dict[str, Any]:
@@ -219,6 +237,7 @@ def _load_pretrained(model: ModelSettings, size: SizeSettings, init: PretrainedI
                 **options,
                 attn_implementation=SDPA,
                 dtype=torch.float32,
+                use_safetensors=None if options else True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )

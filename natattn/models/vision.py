@@ -121,6 +121,7 @@ def _load_classifier(
             torch.manual_seed(seed)  # of the new last layer, where there is one
             loaded, report = AutoModelForImageClassification.from_pretrained(
                 init.path,
+                use_safetensors=True,
                 **labels,
                 attn_implementation=SDPA,
                 dtype=torch.float32,

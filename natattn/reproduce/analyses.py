@@ -14,6 +14,7 @@ from natattn.analysis.analyze import FIGURES, RESULTS, analyze
 from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.sections.section import Picture, table
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.plain import parsed_json
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, final_trial
 from natattn.reproduce.results import Analysed
@@ -156,7 +157,7 @@ def key_of_analysis(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> s
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        content = parsed_json((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("sections"), dict) else None

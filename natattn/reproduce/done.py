@@ -5,10 +5,9 @@ from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import yaml
-
 from natattn.analysis.runs import RunSummary, find_runs, read_facts, summarise_run
 from natattn.errors import UserError
+from natattn.plain import parsed_yaml
 from natattn.reproduce.jobs import job_key
 from natattn.tracking.metrics_file import FILE_NAME, read_metrics
 from natattn.training.run_folder import CONFIG
@@ -70,10 +69,9 @@ def key_of(run: Path) -> str | None:
         facts = read_facts(run)
         if facts["status"] not in ENDED:
             return None
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        composed = yaml.load((run / CONFIG).read_text(encoding="utf-8"), loader)
+        composed = parsed_yaml((run / CONFIG).read_text(encoding="utf-8"))
         return job_key(composed, facts["data"]["fingerprint"], facts["device"])
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

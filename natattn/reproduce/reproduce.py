@@ -12,6 +12,7 @@ from pathlib import Path
 from natattn.analysis.sections.section import Picture
 from natattn.errors import UserError
 from natattn.files import replacing
+from natattn.redaction import one_line, redacted
 from natattn.reproduce.analyses import (
     analysed,
     kept_analysis,
@@ -103,7 +104,7 @@ class Studies:
 
     def _failed(self, line: str) -> None:
         self.failures.append(line)
-        print(f"natattn: failed: {line}", file=sys.stderr, flush=True)
+        print(one_line(redacted(f"natattn: failed: {line}")), file=sys.stderr, flush=True)
 
     def results(self, *, analyse: bool) -> list[StudyResult]:
         """What each study found by what is done now.

@@ -208,7 +208,7 @@ def _refuse_constant(token: str) -> NoReturn:
     raise ValueError(f"{token} is not JSON")
 
 
-_NOT_A_RECORD = (ValueError, KeyError, TypeError)
+_NOT_A_RECORD = (ValueError, KeyError, TypeError, RecursionError)
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from natattn.redaction import one_line, redacted
 from natattn.tracking import Record
 from natattn.tracking.settings import OffSettings, TrackerSettings, WandbSettings
 
@@ -100,7 +101,7 @@ class WandbMirror:
 
     def _give_up(self, reason: str) -> None:
         self._stop()
-        self._warn(f"wandb {reason}; training goes on, its numbers are in metrics.jsonl")
+        self._warn(f"wandb {one_line(redacted(reason))}; training goes on, its numbers are in metrics.jsonl")
 
     def _stop(self) -> None:
         child, self._child = self._child, None

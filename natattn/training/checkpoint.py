@@ -6,7 +6,6 @@ one that is removed is renamed first.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from natattn.errors import UserError
 from natattn.files import install_folder, naming, remove_folder, remove_unfinished, sync, write_json
+from natattn.plain import parsed_json
 from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
 
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
         state: JSON content that resuming needs beside weights and optimizer states.
     """
     ranks = arms[0].ranks
-    target = folder / f"step-{step:06d}"
+    target = folder / checkpoint_name(step)
     temporary = folder / f".writing-{target.name}"
     try:
         with naming(target):
@@ -52,6 +52,11 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
     return target
 
 
+def checkpoint_name(step: int) -> str:
+    """Of the folder of a checkpoint."""
+    return f"step-{step:06d}"
+
+
 def _complete(temporary: Path, target: Path, *, keep: int, best: bool) -> None:
     """Give a checkpoint whose files are written its manifest and its name."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -68,19 +73,24 @@ def _complete(temporary: Path, target: Path, *, keep: int, best: bool) -> None:
 def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The newest checkpoint that is whole: its folder and state, and a warning for every damaged one, which is removed.
 
+    A checkpoint is whole where its files are those of its manifest, each with its digest, and its state is JSON.
+
     Returns: (None, {}, []) where no checkpoint was ever written.
     Raises: UserError where there are checkpoints and all are damaged; nothing is removed then.
     """
     damaged: dict[Path, str] = {}
     for path in _newest_first(folder):
-        fault = _fault(path)
-        if fault is not None:
-            damaged[path] = fault
+        try:
+            fault, state = _fault(path), parsed_json((path / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            fault, state = f"state.json cannot be read: {error}", None
+        if fault is not None or not isinstance(state, dict):
+            damaged[path] = fault or "state.json is no JSON object"
             continue
         for other in damaged:
             remove_folder(other)
         warnings = [f"checkpoint {other.name} was damaged ({why}); using {path.name}" for other, why in damaged.items()]
-        return path, json.loads((path / "state.json").read_text(encoding="utf-8")), warnings
+        return path, state, warnings
     if damaged:
         path, fault = next(iter(damaged.items()))
         raise UserError(f"{folder}: all {len(damaged)} checkpoints are damaged ({path.name}: {fault}); start a new run")
@@ -100,21 +110,24 @@ def _mark_best(folder: Path, target: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parsed_json((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "its manifest is missing or unreadable"
     if not isinstance(manifest, dict) or "state.json" not in manifest:
         return "its manifest is incomplete"
+    there = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file != path / MANIFEST}
+    if missing := sorted(manifest.keys() - there):
+        return f"{missing[0]} is missing"
+    if unknown := sorted(there - manifest.keys()):
+        return f"{unknown[0]} has no checksum"
     for name, digest in manifest.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
         if _sha256(path / name) != digest:
             return f"{name} does not match its checksum"
     return None

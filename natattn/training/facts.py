@@ -1,5 +1,6 @@
 """run.json: what a reader of the metrics needs to know beside them, and what a resumed run must agree with."""
 
+import re
 import secrets
 from typing import Any
 
@@ -9,6 +10,8 @@ from natattn.training import run_folder
 from natattn.training.arms import Arm, weights_hash
 from natattn.training.progress import Outcome
 from natattn.training.settings import CHANGEABLE, REFERENCE, RunSettings
+
+_RUN_ID = re.compile(r"[\w-]{1,64}")
 
 
 def run_facts(settings: RunSettings, arms: list[Arm], group: str | None) -> dict[str, Any]:
@@ -68,13 +71,18 @@ def resumed_facts(facts: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any
     """
     if not saved:
         return facts
+    data = saved.get("data")
     for what, now, then in (
-        ("the data", facts["data"]["fingerprint"], saved["data"]["fingerprint"]),
-        ("the initial weights", facts["initial_weights_hash"], saved["initial_weights_hash"]),
+        ("the data", facts["data"]["fingerprint"], data.get("fingerprint") if isinstance(data, dict) else None),
+        ("the initial weights", facts["initial_weights_hash"], saved.get("initial_weights_hash")),
     ):
         if now != then:
-            raise UserError(f"resume: {what} changed since the run began ({then[:12]} → {now[:12]}); start a new run")
-    return {**facts, "run_id": saved.get("run_id", facts["run_id"]), "group": saved.get("group")}
+            was = then[:12] if isinstance(then, str) else "unknown"
+            raise UserError(f"resume: {what} changed since the run began ({was} → {now[:12]}); start a new run")
+    run_id, group = saved.get("run_id"), saved.get("group")
+    if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):  # it becomes a part of paths
+        run_id = facts["run_id"]
+    return {**facts, "run_id": run_id, "group": group if isinstance(group, str) else None}
 
 
 def check_repeated_data(facts: dict[str, Any], repeated: dict[str, Any], source: str) -> None:
@@ -84,6 +92,6 @@ def check_repeated_data(facts: dict[str, Any], repeated: dict[str, Any], source:
         return
     names = f"{then['name']} → {now['name']}, " if then.get("name") != now.get("name") else ""
     raise UserError(
-        f"repeat={source}: the data is not that of the run ({names}fingerprint {then['fingerprint'][:12]} → "
+        f"repeat={source}: the data is not that of the run ({names}fingerprint {str(then['fingerprint'])[:12]} → "
         f"{now['fingerprint'][:12]}); nothing was trained"
     )

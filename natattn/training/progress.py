@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
 from natattn.settings import Settings
 from natattn.training.devices import DeviceName
 
+Status = Literal["running", "diverged"]  # of an arm
 Outcome = Literal["finished", "interrupted", "time_limit", "diverged"]
 Parallel = Literal["ddp", "fsdp"]
 
@@ -17,12 +18,12 @@ class TrainSettings(Settings):
     """How long, with what batches, and how often to evaluate and to checkpoint."""
 
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**24)
     accumulation_steps: int = Field(ge=1)
     sampling: Literal["random", "epochs"]
     clip_norm: float | None = Field(gt=0)
     evaluate_every: int = Field(ge=1)
-    evaluation_batch_size: int = Field(ge=1)
+    evaluation_batch_size: int = Field(ge=1, le=2**24)
     checkpoint_every: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     log_every: int = Field(ge=1)
@@ -51,6 +52,36 @@ class Progress:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Progress":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``.
+
+        Raises: ValueError, KeyError or TypeError for what ``to_json`` does not write.
+        """
         best = content["best_loss"]
-        return cls(**{**content, "best_loss": math.inf if best is None else best})
+        return cls(
+            step=whole_number(content["step"]),
+            evaluated_step=whole_number(content["evaluated_step"], least=-1),
+            best_loss=math.inf if best is None else _number(best),
+            seconds=_number(content["seconds"], least=0),
+            arm_seconds={str(arm): _number(value, least=0) for arm, value in content["arm_seconds"].items()},
+        )
+
+
+def status_in(content: dict[str, Any]) -> tuple[Status, str | None]:
+    """Status and cause of an arm, as stored in a checkpoint. Raises: ValueError or KeyError for what is neither."""
+    status, cause = content["status"], content["cause"]
+    if status not in ("running", "diverged") or not (cause is None or isinstance(cause, str)):
+        raise ValueError(f"an arm is {status!r} because of {cause!r}")
+    return cast(Status, status), cause
+
+
+def whole_number(value: Any, least: int = 0) -> int:
+    """Raises: ValueError for what is no whole number from ``least`` on."""
+    if type(value) is not int or not least <= value < 2**63:  # not isinstance: true is none
+        raise ValueError(f"{value!r} is no whole number from {least} on")
+    return value
+
+
+def _number(value: Any, least: float = -math.inf) -> float:
+    if type(value) not in (int, float) or not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{value!r} is no such number")
+    return float(value)

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from natattn.attention.attach import fold_temperature
+from natattn.errors import UserError
+from natattn.explain import first_line
 from natattn.files import remove_unfinished, replacing_folder, write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
 from natattn.ranks import Ranks
@@ -19,7 +23,7 @@ from natattn.training import run_folder
 from natattn.training.arm_state import read_arm
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task, whole_model
-from natattn.training.checkpoint import load_newest
+from natattn.training.checkpoint import checkpoint_name, load_newest
 from natattn.training.determinism import deterministic
 from natattn.training.distributed import check_ranks, on_first
 from natattn.training.environment import write_environment
@@ -27,7 +31,7 @@ from natattn.training.facts import check_repeated_data, finish_facts, resumed_fa
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.loop import Loop
-from natattn.training.progress import Outcome, Progress
+from natattn.training.progress import Outcome, Progress, status_in, whole_number
 from natattn.training.settings import RunSettings
 
 
@@ -69,6 +73,7 @@ def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ran
     """What one process does before anything is built: lock the folder, and prepare the data, which is kept."""
     if settings.resume is None:
         run_folder.check_unused(folder)
+    run_folder.check_contained(folder)
     stack.enter_context(run_folder.RunLock(folder))
     if settings.resume is not None:
         for each in (folder, folder / "checkpoints"):
@@ -165,10 +170,21 @@ def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Prog
     name, state, warnings = on_first(arms[0].ranks, lambda: _newest(folder / "checkpoints"))
     if name is None:
         return Progress(), 0, warnings
-    for arm in arms:
-        arm.status, arm.cause = state["arms"][arm.name]["status"], state["arms"][arm.name]["cause"]
-        read_arm(folder / "checkpoints" / name, arm, state["optimizers"][arm.name])
-    return Progress.from_json(state["progress"]), state["metrics_position"], warnings
+    path = folder / "checkpoints" / name
+    try:
+        for arm in arms:
+            arm.status, arm.cause = status_in(state["arms"][arm.name])
+            read_arm(path, arm, state["optimizers"][arm.name])
+        progress = Progress.from_json(state["progress"])
+        if name != checkpoint_name(progress.step):
+            raise ValueError(f"it stands at step {progress.step}")
+        return progress, whole_number(state["metrics_position"]), warnings
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and arms[0].ranks.size > 1:
+            raise  # it may be that another rank is lost
+        # Its digests are right: it was written by another version, or by someone who means harm.
+        what = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{path}: is no checkpoint of this run ({what}); start a new run") from error
 
 
 def _newest(checkpoints: Path) -> tuple[str | None, dict[str, Any], list[str]]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +14,27 @@ import yaml
 
 from natattn.errors import UserError
 from natattn.files import replacing
+from natattn.plain import parsed_json, parsed_yaml
+from natattn.redaction import one_line, redacted
+from natattn.training.environment import ENVIRONMENT
 
 CONFIG = "config.yaml"
 RUN = "run.json"
 LOCK = "run.lock"
+# What is written into a run folder while it trains, beside temporary files.
+OURS = (
+    CONFIG,
+    RUN,
+    ENVIRONMENT,
+    LOCK,
+    "repeat.json",
+    "metrics.jsonl",
+    "curves.png",
+    "checkpoints",
+    "arms",
+    "wandb",
+    "log.txt",
+)
 # Keys that were added after runs had been published: at these values they do not enter the hash.
 ADDED_LATER: dict[str, Any] = {
     "task.kind": "language",
@@ -78,6 +96,31 @@ class RunLock:
         os.close(self._descriptor)
 
 
+def check_contained(folder: Path, names: Iterable[str] = OURS) -> None:
+    """Refuse a folder in which what we write lies behind a link that leads out of it: it may be someone else's file.
+
+    The folder itself may be a link.
+
+    Raises: UserError naming the link.
+    """
+    for path in (path for name in names for path in _with_all_below(folder / name)):
+        if path.is_symlink() and not _lies_in(path, folder):
+            raise UserError(f"{path}: a link that leads out of the run folder; valid: a file or folder of its own")
+
+
+def _with_all_below(path: Path) -> Iterator[Path]:
+    yield path
+    for inner, names, files in os.walk(path):
+        yield from (Path(inner, name) for name in (*names, *files))
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that lead to each other
+        return False
+
+
 def check_unused(folder: Path) -> None:
     """Raises: UserError for a folder that holds a run."""
     if (folder / CONFIG).exists():
@@ -126,13 +169,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = parsed_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         inner = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
         hint = f"it is a sweep; name one of its runs: {', '.join(inner[:4])}" if inner else f"it has no {CONFIG}"
         raise UserError(f"{folder}: not a run folder: {hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no YAML of a run: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration")
     return config
@@ -141,7 +186,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_run(folder: Path) -> dict[str, Any]:
     """The run's facts (``run.json``); empty where it has none yet."""
     try:
-        content = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        content = parsed_json((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -165,4 +210,4 @@ def trained_arm(run: Path, arm: str | None) -> tuple[str, Path]:
 
 def announce(message: str) -> None:
     """One line to standard error."""
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(redacted(message)), file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from pydantic import Field
 from natattn.attention.stabilisers import restore_stabilisers
 from natattn.errors import UserError
 from natattn.explain import first_line
+from natattn.models.foreign import check_foreign
 from natattn.models.gpt2 import without_progress_bars
 from natattn.models.published import register as register_published
 from natattn.settings import Settings
@@ -67,8 +68,11 @@ def _load_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
+        check_foreign(str(folder), local_files_only=True)
         with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
         restore_stabilisers(model)
         return model
     except Exception as error:  # transformers raises whatever its readers do
@@ -79,7 +83,7 @@ def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):

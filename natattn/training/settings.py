@@ -111,7 +111,7 @@ class RunSettings(Settings):
     train: TrainSettings
     probe: ProbeSettings
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    seeds: Annotated[int, Field(ge=1)] | None = None
+    seeds: Annotated[int, Field(ge=1, le=10_000)] | None = None
     resume: str | None
     repeat: str | None = None
 

@@ -180,7 +180,7 @@ def _map(found: Mapping[str, Any]) -> str:
                 f'<td style="background:{back};color:{front}" title="{escaped(hover)}">'
                 f"{escaped(shown(value, 2)) if known else '—'}</td>"
             )
-        rows += f"<tr><th>{layer}</th>{cells}</tr>"
+        rows += f"<tr><th>{escaped(layer)}</th>{cells}</tr>"
     unit = f", {found['unit']}" if found["unit"] else ""
     name = found["name"].replace("_", " ")
     return (

@@ -88,7 +88,7 @@ def plot_curves(folder: Path) -> Path:
             _curves(name, facts, metrics) for name in sorted(facts["arms"], key=lambda arm: arm != facts["reference"])
         ]
         data = data_of(facts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{folder / RUN} does not describe a run: {error}") from error
     if not any(arm.validation[0].size for arm in arms):
         raise UserError(f"{folder} has no validation loss to draw yet")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -191,6 +192,8 @@ def _decoded(
     pictures: Sequence[Picture], size: int, channels: Channels, advance: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
     """Uint8 [at most _TOGETHER, size, size, channels], in the order of the pictures."""
+    from PIL import Image
+
     # Threads: the decoders of PIL let go of Python's lock.
     with ThreadPoolExecutor(max_workers=_THREADS) as executor:
         for first in range(0, len(pictures), _TOGETHER):
@@ -198,7 +201,10 @@ def _decoded(
             # Read by one thread only: what pictures are read from need not bear several.
             contents = [_content(picture) for picture in together]
             places = [picture.place for picture in together]
-            yield np.stack(list(executor.map(partial(_decode, size=size, channels=channels), places, contents)))
+            with warnings.catch_warnings():  # of this thread, for all: a warning is on standard error
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                decoded = list(executor.map(partial(_decode, size=size, channels=channels), places, contents))
+            yield np.stack(decoded)
             advance(sum(map(len, contents)))
 
 

@@ -32,9 +32,9 @@ class DigitScenesSettings(PictureSettings):
 
     kind: Literal["digit_scenes"]
     seed: int
-    train_pairs: int = Field(ge=1)
-    validation_galleries: int = Field(ge=1)
-    test_galleries: int = Field(ge=0)
+    train_pairs: int = Field(ge=1, le=10**9)
+    validation_galleries: int = Field(ge=1, le=10**6)
+    test_galleries: int = Field(ge=0, le=10**6)
 
     @field_validator("flip")
     @classmethod

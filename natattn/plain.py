@@ -1,0 +1,52 @@
+"""JSON and YAML that anyone may have written, as plain content: bounded in size and depth, and nothing else."""
+
+import json
+from typing import Any
+
+MOST_VALUES = 100_000  # of a file; a run's configuration has some hundred
+DEEPEST = 64
+_LARGEST = 2**64
+
+
+def parsed_json(text: str) -> Any:
+    """The content of JSON.
+
+    Raises: ValueError for what is none, also where it is nested more deeply than Python follows.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def parsed_yaml(text: str) -> Any:
+    """The content of YAML: texts, numbers and the like, in lists and in mappings whose keys are texts.
+
+    Raises: ValueError for what is none, for tags that name Python objects, and for content that is too deep or too
+        large: aliases make it grow exponentially with the file, or without an end.
+    """
+    import yaml
+
+    try:
+        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except Exception as error:  # a date or a number that is none raises whatever its reader does
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+    _check_bounded(content)
+    return content
+
+
+def _check_bounded(content: Any) -> None:
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise ValueError(f"more than {MOST_VALUES:,} values" if depth <= DEEPEST else "nested too deeply")
+        if isinstance(value, int) and abs(value) >= _LARGEST:
+            raise ValueError("a whole number beyond 64 bits")
+        if isinstance(value, dict):
+            if wrong := [key for key in value if not isinstance(key, str)]:
+                raise ValueError(f"a key that is no text: {wrong[0]!r}")
+            waiting.extend((inner, depth + 1) for inner in value.values())
+        elif isinstance(value, list | tuple | set):
+            waiting.extend((inner, depth + 1) for inner in value)

@@ -1,0 +1,346 @@
+"""Run folders, configurations and data files of strangers are data: they lead nowhere and bring nothing down."""
+
+import gzip
+import json
+import math
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from property_tools import run
+
+from natattn.data import readers
+from natattn.errors import UserError
+from natattn.plain import parsed_json, parsed_yaml
+from natattn.redaction import one_line, redacted
+from natattn.training.checkpoint import load_newest
+from natattn.training.facts import resumed_facts
+from natattn.training.run_folder import check_contained, read_config
+
+SLOW = pytest.mark.slow
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+SECRET = "hf_0123456789abcdefghijklmnop"
+# One of each kind at every run of the tests, all of them with the slow ones.
+QUICK_YAML = {"code", "aliases", "itself", "rather deep", "keys of several types"}
+QUICK_FACTS = {"seed", "status", "arms"}
+HOSTILE_YAML = {
+    "code": "a: !!python/object/apply:os.mkdir [marker]",
+    "module": "a: !!python/name:os.system ''",
+    "aliases": BOMB,
+    "itself": "a: &a [*a]",
+    "itself in a mapping": "a: &a {b: *a}",
+    "deep": "[" * 5000,
+    "rather deep": "{a: " * 500 + "1" + "}" * 500,
+    "long number": "a: " + "9" * 5000,
+    "long hexadecimal number": "a: 0x" + "f" * 5000,
+    "no date": "a: 2026-99-99",
+    "keys of several types": "a: [{1: 2, b: 3}]",
+    "key that is a list": "? [a, b]\n: 1",
+    "not UTF-8": b"a: \xff",
+    "no mapping": "- a\n- b",
+    "nothing": "",
+    "control characters": "a: \x00\x1b[2J",
+}
+
+
+def marked(cases, quick):
+    """Parameters of a test of which some are quick."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), id=str(name), marks=() if name in quick else SLOW)
+        for name, case in cases.items()
+    ]
+
+
+@pytest.mark.parametrize("content", marked(HOSTILE_YAML, QUICK_YAML))
+def test_hostile_yaml_is_refused_at_once_and_a_run_is_shown_without_it(content, make_run, monkeypatch, tmp_path):
+    folder = make_run("run", steps=20, evaluations=2)
+    monkeypatch.chdir(tmp_path)
+    (folder / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as refused:
+        read_config(folder)
+    assert len(one_line(str(refused.value))) < 400
+    ended = run("train", f"resume={folder}")
+    assert ended.is_one_line, ended
+    ended = run("report", str(folder))
+    assert ended.code == 0, ended
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{" * 3, '{"a": ' * 3000, "9" * 5000, "\ufeff{}"])
+def test_hostile_json_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r"."):
+        parsed_json(text)
+
+
+def test_interpolations_and_targets_in_a_run_are_words(make_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.chdir(tmp_path)
+    hostile = {"model": {"name": "${oc.env:HF_TOKEN}", "_target_": "os.mkdir", "path": "marker"}}
+    folder = make_run("run", steps=20, evaluations=2, config=hostile)
+    other = make_run("other", steps=20, evaluations=2, config={"model": {"name": "natural"}})
+    assert read_config(folder)["model"]["name"] == "${oc.env:HF_TOKEN}"
+    ended = run("report", str(folder), str(other), "output=page.html")
+    assert ended.code == 0, ended
+    page = Path("page.html").read_text()
+    assert SECRET not in page + ended.out
+    assert "${oc.env:HF_TOKEN}" in page
+    ended = run("train", f"resume={folder}")
+    assert ended.is_one_line, ended
+    assert not (tmp_path / "marker").exists()
+
+
+HOSTILE_FACTS = {
+    "candidate": ["../../other", ["natural"], {"a": 1}, 3, None, "\x1b[2J"],
+    "reference": [["standard"], 3, {}],
+    "arms": [[], {"../../x": {}}, {"natural": []}, {"\x1b]0;x\x07": {"optim": "a"}}, 3],
+    "status": [3, None, ["finished"], "[/red][link=file:///etc/passwd]x", "\x1b[2J\x1b[H"],
+    "steps": ["600", [], 10**30, True, {"a": [1]}],
+    "seed": [["<b>"], "0", {}, 1.5, 10**300],
+    "label": [3, ["a"], "x" * 100_000, "\x1b[31m[bold]:smile:"],
+    "data": [[], {}, {"name": "x", "fingerprint": 3}],
+    "tokens_per_step": ["many", [], 10**400],
+    "unit": ["furlong", 3, []],
+    "leaky": [3, {"natural": 1}, "natural"],
+    "device": [3, None],
+    "initial_weights_hash": [3, []],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"), marked({key: (key, values) for key, values in HOSTILE_FACTS.items()}, QUICK_FACTS)
+)
+def test_hostile_facts_of_a_run_never_crash_a_report(key, values, make_run, monkeypatch, tmp_path):
+    folder = make_run("run", steps=20, evaluations=2)
+    good = make_run("good", steps=20, evaluations=2)
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads((folder / "run.json").read_text())
+    for value in values:
+        (folder / "run.json").write_text(json.dumps({**facts, key: value}))
+        alone, beside = (
+            run("report", str(folder), "output=1.html"),
+            run("report", str(folder), str(good), "output=2.html"),
+        )
+        assert alone.code == 0 or alone.is_one_line, (value, alone)
+        assert beside.code == 0, (value, beside)
+        assert "\x1b" not in alone.out + beside.out, value
+
+
+@pytest.mark.parametrize("key", ["validation_bytes", "unigram_entropy", "held_out_bigram_entropy", "floor"])
+@pytest.mark.parametrize(
+    "value", marked({each: each for each in (0, math.nan, math.inf, -1, "4.8", None, True)}, {math.nan})
+)
+def test_hostile_numbers_of_the_data_never_crash_a_report(key, value, make_run, monkeypatch, tmp_path):
+    folder = make_run("run", steps=20, evaluations=2)
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads((folder / "run.json").read_text())
+    facts["data"][key] = value  # nan as Python writes it, which is no JSON
+    (folder / "run.json").write_text(json.dumps(facts))
+    ended = run("report", str(folder), "output=1.html")
+    assert ended.code == 0 or ended.is_one_line, ended
+
+
+def test_a_run_that_is_gone_on_with_has_a_harmless_name_in_paths():
+    now = {"data": {"fingerprint": "f" * 64}, "initial_weights_hash": "a" * 64, "run_id": "0123456789ab"}
+    for hostile in ("../../x", "a/b", "", 3, None, ["a"], "x" * 100, "a\n"):
+        kept = resumed_facts(dict(now), {**now, "run_id": hostile, "group": ["../x"]})
+        assert (kept["run_id"], kept["group"]) == ("0123456789ab", None)
+    assert resumed_facts(dict(now), {**now, "run_id": "fedcba987654"})["run_id"] == "fedcba987654"
+    for hostile in ({}, {"fingerprint": 3}, [], None, 3):
+        with pytest.raises(UserError, match="the data changed"):
+            resumed_facts(dict(now), {**now, "data": hostile})
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.name=../x", "size.name=a/b", "optim.name=..", "optim.name='a\nb'", "experiment=../../x", "data=../text",
+     "model.name=" + "x" * 300],
+)  # fmt: skip
+def test_names_that_become_parts_of_paths_are_names(override, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = run("train", override)
+    assert ended.is_one_line, ended
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arm", ["../../secret", "..", "/etc", "natural/../../x", "\x1b[2J"])
+def test_an_arm_is_one_of_the_runs_own(arm, make_run, tmp_path):
+    folder = make_run("run", steps=20, evaluations=2)
+    (folder / "arms" / "natural" / "model").mkdir(parents=True)
+    (tmp_path / "secret" / "model").mkdir(parents=True)
+    ended = run("sample", f"run={folder}", f"arm={arm}")
+    assert ended.is_one_line, ended
+    assert "valid: natural" in ended.error
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "run.lock", "arms/natural", "checkpoints", "curves.png", "arms/loop"]
+)
+def test_nothing_is_written_through_a_link_that_leads_out(name, make_run, tmp_path):
+    folder = make_run("run", steps=20, evaluations=2)
+    target = tmp_path / "precious"
+    target.write_text("precious\n")
+    place = folder / name
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    os.symlink(place if name.endswith("loop") else target, place)
+    with pytest.raises(UserError, match="a link that leads out"):
+        check_contained(folder)
+    assert target.read_text() == "precious\n"
+
+
+def test_links_within_a_run_folder_and_to_it_are_fine(make_run, tmp_path):
+    folder = make_run("run", steps=20, evaluations=2)
+    (folder / "checkpoints" / "step-000001").mkdir(parents=True)
+    os.symlink("step-000001", folder / "checkpoints" / "latest")
+    os.symlink(tmp_path, folder / "notes")  # nothing of ours
+    os.symlink(folder, tmp_path / "by_another_name")
+    check_contained(folder)
+    check_contained(tmp_path / "by_another_name")
+
+
+def test_a_manifest_that_names_other_files_is_damaged(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    step = tmp_path / "checkpoints" / "step-000001"
+    step.mkdir(parents=True)
+    (step / "state.json").write_text("{}")
+    for names in (["../../secret"], ["/etc/passwd"], ["state.json", "../../secret"], ["state.json", "x" * 300]):
+        (step / "manifest.json").write_text(json.dumps(dict.fromkeys(names, "0")))
+        with pytest.raises(UserError, match="damaged"):
+            load_newest(tmp_path / "checkpoints")
+    for name in ("step-²", "step-", "step--1", "step-1e3"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    with pytest.raises(UserError, match="all 1 checkpoints"):
+        load_newest(tmp_path / "checkpoints")
+
+
+def png(width: int, height: int) -> bytes:
+    """An image file that says that it is so large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress(b"\0" * 10_000)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (12_000, 9_000), (2**31 - 1, 1)])
+def test_an_image_that_unpacks_to_gigabytes_is_one_line(width, height, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(6):
+            (tmp_path / "pictures" / name / f"{number}.png").write_bytes(png(width, height + number))
+    ended = run("train", "task=vision", "data=image_folder", "data.train=pictures", "data.image_size=8", "tracker=off")
+    assert ended.is_one_line, ended
+    assert "cannot be decoded" in ended.error
+    assert not [warning for warning in recwarn if "ecompression" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.jsonl.gz"])
+def test_a_text_that_unpacks_to_gigabytes_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(readers, "_ANY_UNPACKED", 1 << 16)
+    (tmp_path / name).write_bytes(gzip.compress(b"a\n" * (1 << 21)))
+    ended = run("train", "data=text", f"data.train={name}", "tokenizer=byte", "tracker=off")
+    assert ended.is_one_line, ended
+    assert "unpacks to more than 200 times its size" in ended.error or "not a line of JSON" in ended.error
+    ordinary = tmp_path / "ordinary.txt.gz"
+    ordinary.write_bytes(gzip.compress("".join(f"line {n * n}\n" for n in range(20_000)).encode()))
+    assert "".join(readers.text_pieces(ordinary, "strict")).endswith(f"line {19_999**2}\n")
+
+
+def test_a_line_without_end_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 1 << 10)
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"text": "short"}\n{"text": "' + "a" * 4096 + '"}\n')
+    found = readers.jsonl_documents(path, "text", "strict")
+    assert next(found) == "short"
+    with pytest.raises(UserError, match=r"long\.jsonl:2: a line of more than"):
+        next(found)
+
+
+def test_a_list_of_images_reads_images_alone_and_writes_nothing(tmp_path, monkeypatch):
+    """Images may lie anywhere that the user can read; what is no image is not shown."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.txt").write_text("the secret itself")
+    (tmp_path / "data").mkdir()
+    for image in ("../secret.txt", "/dev/zero", "../missing\x1b[2J"):
+        (tmp_path / "data" / "list.jsonl").write_text(
+            "".join(json.dumps({"image": image, "caption": f"a {n}"}) + "\n" for n in range(30))
+        )
+        before = sorted(tmp_path.rglob("*"))
+        ended = run("train", "task=multimodal", "data=captions", "data.train=data/list.jsonl", "tracker=off")
+        assert ended.is_one_line, ended
+        assert "the secret itself" not in ended.error
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_secrets_of_the_environment_are_refused_in_settings_and_hidden_in_errors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "DB_PASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+        for override in (
+            f"tracker.project=${{oc.env:{name}}}",
+            f"tracker.project={SECRET}",
+            f"tracker.tags=[a,{SECRET}]",
+        ):
+            ended = run("train", override)
+            assert ended.is_one_line, ended
+            assert SECRET not in ended.error
+            assert "would be saved" in ended.error
+        for command in (["train", f"data={SECRET}"], ["report", f"/{SECRET}"], ["sample", f"run={SECRET}"], [SECRET]):
+            ended = run(*command)
+            assert ended.code == 2
+            assert SECRET not in ended.error + ended.out, command
+        monkeypatch.delenv(name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.dataset", "init.path", "tokenizer.path", "resume"])
+def test_a_password_in_an_address_is_never_shown_or_saved(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = "https://user:open_sesame@example.org/x.txt"
+    groups = {"data.train": ["data=text"], "data.dataset": ["task=vision", "data=image_dataset"],
+              "init.path": ["init=pretrained"], "tokenizer.path": ["tokenizer=hf"]}  # fmt: skip
+    ended = run("train", *groups.get(key, []), f"{key}={address}", "tracker=off")
+    assert ended.is_one_line, ended
+    assert "open_sesame" not in ended.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_redaction_hides_what_it_should_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("SSH_KEY", "/home/someone/.ssh/id_rsa")
+    monkeypatch.setenv("A_TOKEN", "standard")
+    text = f"a {SECRET} at https://user:pass@host/x and https://host/@x, standard, /home/someone/.ssh/id_rsa"
+    assert redacted(text) == "a … at https://…@host/x and https://host/@x, standard, /home/someone/.ssh/id_rsa"
+
+
+def test_no_secret_is_in_what_a_run_leaves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    small = (
+        "size.n_layer=1 size.n_embd=8 size.n_head=1 size.context=8 tokenizer=byte data=grammar data.train_tokens=500 "
+        "data.validation_tokens=100 data.test_tokens=0 train.batch_size=1 train.steps=1 tracker=offline"
+    )
+    ended = run("train", *small.split(), "hydra.run.dir=run")
+    assert ended.code == 0, ended
+    assert run("report", "run").code == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "environment.json", "run.json", "metrics.jsonl", "report.html"} <= {f.name for f in files}
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_yaml_of_every_saved_run_is_read_as_before():
+    runs = list((Path(__file__).parents[1] / "docs" / "results" / "runs").glob("*/config.yaml"))
+    assert runs
+    for path in runs[:20]:
+        assert parsed_yaml(path.read_text(encoding="utf-8"))["train"]["steps"] > 0
