@@ -38,8 +38,8 @@ GROUPS = {
 WITHOUT_KEYS = frozenset({"optim", "reference", "experiment", "study"})
 START = """# Configuration
 
-`natattn train` is composed of small files: one from each folder of `conf/`, a *group*, and the values of `conf/train.yaml`. On
-the command line `group=option` chooses a file, and `key=value` changes a value in what is composed:
+`natattn train` is composed of small files: one from each folder of `conf/`, a *group*, and the values of
+`conf/train.yaml`. On the command line `group=option` chooses a file, and `key=value` changes a value of the whole:
 
 ```bash
 natattn train size=pico optim=muon train.steps=500 optim.learning_rates.hidden=0.01
@@ -47,8 +47,8 @@ natattn train size=pico optim=muon --cfg job  # what that comes to, every key of
 natattn train --help                          # the groups and options of this page
 ```
 
-- A key that does not exist, or a value that does not fit, ends the command before anything is built, with one line that names
-  the key and what is valid.
+- A key that does not exist, or a value that does not fit, ends the command before anything is built, with one line that
+  names the key and what is valid.
 - `+key=value` adds a key that the file does not have but the optimizer knows, such as a rate for one more role;
   `++key=value` sets it whether it is there or not.
 - `-m` with commas makes a sweep: `natattn train -m optim=adamw,aif seed=0,1` are four runs.
