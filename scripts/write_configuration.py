@@ -42,9 +42,9 @@ START = """# Configuration
 `conf/train.yaml`. On the command line `group=option` chooses a file, and `key=value` changes a value of the whole:
 
 ```bash
-natattn train size=pico optim=muon train.steps=500 optim.learning_rates.hidden=0.01
-natattn train size=pico optim=muon --cfg job  # what that comes to, every key of it; nothing is trained
-natattn train --help                          # the groups and options of this page
+natattn train size=pico optim=adamw train.steps=500 optim.learning_rates.hidden=0.001
+natattn train size=pico optim=adamw --cfg job  # what that comes to, every key of it; nothing is trained
+natattn train --help                           # the groups and options of this page
 ```
 
 - A key that does not exist, or a value that does not fit, ends the command before anything is built, with one line that

@@ -122,15 +122,16 @@ def test_what_is_not_run_here_can_be_composed(workspace, monkeypatch):
     assert len(composed_only()) > 4
     for text in composed_only():
         overrides = [word for word in substituted(text).split() if word != "-m" and "hydra" not in word]
-        for job in config.jobs(config.quote_paths(overrides)):
-            config.settings_of(config.compose(job))
+        first, *_ = config.jobs(config.quote_paths(overrides))
+        config.settings_of(config.compose(first))
 
 
 @pytest.mark.slow
 def test_every_command_of_the_pages_does_what_they_say(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
-    prepare = ["train", "task=multimodal", "hydra.run.dir=outputs/PAIRS"]
-    assert main(with_small_budget(prepare)) == 0
+    assert main(with_small_budget(["train", "task=multimodal", "hydra.run.dir=outputs/PAIRS"])) == 0
+    sweep = ["train", "-m", "optim=adamw,aif", "seed=0,1", "hydra.sweep.dir=outputs/A_sweep"]
+    assert main(with_small_budget(sweep)) == 0
     failed = {}
     for command in filter(is_run, all_commands()):
         arguments = with_small_budget(Command(command.page, substituted(command.text)).words[1:])
