@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_OPEN = ("directions", "learning_rates")  # sections of an optimizer that hold what its file happens to name
+
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The line for a key that nothing reads: the nearest known one, and the keys that stand beside it."""
     parent = key.rpartition(".")[0]
+    if parent in known and parent.rpartition(".")[2] in _OPEN:
+        return f"{key}: not in this optimizer's file; valid: +{key}=…, which adds it"
     if parent not in known:
         parent = ""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

@@ -35,7 +35,7 @@ def direct() -> dict[str, list[str]]:
 
 
 def licence_of(found: Distribution) -> str:
-    """Its licence: the expression where there is one, else what its classifiers say, else the first line of the text."""
+    """Its licence: the expression where there is one, else its classifiers' words, else the first line of the text."""
     metadata = found.metadata
     if expression := metadata.get("License-Expression"):
         return str(expression)

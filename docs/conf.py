@@ -1,0 +1,63 @@
+"""How Sphinx makes a site of these pages: `python -m sphinx -W docs outputs/site`. It opens from the disk, offline."""
+
+import re
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+project = "natattn"
+author = copyright = "The natattn authors"
+extensions = ["myst_parser"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+# Thousands of files of kept runs and analyses: no page is made of them.
+exclude_patterns = ["results/runs", "results/analyses"]
+# Tables that the program writes begin with a heading of the third level.
+suppress_warnings = ["myst.header"]
+html_theme = "furo"
+html_title = "natattn"
+html_copy_source = False
+html_show_sourcelink = False
+html_math_renderer = "mathml"
+pygments_style = "sphinx"
+
+# {page: [(heading in the navigation, pages below it)]}; not in the pages, which are read as plain Markdown too.
+NAVIGATION = {
+    "index": [
+        ("Begin", ["first_hour", "natural_attention", "configuration", "reading_a_report", "faq"]),
+        ("Extend", ["extending/optimizer", "extending/attention", "extending/data", "extending/study"]),
+        ("Use", ["optimizers", "tasks", "architectures", "analysis", "reproduce", "cluster", "distributed"]),
+        ("Know", ["measures", "performance", "results/README"]),
+    ],
+    "results/README": [
+        ("Accounts", ["results/published", "results/screening", "results/criticality", "results/minilm"]),
+        ("Pages of analyses", ["results/analysis/*"]),
+        ("Tables", ["results/studies/all_cpu/tables/*"]),
+    ],
+}
+
+
+def add_navigation(app: Any, page: str, source: list[str]) -> None:
+    """Append to a page the lists of those below it."""
+    for heading, below in NAVIGATION.get(page, ()):
+        lines = "\n".join(f"/{name}" for name in below)
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {heading}\n\n{lines}\n```\n"
+
+
+def link_to_files(app: Any, page: str, source: list[str]) -> None:
+    """Links to the folder of a kept run lead to the file in it that says what the run was: a site shows no folders."""
+    source[0] = re.sub(r"(\]\([./]*runs/[0-9a-f]{16})\)", r"\1/run.json)", source[0])
+
+
+def write_formula(translator: Any, node: nodes.Element) -> None:
+    """A formula as MathML, which browsers show by themselves: Sphinx's own way fetches a script when a page opens."""
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", add_navigation)
+    app.connect("source-read", link_to_files)
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
