@@ -33,8 +33,9 @@ def _required() -> tuple[str, list[str]]:
     """(versions of Python, requirements) of pyproject.toml in a checkout, else of the installed package."""
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():
-        content: dict[str, Any] = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-        return content["requires-python"], list(content["dependencies"])
+        content: dict[str, Any] = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
+        if content.get("name") == "natattn":
+            return content["requires-python"], list(content["dependencies"])
     found = metadata.metadata("natattn")
     needed = metadata.requires("natattn") or []
     return found["Requires-Python"] or "", [line for line in needed if "extra ==" not in line]

@@ -48,7 +48,7 @@ def _two_runs(tiny: list[str], options: list[str], folder: Path) -> None:
 
 @pytest.mark.parametrize("options", QUICK, ids=" ".join)
 def test_the_same_bits_twice(options, tiny, tmp_path):
-    _two_runs(tiny, options, tmp_path)
+    _two_runs(tiny, [*options, "train.steps=3"], tmp_path)
 
 
 @pytest.mark.slow

@@ -15,12 +15,14 @@ from natattn import config
 from natattn.analysis.repetition import compare_runs
 from natattn.cli import main
 from natattn.training.environment import read_environment, write_environment
+from natattn.training.run import train
 
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert main(["train", *tiny, "size.n_layer=1", f"hydra.run.dir={folder}"]) == 0
+    settings = config.settings_of(config.compose([*tiny, "size.n_layer=1"]))
+    assert train(settings, folder).outcome == "finished"
     return folder
 
 
@@ -59,22 +61,27 @@ def test_a_repetition_is_equal_to_the_bit_and_leaves_a_run_of_its_own(finished, 
 
 
 def test_a_repetition_computes_with_the_threads_of_the_run(copied, tmp_path, capsys):
-    own = torch.get_num_threads()
-    environment = json.loads((copied / "environment.json").read_text())
-    _change_json(copied / "environment.json", threads=own + 1, packages=environment["packages"] | {"torch": "2.11.0"})
+    own, then = torch.get_num_threads(), json.loads((copied / "environment.json").read_text())
+    _change_json(copied / "environment.json", packages=then["packages"] | {"torch": "2.11.0"})
     _change_metrics(copied, "validation/loss", 1.001, step=3)
     folder = tmp_path / "again"
-    assert main(["train", f"repeat={copied}", f"hydra.run.dir={folder}"]) == 1
+    torch.set_num_threads(then["threads"] + 1)
+    try:
+        assert main(["train", f"repeat={copied}", f"hydra.run.dir={folder}"]) == 1
+        assert torch.get_num_threads() == then["threads"] + 1
+    finally:
+        torch.set_num_threads(own)
     captured = capsys.readouterr()
-    assert f"computing with {own + 1} threads, as the run did, instead of {own}" in captured.err
-    assert torch.get_num_threads() == own
-    assert read_environment(folder)["threads"] == own + 1
-    assert "DOES NOT AGREE" in captured.out
+    said = f"computing with {then['threads']} threads, as the run did, instead of {then['threads'] + 1}"
+    assert said in captured.err
+    assert read_environment(folder)["threads"] == then["threads"]
+    assert "DOES NOT AGREE: 1 of " in captured.out
+    assert "differs first at arm natural, step 3, validation/loss" in captured.out
     assert "times what it may come to, at arm natural, step 3, validation/loss" in captured.out
     assert "packages.torch" in captured.out
     saved = json.loads((folder / "repeat.json").read_text())
     assert saved["verdict"] == "different"
-    assert {"what": "packages.torch", "then": "2.11.0", "now": torch.__version__} in saved["changes"]
+    assert saved["changes"] == [{"what": "packages.torch", "then": "2.11.0", "now": torch.__version__}]
 
 
 def test_a_stopped_repetition_goes_on_and_is_compared_at_its_end(finished, tmp_path, capsys):
@@ -86,6 +93,7 @@ def test_a_stopped_repetition_goes_on_and_is_compared_at_its_end(finished, tmp_p
     assert json.loads((folder / "repeat.json").read_text())["verdict"] == "bits"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_made_longer_is_repeated_in_one_go(tiny, tmp_path, capsys):
     base = [option for option in tiny if not option.startswith("schedule")] + ["size.n_layer=1", "reference=none"]
     folder = tmp_path / "run"
@@ -203,22 +211,26 @@ def test_a_run_that_cannot_be_compared_with_is_one_line(facts, said, copied, cap
     assert error.count("\n") == 1
 
 
-def test_other_data_is_refused_before_training_and_moved_data_is_not(tiny, text_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = tmp_path / "text.txt"
-    text.write_text(text_file.read_text())
-    own = [option for option in tiny if not option.startswith("data.train")] + ["size.n_layer=1", "reference=none"]
-    assert main(["train", *own, "data.train=text.txt", "hydra.run.dir=run"]) == 0
-    text.rename(tmp_path / "moved.txt")
-    assert main(["train", "repeat=run", "data=text", "data.train=moved.txt", "hydra.run.dir=again"]) == 0
-    capsys.readouterr()
-    text.write_text(text_file.read_text().replace("energy", "entropy"))
-    assert main(["train", "repeat=run", "hydra.run.dir=other"]) == 2
+def test_other_data_is_refused_before_training(finished, tmp_path, text_file, capsys):
+    changed = tmp_path / "changed.txt"
+    changed.write_text(text_file.read_text().replace("energy", "entropy"))
+    folder = tmp_path / "again"
+    moved = ["data=text", f"data.train={changed}", f"hydra.run.dir={folder}"]
+    assert main(["train", f"repeat={finished}", *moved]) == 2
     error = capsys.readouterr().err
     assert "the data is not that of the run" in error
     assert "nothing was trained" in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "other").exists()
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_data_may_have_moved(finished, tmp_path, text_file, capsys):
+    moved = tmp_path / "moved.txt"
+    moved.write_text(text_file.read_text())
+    options = ["data=text", f"data.train={moved}", f"hydra.run.dir={tmp_path / 'again'}"]
+    assert main(["train", f"repeat={finished}", *options]) == 0
+    assert "equal to the bit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("again", [config.resumed_settings, config.repeated_settings])
