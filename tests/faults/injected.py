@@ -1,7 +1,10 @@
 """Faults, put into a forked child before it runs its command."""
 
+import itertools
 import os
+import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -137,3 +140,46 @@ def signalled(roots: list[str], stage: str, number: int, signals: list[int]) -> 
                 os.kill(os.getpid(), each)
 
     Moments(roots, reached)
+
+
+def commanded(roots: list[str], stage: str, number: int, command: str) -> None:
+    """A shell command at the number-th moment of a stage; in it $PPID is the process."""
+
+    def reached(at: str, count: int) -> None:
+        if (at, count) == (stage, number):
+            subprocess.run(["sh", "-c", command], check=True)
+
+    Moments(roots, reached)
+
+
+def signalled_later(roots: list[str], stage: str, number: int, delay: float) -> None:
+    """SIGTERM from outside, `delay` seconds after the number-th moment of a stage."""
+
+    def send() -> None:
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def reached(at: str, count: int) -> None:
+        if (at, count) == (stage, number):
+            threading.Thread(target=send, daemon=True).start()
+
+    Moments(roots, reached)
+
+
+def clock_runs_backwards() -> None:
+    """Every look at the clock of the wall finds it a minute earlier."""
+    now = time.time()
+    looks = itertools.count()
+    time.time = lambda: now - 60.0 * next(looks)
+
+
+def little_memory(more: int) -> None:
+    """No more address space than is taken now and `more` bytes."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, taken + more))
+
+
+def another_user(number: int) -> None:
+    """Give up the rights of root."""
+    os.setgid(number)
+    os.setuid(number)
