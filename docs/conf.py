@@ -20,7 +20,9 @@ html_title = "natattn"
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
-pygments_style = "sphinx"
+pygments_style = "friendly"
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
 
 # {page: [(heading in the navigation, pages below it)]}; not in the pages, which are read as plain Markdown too.
 NAVIGATION = {
@@ -28,7 +30,7 @@ NAVIGATION = {
         ("Begin", ["first_hour", "natural_attention", "configuration", "reading_a_report", "faq"]),
         ("Extend", ["extending/optimizer", "extending/attention", "extending/data", "extending/study"]),
         ("Use", ["optimizers", "tasks", "architectures", "analysis", "reproduce", "cluster", "distributed"]),
-        ("Know", ["measures", "performance", "results/README"]),
+        ("Know", ["measures", "performance", "security", "licences", "results/README"]),
     ],
     "results/README": [
         ("Accounts", ["results/published", "results/screening", "results/criticality", "results/minilm"]),
