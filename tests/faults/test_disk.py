@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Undisturbed, check_whole, leftovers, records, weights
 from forking import ForkServer
+from wholeness import Undisturbed, check_whole, leftovers, records, weights
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Undisturbed, check_whole, leftovers, records, weights
 from forking import ForkServer
+from wholeness import Undisturbed, check_whole, leftovers, records, weights
 
 pytestmark = pytest.mark.slow
 

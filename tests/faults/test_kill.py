@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Undisturbed, check_whole, leftovers, records, records_of, weights
 from forking import ForkServer
+from wholeness import Undisturbed, check_whole, leftovers, records, records_of, weights
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Undisturbed, records
 from forking import ForkServer
+from wholeness import Undisturbed, records
 
 from natattn.cli import main
 from natattn.training.arms import Arm
