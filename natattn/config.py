@@ -3,6 +3,7 @@
 DictConfig stops here: everything below works with frozen, validated objects.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -62,7 +63,7 @@ def _quoted_if_needed(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or not value or _QUOTED.match(value) or re.fullmatch(r"[\w./+-]*", value):
         return override
-    expanded = Path(value).expanduser()
+    expanded = Path(os.path.expanduser(value))
     names_a_path = _exists(expanded) or ("=" in value and "/" in value)
     if not names_a_path and _parses(override):
         return override

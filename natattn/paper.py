@@ -1,5 +1,6 @@
 """``train_models``: the paper's Python entry point, on the run machinery behind ``natattn train``."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from datetime import datetime
@@ -147,7 +148,7 @@ def _data_overrides(data: str | Path) -> list[str]:
     ]  # which needs a path
     if str(data) in options:
         return [f"data={data}"]
-    if not Path(data).expanduser().exists():
+    if not Path(os.path.expanduser(data)).exists():
         raise UserError(f"data={data}: neither a path to text nor a corpus; {suggestion(str(data), options)}")
     return ["data=text", *config.quote_paths([f"data.train={data}"])]
 

@@ -1,6 +1,7 @@
 """What `natattn analyze` looks at: a model, from a run or pretrained, and what it reads: text as tokens, or images."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -254,6 +255,6 @@ def _version() -> str:
 
 
 def _state_of(folder: str) -> str:
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     files = [path] if path.is_file() else [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
     return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files) or folder

@@ -1,5 +1,6 @@
 """Exponents α_k of critical temperatures: numbers, or what `natattn analyze` fitted to models of several widths."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,9 @@ def read_exponents(value: Any) -> Any:
     if not (isinstance(value, str) and value.endswith(".json")):
         return value
     try:
-        table = parsed_json(Path(value).expanduser().read_text(encoding="utf-8"))["sections"]["widths"]["tables"][0]
+        table = parsed_json(Path(os.path.expanduser(value)).read_text(encoding="utf-8"))["sections"]["widths"][
+            "tables"
+        ][0]
         rows = [dict(zip(table["headings"], row, strict=True)) for row in table["rows"]]
         fitted = [row for row in rows if (row["scan"], row["T_c by"]) == _FITTED and row["k"].startswith("rank ")]
         found = tuple(float(row["α"]) for row in sorted(fitted, key=lambda row: int(row["k"].removeprefix("rank "))))

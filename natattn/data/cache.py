@@ -14,7 +14,7 @@ from natattn.errors import ResourceError, UserError
 def cache_root() -> Path:
     """$NATATTN_CACHE, else $XDG_CACHE_HOME/natattn, else ~/.cache/natattn."""
     if chosen := os.environ.get("NATATTN_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "natattn"
     return Path.home() / ".cache" / "natattn"

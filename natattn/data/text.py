@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import math
+import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator
@@ -202,7 +203,7 @@ def find_files(value: str | tuple[str, ...], key: str) -> list[Path]:
 def _files_of(value: str, key: str) -> list[Path]:
     if value in ("", "???"):  # three question marks are YAML for "must be given", and also a glob
         raise UserError(f"{key} must be given: a file, a folder, a glob or a list of these")
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if path.is_file():
         if format_of(path) is None:
             raise UserError(f"{key}={value}: unknown extension; text is read from {_EXTENSIONS}")

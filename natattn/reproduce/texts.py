@@ -1,5 +1,6 @@
 """The text files of a study: beginnings of what the user gives, or made by a rule, the same wherever they are made."""
 
+import os
 import random
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def file_overrides(corpus: CorpusSettings, wikitext: str | None, folder: Path) -
         elif wikitext is None:
             return None
         else:
-            content, name = _excerpt(source, Path(wikitext).expanduser())
+            content, name = _excerpt(source, Path(os.path.expanduser(wikitext)))
         path = folder / name
         if not path.exists() or path.read_bytes() != content:
             _write(path, content)

@@ -97,6 +97,8 @@ def wrong_names(draw: st.DrawFn) -> list[str]:
 @example(wrong=["size.n_layer=999999999999"], other="seed=3")
 @example(wrong=["size.n_embd=1048576"], other="size.n_layer=10000")
 @example(wrong=["seed=${seed}"], other="optim=muon")
+@example(wrong=["data=~nobody"], other="seed=3")
+@example(wrong=["data=text", "data.train=~nobody/x.txt"], other="seed=3")
 @example(wrong=["data=grammar\x1b[2J"], other="seed=3")
 @example(wrong=["++optim.learning_rates.hidden=true"], other="seed=3")
 def test_what_is_wrong_is_one_line_and_nothing_is_written(wrong: list[str], other: str) -> None:
