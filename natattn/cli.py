@@ -36,7 +36,7 @@ COMMANDS = ("train", "report", "sample", "analyze", "reproduce", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong input, 130 or 143 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("--help", "-h", "help"):

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from types import FrameType
 from typing import NoReturn
 
@@ -26,6 +27,12 @@ def guarded(command: Callable[[], int]) -> int:
         return _say("stopped by SIGTERM", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _say("interrupted", 128 + signal.SIGINT)
+    except SystemExit as stop:  # how the jobs of a study, which may be in other processes, say it
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        return _say("stopped by SIGTERM", stop.code)
+    except BrokenExecutor:
+        return _say("a worker process was killed (for its memory?); what is done is kept, start again what is not", 1)
     except BrokenPipeError:
         # The reader of our output has gone (natattn report | head): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

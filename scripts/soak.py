@@ -29,13 +29,17 @@ SMALLEST = (
     "size.context=8",
     "tokenizer=byte",
     "data=grammar",
+    "data.train_tokens=20000",
+    "data.validation_tokens=2000",
+    "data.test_tokens=2000",
     "tracker=off",
     "train.batch_size=1",
     "train.max_seconds=null",
     "train.device=cpu",
 )
 WARM_SHARE = 0.2  # of the samples, at the start, in which caches fill
-MOST_MEMORY = 16.0  # MiB that the trend may add from there to the end
+MOST_MEMORY = 16.0  # MiB that the trend of one run may add from there to the end
+MOST_OF_A_JOB = 0.2  # the same of each job of a sweep: Hydra keeps what every job was composed to, 0.17 MiB
 MOST_FILES = 2.0  # open files
 MOST_DISK = 0.5  # MiB, beside what is meant to be kept
 
@@ -97,13 +101,13 @@ def trend(samples: list[Sample], values: list[float]) -> float:
     return float(slope * (seconds[kept][-1] - seconds[kept][0]))
 
 
-def judge(samples: list[Sample], disk: list[float]) -> bool:
+def judge(samples: list[Sample], disk: list[float], most_memory: float) -> bool:
     """Print parts and trends; whether all is flat."""
     for number in np.linspace(0, len(samples) - 1, 10).astype(int):
         each = samples[number]
         print(f"{each.seconds:7.0f} s  {each.memory:7.1f} MiB  {each.files:3d} files  {each.disk:8.3f} MiB on disk")
     limits = {
-        "memory, MiB": (trend(samples, [each.memory for each in samples]), MOST_MEMORY),
+        "memory, MiB": (trend(samples, [each.memory for each in samples]), most_memory),
         "open files": (trend(samples, [float(each.files) for each in samples]), MOST_FILES),
         "disk, MiB": (trend(samples, disk), MOST_DISK),
     }
@@ -139,7 +143,8 @@ def main() -> int:
         print(f"{options.what}: {ended} runs finished")
         # A sweep keeps each of its runs: what one takes must stay the same.
         disk = [each.disk if options.what == "steps" else each.disk / each.folders for each in samples]
-        return 0 if judge(samples, disk) else 1
+        most = MOST_MEMORY if options.what == "steps" else MOST_OF_A_JOB * options.jobs * (1 - WARM_SHARE)
+        return 0 if judge(samples, disk, most) else 1
 
 
 if __name__ == "__main__":

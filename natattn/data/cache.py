@@ -64,7 +64,5 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(
-            f"natattn: another process prepares the same data ({folder}); waiting for it", file=sys.stderr, flush=True
-        )
+        print(f"natattn: {folder}: another process prepares the same data; waiting for it", file=sys.stderr, flush=True)
         fcntl.flock(descriptor, fcntl.LOCK_EX)

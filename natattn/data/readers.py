@@ -99,7 +99,10 @@ class _Counted(io.RawIOBase):
 def text_size(path: Path) -> int:
     """Bytes of a text file, decompressed."""
     if not is_gzipped(path):
-        return path.stat().st_size
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise _unreadable(path, error) from error
     with open_bytes(path) as file:
         return sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
 

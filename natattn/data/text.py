@@ -93,7 +93,7 @@ class TextCorpus:
             return None
         held_out = self._held_out_fractions
         share = held_out.get(split, 1 - sum(held_out.values()) if split == "train" else 1)
-        return int(sum(file.stat().st_size for file in files) * share)
+        return int(sum(text_size(file) for file in files) * share)
 
     def documents(self, split: SplitName) -> Iterator[Iterable[str]]:
         held_out = self._held_out_fractions

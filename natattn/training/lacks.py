@@ -38,8 +38,12 @@ def lack_told(settings: RunSettings, folder: Path, resumed: str) -> Iterator[Non
 
 def way_on(folder: Path, resumed: str) -> str:
     """What to do about a run that has broken off."""
-    if not any((each / CONFIG).exists() for each in (folder, *folder.glob("seed*"))):
+    if not _has_begun(folder):
         return "start it again: there is nothing yet to go on with"
     if read_run(folder).get("status") in ("finished", "diverged"):
         return f"see what it came to: natattn report {folder}"
     return f"go on with natattn train resume={resumed}"
+
+
+def _has_begun(folder: Path) -> bool:
+    return any((each / CONFIG).exists() for each in (folder, *folder.glob("seed*")))

@@ -177,9 +177,3 @@ def little_memory(more: int) -> None:
     """No more address space than is taken now and `more` bytes."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + more, taken + more))
-
-
-def another_user(number: int) -> None:
-    """Give up the rights of root."""
-    os.setgid(number)
-    os.setuid(number)

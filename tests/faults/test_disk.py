@@ -13,6 +13,7 @@ from wholeness import Undisturbed, check_whole, leftovers, records, weights
 
 pytestmark = pytest.mark.slow
 
+PAGE = 4096
 Disk = Callable[[Path, str], None]
 
 
@@ -47,18 +48,18 @@ def one_line(log: Path) -> str:
     return said
 
 
-# {what is full: (the folder that is a disk of its own, its size at first)}
+# {what is full: (the folder that is a disk of its own, its size at first; of checkpoints in units of one)}
 FULL = {
-    "checkpoint": ("checkpoints", "240k"),
-    "first checkpoint": ("checkpoints", "16k"),
-    "export": ("arms", "16k"),
+    "checkpoint": ("checkpoints", 1.7),
+    "first checkpoint": ("checkpoints", 0.5),
+    "export": ("arms", 0.1),
 }
 
 
 @pytest.mark.parametrize(("part", "size"), FULL.values(), ids=FULL)
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     part: str,
-    size: str,
+    size: float,
     small_disk: Disk,
     server: ForkServer,
     small: list[str],
@@ -66,7 +67,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path,
 ):
     folder = tmp_path / "run"
-    small_disk(folder / part, size)
+    one = max(undisturbed.folder.glob("checkpoints/step-*"))
+    taken = sum(-(-file.stat().st_size // PAGE) * PAGE for file in one.iterdir())
+    small_disk(folder / part, str(int(size * taken)))
     options = {"log": tmp_path / "log", "cwd": tmp_path, "NATATTN_CACHE": str(undisturbed.cache)}
     assert server.run(["train", *small, f"hydra.run.dir={folder}"], **options) == 1
     said = one_line(tmp_path / "log")
@@ -75,8 +78,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     check_whole(folder)
     kept = sorted(path.name for path in folder.glob("checkpoints/step-*"))
     assert leftovers(folder) == []
-    if size == "240k":
-        assert kept, "the disk should have had room for one"
+    assert len(kept) == {1.7: 1, 0.5: 0, 0.1: 2}[size]
     assert server.run(["train", "resume=run"], **options) == 1, "it is still full"
     assert sorted(path.name for path in folder.glob("checkpoints/step-*")) == kept
     remount(folder / part, "size=64m")
@@ -126,7 +128,7 @@ def test_no_room_for_anything(
 def test_no_room_for_tokens(
     small_disk: Disk, server: ForkServer, small: list[str], undisturbed: Undisturbed, tmp_path: Path
 ):
-    for kilobytes in (4, 8, 24, 36):
+    for kilobytes in (4, 8, 24):
         cache, folder = tmp_path / f"cache{kilobytes}", tmp_path / f"run{kilobytes}"
         small_disk(cache, f"{kilobytes}k")
         options = {"log": tmp_path / "log", "cwd": tmp_path, "NATATTN_CACHE": str(cache)}
@@ -191,20 +193,3 @@ def test_a_disk_that_may_not_be_written_to(
     assert server.run(["train", "resume=run"], **options) == 0
     assert records(disk / "run") == records(undisturbed.folder)
     assert leftovers(disk / "run") == []
-
-
-def test_another_user_s_folder(server: ForkServer, undisturbed: Undisturbed, tmp_path: Path):
-    import os
-    import shutil
-
-    if os.getuid() != 0:
-        pytest.skip("only root can become another user")
-    folder = Path("/tmp") / f"natattn_{os.getpid()}"
-    shutil.copytree(undisturbed.folder, folder / "run")
-    (folder / "run" / "run.json").unlink()
-    try:
-        fault = {"kind": "another_user", "number": 65534}
-        assert server.run(["train", "resume=run"], log=tmp_path / "log", cwd=folder, fault=fault) == 2
-        assert one_line(tmp_path / "log") == "natattn: run: cannot be written to: Permission denied\n"
-    finally:
-        shutil.rmtree(folder)

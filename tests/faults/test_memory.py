@@ -103,7 +103,7 @@ def test_a_step_without_memory_is_one_line_and_the_run_goes_on(
     [
         (["train.batch_size=40000"], "step 0 of arm standard: out of memory (for "),
         (
-            ["train.evaluation_batch_size=40000", "data.validation_fraction=0.45"],
+            ["train.evaluation_batch_size=40000", "data.train={long}", "data.validation_fraction=0.45"],
             "evaluation of arm standard at step 0: ",
         ),
         (["size.n_embd=8192", "size.n_inner=32768"], "size=nano: out of memory (for "),
@@ -112,11 +112,19 @@ def test_a_step_without_memory_is_one_line_and_the_run_goes_on(
 )
 @pytest.mark.slow
 def test_real_memory_ends(
-    options: list[str], where: str, server: ForkServer, small: list[str], undisturbed: Undisturbed, tmp_path: Path
+    options: list[str],
+    where: str,
+    server: ForkServer,
+    small: list[str],
+    undisturbed: Undisturbed,
+    text_file: Path,
+    tmp_path: Path,
 ):
     fault = {"kind": "little_memory", "more": 250 << 20}
     cache = str(undisturbed.cache)
-    arguments = ["train", *small, *options, "hydra.run.dir=run"]
+    long = tmp_path / "long.txt"
+    long.write_text(text_file.read_text() * 250)  # 3 MB
+    arguments = ["train", *small, *(each.format(long=long) for each in options), "hydra.run.dir=run"]
     assert server.run(arguments, log=tmp_path / "log", cwd=tmp_path, fault=fault, NATATTN_CACHE=cache) == 1
     said = (tmp_path / "log" / "stderr.txt").read_text()
     assert said.startswith(f"natattn: {where}"), said
