@@ -72,7 +72,8 @@ def is_kept(run: RunSummary, metrics: Sequence[str]) -> bool:
 def keep_analysis(folder: Path, target: Path, *, pictures: bool) -> None:
     """Copy the numbers of one analysis, and its pictures where they are shown: of repetitions only the first's are."""
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / RESULTS, target / RESULTS)
+    text = (folder / RESULTS).read_text(encoding="utf-8")
+    (target / RESULTS).write_text(text.replace(f"{DOCS.resolve().parent}/", ""), encoding="utf-8")
     if pictures:
         shutil.copytree(folder / FIGURES, target / FIGURES, dirs_exist_ok=True)
 
