@@ -90,12 +90,20 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
 
 
 def test_no_room_for_metrics(
-    small_disk: Disk, server: ForkServer, small: list[str], undisturbed: Undisturbed, tmp_path: Path
+    request: pytest.FixtureRequest,
+    small_disk: Disk,
+    server: ForkServer,
+    small: list[str],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
 ):
     folder, disk = tmp_path / "run", tmp_path / "disk"
     small_disk(disk, "4k")
     folder.mkdir()
-    (folder / "metrics.jsonl").symlink_to(disk / "metrics.jsonl")
+    for place in (disk, folder):
+        (place / "metrics.jsonl").touch()
+    subprocess.run(["mount", "--bind", disk / "metrics.jsonl", folder / "metrics.jsonl"], check=True)
+    request.addfinalizer(lambda: subprocess.run(["umount", "-l", folder / "metrics.jsonl"], check=True))
     options = {"log": tmp_path / "log", "cwd": tmp_path, "NATATTN_CACHE": str(undisturbed.cache)}
     assert server.run(["train", *small, f"hydra.run.dir={folder}"], **options) == 1
     assert one_line(tmp_path / "log") == (
