@@ -1,11 +1,12 @@
-"""A very long run and a very long sweep, watched: memory, open files and disk must not grow.
+"""A very long run, very many runs and a very long sweep, watched: memory, open files and disk must not grow.
 
     python scripts/soak.py steps --steps 100000
-    python scripts/soak.py sweep --jobs 200
+    python scripts/soak.py runs --jobs 200   # one after the other in one process
+    python scripts/soak.py sweep --jobs 200  # the same by Hydra's launcher
 
 Needs Linux (/proc). Prints a line for each of ten parts of the time and a verdict; exits with 1 where something grows.
 What a run must write, its metrics file, is not counted as growth of the disk; nor is what a sweep's runs keep, which is
-compared per job.
+compared per job. Hydra itself keeps what every job of a sweep was composed to until the sweep ends.
 """
 
 import argparse
@@ -39,7 +40,7 @@ SMALLEST = (
 )
 WARM_SHARE = 0.2  # of the samples, at the start, in which caches fill
 MOST_MEMORY = 16.0  # MiB that the trend of one run may add from there to the end
-MOST_OF_A_JOB = 0.2  # the same of each job of a sweep: Hydra keeps what every job was composed to, 0.17 MiB
+MOST_OF_A_JOB = 0.35  # MiB that each job of a sweep may add: two compositions that Hydra keeps
 MOST_FILES = 2.0  # open files
 MOST_DISK = 0.5  # MiB, beside what is meant to be kept
 
@@ -76,10 +77,20 @@ def sample(pid: int, folder: Path, started: float) -> Sample | None:
     return Sample(time.monotonic() - started, memory, files, disk / 2**20, folders, models)
 
 
-def watch(arguments: list[str], folder: Path, every: float) -> tuple[int, list[Sample]]:
-    """Run natattn and look at it; its exit code and the samples."""
+# Many runs in one process: its arguments are those of each, with their number for {}.
+MANY = """
+import sys
+from natattn.cli import main
+for number in range(int(sys.argv[1])):
+    if code := main([each.format(number) for each in sys.argv[2:]]):
+        sys.exit(code)
+"""
+
+
+def watch(command: list[str], folder: Path, every: float) -> tuple[int, list[Sample]]:
+    """Run Python on arguments and look at it; its exit code and the samples."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "natattn", *arguments]
+    command = [sys.executable, *command]
     log = (folder.parent / "log.txt").open("w")
     with log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder.parent, env=environment) as process:
         started, samples = time.monotonic(), []
@@ -118,7 +129,7 @@ def judge(samples: list[Sample], disk: list[float], most_memory: float) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("steps", "sweep"))
+    parser.add_argument("what", choices=("steps", "runs", "sweep"))
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between samples")
@@ -126,16 +137,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"
         os.environ["NATATTN_CACHE"] = str(Path(place) / "cache")
+        short = [*SMALLEST, "train.steps=4", "train.evaluate_every=4", "train.checkpoint_every=4"]
+        short += ["schedule.warmup_fraction=0.25"]
         if options.what == "steps":
             rare = max(options.steps // 20, 1)
-            arguments = ["train", *SMALLEST, f"train.steps={options.steps}", f"hydra.run.dir={folder}"]
-            arguments += [f"train.evaluate_every={rare}", f"train.checkpoint_every={rare}", "train.log_every=100"]
+            command = ["-m", "natattn", "train", *SMALLEST, f"train.steps={options.steps}", f"hydra.run.dir={folder}"]
+            command += [f"train.evaluate_every={rare}", f"train.checkpoint_every={rare}", "train.log_every=100"]
+        elif options.what == "runs":
+            command = ["-c", MANY, str(options.jobs), "train", *short, "seed={}", f"hydra.run.dir={folder}/{{}}"]
         else:
             seeds = ",".join(map(str, range(options.jobs)))
-            arguments = ["train", "-m", *SMALLEST, "train.steps=4", f"seed={seeds}", f"hydra.sweep.dir={folder}"]
-            arguments += ["train.evaluate_every=4", "train.checkpoint_every=4", "schedule.warmup_fraction=0.25"]
-        code, samples = watch(arguments, folder, options.every)
-        samples = [each for each in samples if each.folders and (options.what == "sweep" or not each.models)]
+            command = ["-m", "natattn", "train", "-m", *short, f"seed={seeds}", f"hydra.sweep.dir={folder}"]
+        code, samples = watch(command, folder, options.every)
+        samples = [each for each in samples if each.folders and (options.what != "steps" or not each.models)]
         if code != 0 or not samples:
             print((Path(place) / "log.txt").read_text()[-2000:])
             return 1
@@ -143,7 +157,7 @@ def main() -> int:
         print(f"{options.what}: {ended} runs finished")
         # A sweep keeps each of its runs: what one takes must stay the same.
         disk = [each.disk if options.what == "steps" else each.disk / each.folders for each in samples]
-        most = MOST_MEMORY if options.what == "steps" else MOST_OF_A_JOB * options.jobs * (1 - WARM_SHARE)
+        most = MOST_OF_A_JOB * options.jobs * (1 - WARM_SHARE) if options.what == "sweep" else MOST_MEMORY
         return 0 if judge(samples, disk, most) else 1
 
 
