@@ -90,11 +90,9 @@ def _typing_the_command() -> bool:
 def _unknown_command(command: str) -> int:
     from difflib import get_close_matches
 
-    from natattn.redaction import one_line, redacted
+    from natattn.exits import line_of
 
     near = get_close_matches(command, COMMANDS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    print(
-        f"natattn: {one_line(redacted(command))}: no such command; {hint}valid: {', '.join(COMMANDS)}", file=sys.stderr
-    )
+    print(line_of(f"{command}: no such command; {hint}valid: {', '.join(COMMANDS)}"), file=sys.stderr)
     return 2

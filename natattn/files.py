@@ -52,7 +52,7 @@ def _discard(temporary: Path) -> None:
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """As `replacing`, for a folder and all that is in it. Only one process may write it at a time."""
-    temporary = path.with_name(_WRITING + path.name)
+    temporary = unfinished(path)
     try:
         with naming(path):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -62,6 +62,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def unfinished(path: Path) -> Path:
+    """Where a folder is written before it takes the place of `path`; ``remove_unfinished`` finds it there."""
+    return path.with_name(_WRITING + path.name)
 
 
 def install_folder(temporary: Path, path: Path) -> None:

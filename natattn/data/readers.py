@@ -54,24 +54,19 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The (decompressed) bytes of a file. Raises UserError if it cannot be read or decompressed."""
     try:
         with gzip.open(path) if is_gzipped(path) else open(path, "rb") as file:
-            yield cast(IO[bytes], _Unpacked(path, file) if is_gzipped(path) else file)
+            yield cast(IO[bytes], io.BufferedReader(_Unpacked(path, file), _CHUNK) if is_gzipped(path) else file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file ({error})") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-class _Unpacked(io.BufferedReader):
+class _Unpacked(io.RawIOBase):
     """What a gzip file holds, until it is so much more than the file that it cannot be text.
 
     Raises: UserError then: a file of a megabyte would fill the disk.
     """
 
-    def __init__(self, path: Path, file: Any) -> None:
-        super().__init__(_Counted(path, file), _CHUNK)
-
-
-class _Counted(io.RawIOBase):
     def __init__(self, path: Path, file: Any) -> None:
         self._path, self._file = path, file
         self._most = max(_ANY_UNPACKED, _MOST_UNPACKED_TIMES * path.stat().st_size)

@@ -65,14 +65,7 @@ class FisherProbe(AttentionProbe):
         quantities: Collection[str] = (),
         **others: Any,
     ) -> None:
-        for name, value in (("capture_every", capture_every), ("sequences", sequences), ("capture_rows", capture_rows)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: must be in [0, 1)")
-        for factor in factors:
-            if factor not in FACTORS:
-                raise KeyError(f"unknown factor {factor!r}; there are {', '.join(FACTORS)}")
+        _check(factors, decay, capture_every=capture_every, sequences=sequences, capture_rows=capture_rows)
         self.factors = tuple(factors)
         self.covariances = tuple(covariances)
         self.capture_every = capture_every
@@ -133,7 +126,8 @@ class FisherProbe(AttentionProbe):
         try:
             with super().step(step):
                 yield
-            self._enter_compiled()
+            if due:
+                self._enter_compiled()
         finally:
             if due:
                 self._end()
@@ -319,6 +313,17 @@ class FisherProbe(AttentionProbe):
         if name not in self._averages:
             self._averages[name] = RunningAverage.start(factor)
         self._averages[name].enter(factor, self.decay)
+
+
+def _check(factors: Collection[str], decay: float, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay={decay}: must be in [0, 1)")
+    for factor in factors:
+        if factor not in FACTORS:
+            raise KeyError(f"unknown factor {factor!r}; there are {', '.join(FACTORS)}")
 
 
 def _mean_outer_product(rows: Tensor) -> Tensor:

@@ -25,11 +25,10 @@ from natattn import config
 from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
-from natattn.redaction import one_line, redacted
 from natattn.reproduce.bundles import bundled, overrides_of
 from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
-from natattn.training.run_folder import CONFIG, RunIsBusyError, read_config, read_run
+from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, read_config, read_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,7 +79,7 @@ class TrainJob:
             failure = f"{type(error).__name__}: {first_line(error)} (see {folder / LOG})"
         if failure is not None:
             failure = f"{label}: {failure}"
-            print(one_line(redacted(f"natattn: failed: {failure}")), file=sys.stderr, flush=True)
+            announce(f"natattn: failed: {failure}")
         return failure
 
 
@@ -125,7 +124,7 @@ def launch(
             raise UserError(f"{error.filename or folder}: cannot be written to: {error.strerror or error}") from error
         except Exception as error:  # the launcher's own, such as of a worker that was killed: other jobs may be done
             failure = f"the launcher broke off: {type(error).__name__}: {first_line(error)}"
-            print(one_line(redacted(f"natattn: failed: {failure}")), file=sys.stderr, flush=True)
+            announce(f"natattn: failed: {failure}")
             return [failure]
     return _failures(bundles, returned, labels)
 
@@ -138,7 +137,7 @@ def _failures(bundles: Sequence[Sequence[Job]], returned: Sequence[Any], labels:
             failure = result.return_value
         except Exception as error:  # raised by the launcher around the job, on whatever machine
             failure = f"{labels[bundle[0].key]}: {first_line(error)}"
-            print(one_line(redacted(f"natattn: failed: {failure}")), file=sys.stderr, flush=True)
+            announce(f"natattn: failed: {failure}")
         failures += [failure] if failure is not None else []
     return failures
 

@@ -3,7 +3,6 @@
 Everything is made of finished runs, so that it can be stopped and started at will: what is done is not done again.
 """
 
-import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from natattn.analysis.sections.section import Picture
 from natattn.errors import UserError
 from natattn.files import replacing
-from natattn.redaction import one_line, redacted
 from natattn.reproduce.analyses import (
     analysed,
     kept_analysis,
@@ -44,6 +42,7 @@ from natattn.reproduce.study_tables import (
 from natattn.reproduce.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.trials import Trials
 from natattn.statistics import LEAST_FOR_A_CLAIM
+from natattn.training.run_folder import announce
 
 RUNS, ANALYSES = "runs", "analyses"
 KEPT_RUNS, KEPT_ANALYSES = "runs", "analyses"
@@ -104,7 +103,7 @@ class Studies:
 
     def _failed(self, line: str) -> None:
         self.failures.append(line)
-        print(one_line(redacted(f"natattn: failed: {line}")), file=sys.stderr, flush=True)
+        announce(f"natattn: failed: {line}")
 
     def results(self, *, analyse: bool) -> list[StudyResult]:
         """What each study found by what is done now.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from natattn.errors import UserError
-from natattn.files import install_folder, naming, remove_folder, remove_unfinished, sync, write_json
+from natattn.files import install_folder, naming, remove_folder, remove_unfinished, sync, unfinished, write_json
 from natattn.plain import parsed_json
 from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, step: int, arms: list[Arm], state: dict[str, A
     """
     ranks = arms[0].ranks
     target = folder / checkpoint_name(step)
-    temporary = folder / f".writing-{target.name}"
+    temporary = unfinished(target)
     try:
         with naming(target):
             if ranks.is_first:
@@ -99,7 +99,7 @@ def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
 
 def _mark_best(folder: Path, target: Path) -> None:
     """Make ``best`` a copy of the checkpoint by hard links: no second copy on disk, and pruning leaves it alone."""
-    temporary = folder / f".writing-{BEST}"
+    temporary = unfinished(folder / BEST)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         shutil.copytree(target, temporary, copy_function=os.link)

@@ -1,7 +1,6 @@
 """environment.json: what a repetition needs to know of the machine and of the code that a run was trained by."""
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from natattn.files import conf_folder, write_json
+from natattn.plain import parsed_json
 
 ENVIRONMENT = "environment.json"
 EARLIER = "earlier_sittings"
@@ -75,7 +75,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
 def read_environment(folder: Path) -> dict[str, Any]:
     """What ``write_environment`` wrote; empty where nothing can be read."""
     try:
-        content = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        content = parsed_json((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

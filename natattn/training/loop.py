@@ -58,6 +58,8 @@ class Loop:
         self._probe_inputs = self.task.probe_inputs(self.device)
         self._pending: list[tuple[int, Arm, StepResult]] = []
         self._compiled: set[bool] = set()  # kinds of steps, observed or not
+        models = [arm.model for arm in arms]
+        self._less_for_a_step = less_for_a_step(settings, models, divisible=self.task.unit != "pair")
         # Step 0 is evaluated before anything is saved: a run that has evaluated starts from a checkpoint of its step.
         self._saved_step = progress.step if progress.evaluated_step >= 0 else -1
         self._started = time.perf_counter() - progress.seconds
@@ -144,7 +146,7 @@ class Loop:
             for arm in self.arms:
                 if arm.active:
                     self.before_step(arm)
-                    with self.enough_memory(arm.name):
+                    with self._enough_memory(arm.name):
                         result = arm.train_step(slices, step, self.rate_factor)
                     self.took_step(arm, result)
         self.end_step()
@@ -160,11 +162,9 @@ class Loop:
         self._compiled.add(kind)
         return is_new
 
-    def enough_memory(self, name: str) -> contextlib.AbstractContextManager[None]:
+    def _enough_memory(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Around a training step of the arms of that name: says which settings would need less memory."""
-        models = [arm.model for arm in self.arms]
-        less = less_for_a_step(self.settings, models, divisible=self.task.unit != "pair")
-        return told_where(f"step {self.progress.step} of arm {name}", **less)
+        return told_where(f"step {self.progress.step} of arm {name}", **self._less_for_a_step)
 
     @property
     def rate_factor(self) -> float:

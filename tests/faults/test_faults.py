@@ -121,21 +121,15 @@ def test_two_processes_prepare_the_same_tokens_once(
     options["NATATTN_CACHE"] = str(tmp_path / "cache")
     second = options | {"log": tmp_path / "second"}
     counting = {"kind": "counted", "roots": [str(tmp_path / "cache")], "counts": str(tmp_path / "counts")}
-    fault = {
-        "kind": "signalled",
-        "roots": [str(tmp_path)],
-        "stage": "prepare",
-        "number": 8,
-        "signals": [int(signal.SIGSTOP)],
-    }
-    one = server.start(["train", *small, "hydra.run.dir=one"], fault=fault, **options)
-    _wait_until_stopped(one)
+    one = _stopped(server, "one", "prepare", 8, small, options, tmp_path)
     two = server.start(["train", *small, "hydra.run.dir=two"], fault=counting, **second)
     wait_for(tmp_path / "second" / "stderr.txt", "another process prepares the same data; waiting for it")
     os.kill(one, signal.SIGCONT)
     assert server.wait(one) == 0
     assert server.wait(two) == 0
     assert records(tmp_path / "one") == records(tmp_path / "two") == records(undisturbed.folder)
+    moments = (tmp_path / "counts").read_text().split()
+    assert moments.count("prepare") < 8  # folders and locks alone: whoever makes all has three times as many
     written = list((tmp_path / "cache").rglob("*.json"))
     assert len(written) == 3
     assert leftovers(tmp_path) == []
@@ -146,15 +140,7 @@ def test_who_waits_for_a_process_that_dies_makes_the_tokens_itself(
 ):
     options["NATATTN_CACHE"] = str(tmp_path / "cache")
     second = options | {"log": tmp_path / "second"}
-    fault = {
-        "kind": "signalled",
-        "roots": [str(tmp_path)],
-        "stage": "prepare",
-        "number": 8,
-        "signals": [int(signal.SIGSTOP)],
-    }
-    one = server.start(["train", *small, "hydra.run.dir=one"], fault=fault, **options)
-    _wait_until_stopped(one)
+    one = _stopped(server, "one", "prepare", 8, small, options, tmp_path)
     two = server.start(["train", *small, "hydra.run.dir=two"], **second)
     wait_for(tmp_path / "second" / "stderr.txt", "waiting for it")
     os.kill(one, signal.SIGKILL)
@@ -164,25 +150,24 @@ def test_who_waits_for_a_process_that_dies_makes_the_tokens_itself(
     assert leftovers(tmp_path / "cache") == []
 
 
-def _wait_until_stopped(pid: int) -> None:
+def _stopped(
+    server: ForkServer, run: str, stage: str, number: int, small: list[str], options: dict[str, Any], place: Path
+) -> int:
+    """Start a run and return its process, which stands still at the numbered event of a stage."""
+    signals = [int(signal.SIGSTOP)]
+    fault = {"kind": "signalled", "roots": [str(place)], "stage": stage, "number": number, "signals": signals}
+    pid = server.start(["train", *small, f"hydra.run.dir={run}"], fault=fault, **options)
     deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return pid
 
 
 def test_two_processes_on_one_folder(
     server: ForkServer, small: list[str], undisturbed: Undisturbed, options: dict[str, Any], tmp_path: Path
 ):
-    fault = {
-        "kind": "signalled",
-        "roots": [str(tmp_path)],
-        "stage": "training",
-        "number": 9,
-        "signals": [int(signal.SIGSTOP)],
-    }
-    one = server.start(["train", *small, "hydra.run.dir=run"], fault=fault, **options)
-    _wait_until_stopped(one)
+    one = _stopped(server, "run", "training", 9, small, options, tmp_path)
     assert server.run(["train", "resume=run"], **options | {"log": tmp_path / "second"}) == 2
     said = (tmp_path / "second" / "stderr.txt").read_text()
     assert said == "natattn: run: another process is training in this run folder\n"
