@@ -70,7 +70,7 @@ def train(arguments: list[str]) -> int:
     if started_by_torchrun():
         if options.multirun:
             raise UserError("-m: torchrun's processes train one run together; start torchrun once for each job")
-        return together(lambda ranks, store: _train_together([*flags, *overrides], ranks, store))
+        return together(lambda ranks, store: _begin_together(jobs[0], [*flags, *overrides], ranks, store))
 
     return _launch([*flags, *overrides])
 
@@ -114,6 +114,14 @@ def _launch(arguments: list[str], settings: "RunSettings | None" = None) -> int:
     code = _hydra(arguments, job)
     _remove_fruitless_sweeps(started)
     return max([code, *codes])
+
+
+def _begin_together(job: list[str], arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
+    """Train by several ranks what they can train; what they cannot is refused before any of them makes a folder."""
+    from natattn.training.distributed import check_ranks
+
+    check_ranks(config.settings_of(config.compose(job)), ranks)
+    return _train_together(arguments, ranks, store)
 
 
 def _train_together(
