@@ -6,7 +6,7 @@
 
 Needs Linux (/proc). Prints a line for each of ten parts of the time and a verdict; exits with 1 where something grows.
 What a run must write, its metrics file, is not counted as growth of the disk; nor is what a sweep's runs keep, which is
-compared per job. Hydra itself keeps what every job of a sweep was composed to until the sweep ends.
+compared per job.
 """
 
 import argparse
@@ -39,8 +39,7 @@ SMALLEST = (
     "train.device=cpu",
 )
 WARM_SHARE = 0.2  # of the samples, at the start, in which caches fill
-MOST_MEMORY = 16.0  # MiB that the trend of one run may add from there to the end
-MOST_OF_A_JOB = 0.2  # MiB that each job of a sweep may add: Hydra keeps what every job was composed to, 0.17 MiB
+MOST_MEMORY = 16.0  # MiB that the trend may add from there to the end
 MOST_FILES = 2.0  # open files
 MOST_DISK = 0.5  # MiB, beside what is meant to be kept
 
@@ -112,13 +111,13 @@ def trend(samples: list[Sample], values: list[float]) -> float:
     return float(slope * (seconds[kept][-1] - seconds[kept][0]))
 
 
-def judge(samples: list[Sample], disk: list[float], most_memory: float) -> bool:
+def judge(samples: list[Sample], disk: list[float]) -> bool:
     """Print parts and trends; whether all is flat."""
     for number in np.linspace(0, len(samples) - 1, 10).astype(int):
         each = samples[number]
         print(f"{each.seconds:7.0f} s  {each.memory:7.1f} MiB  {each.files:3d} files  {each.disk:8.3f} MiB on disk")
     limits = {
-        "memory, MiB": (trend(samples, [each.memory for each in samples]), most_memory),
+        "memory, MiB": (trend(samples, [each.memory for each in samples]), MOST_MEMORY),
         "open files": (trend(samples, [float(each.files) for each in samples]), MOST_FILES),
         "disk, MiB": (trend(samples, disk), MOST_DISK),
     }
@@ -157,8 +156,7 @@ def main() -> int:
         print(f"{options.what}: {ended} runs finished")
         # A sweep keeps each of its runs: what one takes must stay the same.
         disk = [each.disk if options.what == "steps" else each.disk / each.folders for each in samples]
-        most = MOST_OF_A_JOB * options.jobs * (1 - WARM_SHARE) if options.what == "sweep" else MOST_MEMORY
-        return 0 if judge(samples, disk, most) else 1
+        return 0 if judge(samples, disk) else 1
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Sweeps on Hydra's launchers: the jobs run elsewhere, their folders and their failures come back."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -7,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from transformers import GPT2LMHeadModel
+
+from natattn.cli import main
+from natattn.sweep_callback import ReleaseJob
 
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
@@ -30,3 +35,22 @@ def test_a_sweep_on_a_launcher(tiny, tmp_path, launcher):
     assert result.returncode == 2, result.stderr[-3000:]
     finished = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/*/*/run.json")]
     assert finished == ["finished"]
+
+
+def test_what_a_job_of_a_sweep_leaves_is_let_go_of(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    left, returned, release = [], [], ReleaseJob.on_job_end
+
+    def watched(self, config, job_return, **more):
+        returned.append(job_return)
+        release(self, config, job_return, **more)
+        left.append(sum(type(each) is GPT2LMHeadModel for each in gc.get_objects()))
+
+    monkeypatch.setattr(ReleaseJob, "on_job_end", watched)
+    gc.collect()
+    before = sum(type(each) is GPT2LMHeadModel for each in gc.get_objects())
+    assert main(["train", "-m", *tiny, "train.steps=2", "seed=0,1"]) == 0
+    assert left == [before, before]
+    assert [(each.cfg, each.hydra_cfg, each.return_value) for each in returned] == [(None, None, None)] * 2
+    assert main(["train", *tiny, "train.steps=2"]) == 0
+    assert returned[-1].cfg is not None  # of a single run Hydra is left what it had
