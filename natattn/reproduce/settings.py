@@ -98,7 +98,7 @@ class ComparisonSettings(Settings):
 
     Attributes:
         claim: id in the ledger; None for a row that claims nothing.
-        metric: what is subtracted, see ``comparisons.METRICS``.
+        metric: what is subtracted, see ``natattn.analysis.differences.PAIRED_QUANTITIES``.
         claimed: where the claim says that the difference is.
         threshold: what the difference is measured against; 0 unless the claim allows something.
         placebos: whether the difference to each placebo of the arm must exclude zero too.
@@ -253,7 +253,7 @@ class ReproduceSettings(Settings):
     Attributes:
         study: its file.
         runs: folders, sweeps or globs whose runs count as done, beside those that were trained here.
-        kept: folder of published results: runs/ and analysis/ in it count as done; missing is none.
+        kept: folder of published results: runs/ and analyses/ in it count as done; missing is none.
         wikitext: folder with WikiText-2's valid.txt and test.txt; None: only what is done can be shown.
         seeds_together: train runs that differ in their seed alone as one computation, where that is known to be faster.
         train: false rebuilds from what is done and lists what is missing.
