@@ -14,6 +14,7 @@ import torch
 from natattn import config
 from natattn.analysis.repetition import compare_runs
 from natattn.cli import main
+from natattn.saved_settings import repeated_settings, resumed_settings
 from natattn.training.environment import read_environment, write_environment
 from natattn.training.run import train
 
@@ -233,7 +234,7 @@ def test_data_may_have_moved(finished, tmp_path, text_file, capsys):
     assert "equal to the bit" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("again", [config.resumed_settings, config.repeated_settings])
+@pytest.mark.parametrize("again", [resumed_settings, repeated_settings])
 def test_the_tracker_may_change_in_parts_or_as_a_whole(again):
     saved = config.settings_of(config.compose([])).model_dump(mode="json")
     assert again(saved, ["tracker=online"]).tracker.mode == "online"
