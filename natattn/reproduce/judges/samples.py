@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from natattn.reproduce.judges import reading
 from natattn.reproduce.results import Analysed, Estimate, Finding
 from natattn.statistics import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, t_interval, verdict
 
@@ -117,6 +118,11 @@ def estimate_of(group: Group, measured: Sequence[Measured]) -> Estimate:
     return Estimate(centre, centre - half, centre + half)
 
 
+def mean_cell(group: Group, rows: Sequence[reading.Row], heading: str) -> Estimate:
+    """As ``estimate_of``, of the numbers under a heading; a row for each member."""
+    return estimate_of(group, [Measured(reading.number(row, heading)) for row in rows])
+
+
 def one_sided(claimed: Literal["below", "above"], indifference: float) -> Rule:
     """Protocol 7 for a claim that a number is below or above what it is compared with."""
 
@@ -167,8 +173,8 @@ def _finding(study: str, row: Row, difference: Difference | None, rule: Rule) ->
         said = rule(found, row.complete and len(known) == len(row.measured))
     return Finding(
         row.claim, study, row.what, row.group.label, _shifted(found, row.against), row.unit,
-        found.count if known else 0, said, None if math.isnan(found.p_value) else found.p_value,
-        _note(row, found, known), row.group.runs, row.against,
+        found.count if known else 0, said, reading.known(found.p_value), _note(row, found, known), row.group.runs,
+        row.against,
     )  # fmt: skip
 
 
