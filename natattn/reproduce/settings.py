@@ -130,7 +130,7 @@ class AnalysisSettings(Settings):
     Attributes:
         arms: whose runs; an arm with a product stands for all of its combinations.
         of: each run by itself (run=), or all runs of a corpus or of the study together (runs=).
-        overrides: of `natattn analyze`.
+        overrides: of `natattn analyze`; ``sections`` must be among them.
         judges: what reads the result, see ``judges.JUDGES``.
         where: the family of models, in words.
     """
