@@ -14,7 +14,7 @@ from typing import Literal
 
 from natattn.reproduce.judges import reading
 from natattn.reproduce.results import Analysed, Estimate, Finding
-from natattn.statistics import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, t_interval, verdict
+from natattn.statistics import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, verdict
 
 Rule = Callable[[Difference, bool], Verdict]  # of a difference, and whether nothing is missing
 
@@ -114,8 +114,7 @@ def estimate_of(group: Group, measured: Sequence[Measured]) -> Estimate:
     """For a table: the mean over seeds with its 95 % t interval, or a model's own; not adjusted."""
     if group.is_one_model:
         return Estimate(measured[0].value, measured[0].low, measured[0].high)
-    centre, half = t_interval(by_seed(group, [each.value for each in measured]))
-    return Estimate(centre, centre - half, centre + half)
+    return Estimate.of_mean(by_seed(group, [each.value for each in measured]))
 
 
 def mean_cell(group: Group, rows: Sequence[reading.Row], heading: str) -> Estimate:
