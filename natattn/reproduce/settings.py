@@ -212,24 +212,15 @@ class StudySettings(Settings):
             key: value for key in ("seeds", "tuning", "corpora") if (value := getattr(changed, key)) is not None
         }
         update |= {"of_budget": changed.base, "analyze": (*self.analyze, *changed.analyze)}
-        kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
-        update["arms"] = {name: self._arm_at(name, arm, changed) for name, arm in kept.items()}
         corpora = self.corpora if changed.corpora is None else changed.corpora
+        kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
+        update["arms"] = {name: _arm_at(name, arm, changed, corpora) for name, arm in kept.items()}
         update["comparisons"] = tuple(
             c for each in self.comparisons if {each.arm, each.baseline} <= set(kept) and (c := each.among(corpora))
         )
         update["analyses"] = {name: found for name, found in self.analyses.items() if set(found.arms) & set(kept)}
         update["target"] = self.target if self.target in kept else None
         return self.model_copy(update=update)
-
-    def _arm_at(self, name: str, arm: ArmSettings, changed: BudgetSettings) -> ArmSettings:
-        corpora = self.corpora if changed.corpora is None else changed.corpora
-        update: dict[str, object] = {"product": changed.products.get(name, arm.product)}
-        if changed.seeds is not None:
-            update["seeds"] = None
-        if arm.corpora is not None:  # a budget that has not that corpus trains the arm on what it has
-            update["corpora"] = tuple(corpus for corpus in arm.corpora if corpus in corpora) or None
-        return arm.model_copy(update=update)
 
     def _check(self) -> None:
         """Names refer to what is there, and tuning has not seen the seeds of the table."""
@@ -245,6 +236,16 @@ class StudySettings(Settings):
             raise ValueError(f"arms: {crossed[0]} has a product; only a single arm can be compared")
         if unknown := named - set(self.arms):
             raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
+
+
+def _arm_at(name: str, arm: ArmSettings, changed: BudgetSettings, corpora: Collection[str]) -> ArmSettings:
+    """An arm as a budget with these corpora changes it."""
+    update: dict[str, object] = {"product": changed.products.get(name, arm.product)}
+    if changed.seeds is not None:
+        update["seeds"] = None
+    if arm.corpora is not None:  # a budget that has not that corpus trains the arm on what it has
+        update["corpora"] = tuple(corpus for corpus in arm.corpora if corpus in corpora) or None
+    return arm.model_copy(update=update)
 
 
 class ReproduceSettings(Settings):

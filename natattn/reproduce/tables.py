@@ -14,7 +14,7 @@ from natattn.reproduce.cells import cell_text
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.escaping import latex, markdown
 from natattn.reproduce.ledger import by_claim, strongest, tally
-from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyResult, StudyTable, overall
+from natattn.reproduce.results import Badge, Cell, Estimate, StudyResult, StudyTable, overall
 from natattn.statistics import Verdict
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def summary_table(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
             rows.append((claim.id, claim.statement, NOT_MEASURED, "", "", None, "", None))
             runs.append(())
             continue
-        first: Finding = strongest(findings)
+        first = strongest(findings)
         rows.append(
             (claim.id, claim.statement, Badge(overall(findings)), tally(findings), f"{first.what} ({first.where})",
              first.estimate, first.unit, first.count)
