@@ -117,11 +117,13 @@ def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
     status = facts.get("status")
     if status not in ("finished", "diverged"):
         more = " train.max_seconds=null" if status == "time_limit" else ""
-        said = {None: "it has no readable run.json", "time_limit": "stopped by train.max_seconds"}.get(status, status)
+        words = {"None": "it has no readable run.json", "time_limit": "stopped by train.max_seconds"}
+        said = words.get(str(status), status)
         raise UserError(
             f"repeat={folder}: the run is not finished ({said}); finish it first: natattn train resume={folder}{more}"
         )
-    if not (folder / "metrics.jsonl").is_file() or "fingerprint" not in facts.get("data", {}):
+    data = facts.get("data")
+    if not (folder / "metrics.jsonl").is_file() or not isinstance(data, dict) or "fingerprint" not in data:
         raise UserError(
             f"repeat={folder}: its metrics.jsonl or the data in its run.json is missing; nothing to compare"
         )

@@ -236,6 +236,12 @@ class StudySettings(Settings):
             raise ValueError(f"arms: {crossed[0]} has a product; only a single arm can be compared")
         if unknown := named - set(self.arms):
             raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
+        rows = [
+            (c.arm, c.baseline, c.metric, c.threshold, corpus)
+            for c in self.comparisons for corpus in c.corpora or self.corpora
+        ]  # fmt: skip
+        if twice := [row for row in rows if rows.count(row) > 1]:  # one claim's verdict would hide the other's
+            raise ValueError("comparisons: {} − {}, {}, is there twice".format(*twice[0]))
 
 
 def _arm_at(name: str, arm: ArmSettings, changed: BudgetSettings, corpora: Collection[str]) -> ArmSettings:

@@ -80,7 +80,7 @@ def _links(runs: Sequence[Path], folder: Path) -> str:
     links = []
     for run in runs[:MOST_LINKS]:
         name = run.name[:8] if _HASH.fullmatch(run.name) else run.name
-        links.append(f"[{markdown(name)}]({quote(_relative(run, folder))})")
+        links.append(f"[{markdown(name)}]({quote(os.fsencode(_relative(run, folder)))})")
     rest = len(runs) - MOST_LINKS
     return ", ".join(links) + (f" +{rest}" if rest > 0 else "")
 
@@ -174,7 +174,8 @@ def write_tables(folder: Path, tables: Iterable[StudyTable]) -> None:
         texts = {"md": to_markdown(table, folder), "tex": to_latex(table), "csv": to_csv(table, folder)}
         for suffix, text in texts.items():
             with replacing(folder / f"{table.name}.{suffix}") as temporary:
-                temporary.write_text(text, encoding="utf-8", newline="\n")
+                # Names of runs need not be text: what cannot be written is a question mark.
+                temporary.write_bytes(text.encode("utf-8", "replace"))
 
 
 def _columns(table: StudyTable) -> list[list[Cell]]:
