@@ -218,9 +218,6 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
     import hydra
     from hydra.errors import HydraException
 
-    def job(composed: "DictConfig") -> None:
-        task(composed)
-
     previous = sys.argv
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
@@ -228,7 +225,7 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
     handlers, level = root.handlers[:], root.level  # --info reconfigures them for good
     sys.argv = ["natattn", *arguments]
     try:
-        hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(job)()
+        hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except _FailedJobError as failed:
