@@ -88,11 +88,8 @@ def _typing_the_command() -> bool:
 
 
 def _unknown_command(command: str) -> int:
-    from difflib import get_close_matches
-
     from natattn.exits import line_of
+    from natattn.explain import suggestion
 
-    near = get_close_matches(command, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    print(line_of(f"{command}: no such command; {hint}valid: {', '.join(COMMANDS)}"), file=sys.stderr)
+    print(line_of(f"{command}: no such command; {suggestion(command, COMMANDS)}"), file=sys.stderr)
     return 2

@@ -1,11 +1,11 @@
 """The sub-commands: from their arguments to an exit code."""
 
 import sys
+from textwrap import indent
 
 from natattn import config
 from natattn.errors import UserError
 from natattn.explain import unknown_key
-from natattn.files import conf_folder
 from natattn.train_command import train
 from natattn.usage import ANALYZE_HELP, REPORT_HELP, REPRODUCE_HELP, SAMPLE_HELP
 
@@ -52,8 +52,7 @@ def sample(arguments: list[str]) -> int:
 def analyze(arguments: list[str]) -> int:
     """`natattn analyze`: a page about a model's attention."""
     if "--help" in arguments or "-h" in arguments:
-        text = (conf_folder() / "analyze.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
-        print(ANALYZE_HELP + "".join(f"  {line}".rstrip() + "\n" for line in text.splitlines()), end="")
+        print(ANALYZE_HELP + indent(config.own_values("analyze"), "  "), end="")
         return 0
     from natattn.analysis.analyze import analyze as analyze_subject
     from natattn.analysis.analyze import print_summary
@@ -73,8 +72,7 @@ def reproduce(arguments: list[str]) -> int:
     studies = config.groups()["study"]
     if "--help" in arguments or "-h" in arguments:
         listed = "".join(f"  {name:<12} {config.description('study', name)}\n" for name in studies)
-        text = (conf_folder() / "reproduce.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
-        print(REPRODUCE_HELP.format(studies=listed, keys="".join(f"  {line}\n" for line in text.splitlines())), end="")
+        print(REPRODUCE_HELP.format(studies=listed, keys=indent(config.own_values("reproduce"), "  ")), end="")
         return 0
     from natattn.reproduce.arguments import read_arguments
     from natattn.reproduce.reproduce import reproduce as reproduce_studies

@@ -51,6 +51,21 @@ def description(group: str, option: str) -> str:
     return ""
 
 
+def defaults() -> dict[str, str]:
+    """{group: its option in the defaults list of train.yaml}."""
+    import yaml
+
+    entries = yaml.safe_load((conf_folder() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {group: option for group, option in chosen.items() if isinstance(option, str)}
+
+
+def own_values(name: str) -> str:
+    """The values of a command's own file with their comments, as text; what only Hydra reads is left out."""
+    text = (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return text.split("\n\n", 1)[1].split("\nhydra:")[0]
+
+
 def quote_paths(overrides: Iterable[str]) -> list[str]:
     """Quote values that Hydra's grammar would take apart although they name an existing path, or that it cannot parse.
 
@@ -172,7 +187,7 @@ def settings_of(config: "DictConfig") -> "RunSettings":
 
     Raises: UserError naming key, value and what is valid.
     """
-    return _run_settings(plain_values(config))
+    return run_settings(plain_values(config))
 
 
 def plain_values(config: "DictConfig") -> dict[str, Any]:
@@ -195,7 +210,8 @@ def plain_values(config: "DictConfig") -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key not in ("hydra", "experiment")}
 
 
-def _run_settings(values: dict[str, Any]) -> "RunSettings":
+def run_settings(values: dict[str, Any]) -> "RunSettings":
+    """As ``settings_of``, of what a composed configuration says, or of that of a run folder."""
     from natattn.training.settings import RunSettings
 
     settings = validated(values, RunSettings)
@@ -244,63 +260,6 @@ def _check_numbers(given: Any, taken: Any, key: str = "") -> None:
     elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
         for inner, inner_taken in zip(given, taken, strict=False):
             _check_numbers(inner, inner_taken, key)
-
-
-def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSettings":
-    """The settings to go on with: the saved ones, with what the overrides change and resuming may change.
-
-    Raises: UserError naming a key that was overridden with another value than the run has.
-    """
-    from natattn.training.settings import changeable
-
-    return _changed(saved, overrides, changeable(_run_settings(saved)), "resuming")
-
-
-def repeated_settings(saved: dict[str, Any], overrides: Sequence[str]) -> "RunSettings":
-    """The settings to repeat a run with: the saved ones, without its time limit, with what a repetition may change.
-
-    Raises: UserError as ``resumed_settings``.
-    """
-    from natattn.training.settings import OF_REPETITION
-
-    again = {**saved, "resume": None, "train": {**saved["train"], "max_seconds": None}}
-    return _changed(again, overrides, OF_REPETITION, "a repetition")
-
-
-def _changed(saved: dict[str, Any], overrides: Sequence[str], allowed: frozenset[str], what: str) -> "RunSettings":
-    """The saved settings with the overrides, of which only ``allowed`` keys may have another value."""
-    from natattn.training.run_folder import covers, flatten
-
-    composed = settings_of(compose(overrides)).model_dump(mode="json")
-    asked = flatten(composed)
-    named = {override.key_or_group for override in parse(overrides)}
-    was = flatten(_run_settings(saved).model_dump(mode="json"))
-    if "experiment" in named:
-        named |= {key for key in asked if asked[key] != was.get(key)}
-    changed = {}
-    for key in sorted(asked.keys() | was.keys()):
-        if not covers(frozenset(named), key) or asked.get(key) == was.get(key):
-            continue
-        if not covers(allowed, key):
-            raise UserError(
-                f"{key}={asked.get(key)}: the run has {key}={was.get(key)}; {what} may change only "
-                + ", ".join(sorted(allowed - {"resume", "repeat"}))
-            )
-        changed[key] = asked.get(key)
-    whole = {section: composed[section] for section in named & allowed & composed.keys()}
-    return _run_settings(_with(saved, changed) | whole)
-
-
-def _with(saved: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
-    """The saved configuration with flat keys replaced."""
-    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
-    for key, value in changed.items():
-        section, _, rest = key.partition(".")
-        if rest:
-            result[section][rest] = value
-        else:
-            result[section] = value
-    return result
 
 
 def _check_option(override: "Override") -> None:

@@ -16,18 +16,15 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
         return f"{key}: not in this optimizer's file; valid: +{key}=…, which adds it"
     if parent not in known:
         parent = ""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     siblings = [other for other in known if other.rpartition(".")[0] == parent]
-    return (
-        f"{key}: unknown key; "
-        + (f"did you mean {near[0]}? " if near else "")
-        + f"valid: {', '.join(sorted(siblings))}"
-    )
+    return f"{key}: unknown key; {suggestion(key, known, sorted(siblings))}"
 
 
-def suggestion(word: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
-    return (f"did you mean {near[0]}? " if near else "") + f"valid: {', '.join(valid)}"
+def suggestion(word: str, known: Sequence[str], shown: Sequence[str] | None = None) -> str:
+    """The known word that is nearest, where one is near, and what is valid: all that are known, or those shown."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    valid = ", ".join(known if shown is None else shown)
+    return (f"did you mean {near[0]}? " if near else "") + f"valid: {valid}"
 
 
 def validation_line(error: Any, values: dict[str, Any], experiments: Path) -> str:

@@ -143,9 +143,8 @@ def _run_settings(
 
 
 def _data_overrides(data: str | Path) -> list[str]:
-    options = [
-        option for option in config.groups()["data"] if _is_text(option) and option != "text"
-    ]  # which needs a path
+    # Without text itself, which is what a path stands for.
+    options = [option for option in config.groups()["data"] if option != "text" and _is_text(option)]
     if str(data) in options:
         return [f"data={data}"]
     if not Path(os.path.expanduser(data)).exists():

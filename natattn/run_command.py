@@ -55,10 +55,11 @@ def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks 
 
 def resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int:
     """Go on with a run under its own configuration, after checking that nothing else was asked for."""
+    from natattn.saved_settings import resumed_settings
     from natattn.training.run_folder import read_config, read_run
 
     folder = Path(path)
-    settings = config.resumed_settings(read_config(folder), overrides)
+    settings = resumed_settings(read_config(folder), overrides)
     facts = read_run(folder)
     steps = facts.get("steps")
     if facts.get("status") in ("finished", "diverged") and type(steps) is int and settings.train.steps <= steps:
@@ -87,12 +88,13 @@ def settings_to_repeat(path: str, overrides: list[str]) -> "RunSettings":
 
     Raises: UserError where the folder is no finished run's, where something else was asked for, or without the device.
     """
+    from natattn.saved_settings import repeated_settings
     from natattn.training.run_folder import read_config, read_run
 
     folder = Path(path)
     saved, facts = read_config(folder), read_run(folder)
     _check_finished(folder, facts)
-    settings = config.repeated_settings(saved, overrides)
+    settings = repeated_settings(saved, overrides)
     named = {override.key_or_group for override in config.parse(overrides)}
     then = str(facts.get("device", "cpu"))
     if "train.device" in named or settings.device.type == then.partition(":")[0]:
@@ -115,11 +117,13 @@ def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
     status = facts.get("status")
     if status not in ("finished", "diverged"):
         more = " train.max_seconds=null" if status == "time_limit" else ""
-        said = {None: "it has no readable run.json", "time_limit": "stopped by train.max_seconds"}.get(status, status)
+        words = {"None": "it has no readable run.json", "time_limit": "stopped by train.max_seconds"}
+        said = words.get(str(status), status)
         raise UserError(
             f"repeat={folder}: the run is not finished ({said}); finish it first: natattn train resume={folder}{more}"
         )
-    if not (folder / "metrics.jsonl").is_file() or "fingerprint" not in facts.get("data", {}):
+    data = facts.get("data")
+    if not (folder / "metrics.jsonl").is_file() or not isinstance(data, dict) or "fingerprint" not in data:
         raise UserError(
             f"repeat={folder}: its metrics.jsonl or the data in its run.json is missing; nothing to compare"
         )

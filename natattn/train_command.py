@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, NoReturn
 
 from natattn import config
@@ -152,7 +153,7 @@ def _train_together(
 
 def train_help() -> str:
     """Every group with its options and one line on each, read from the files themselves."""
-    defaults = _defaults()
+    defaults = config.defaults()
     lines = [TRAIN_HELP]
     for group, options in config.train_groups().items():
         lines.append(f"  {group}\n")
@@ -160,10 +161,7 @@ def train_help() -> str:
             star = "*" if defaults.get(group) == option else " "
             lines.append(f"   {star} {option:<14} {config.description(group, option)}\n")
     lines.append("\nother keys with their defaults (natattn train --cfg job prints all):\n\n")
-    text = (conf_folder() / "train.yaml").read_text(encoding="utf-8")
-    body = text.split("\n\n", 1)[1].split("\nhydra:")[0]
-    lines.extend(f"  {line}".rstrip() + "\n" for line in body.splitlines())
-    return "".join(lines)
+    return "".join(lines) + indent(config.own_values(CONFIG_NAME), "  ")
 
 
 class _FailedJobError(Exception):
@@ -220,9 +218,6 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
     import hydra
     from hydra.errors import HydraException
 
-    def job(composed: "DictConfig") -> None:
-        task(composed)
-
     previous = sys.argv
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed
@@ -230,7 +225,7 @@ def _hydra(arguments: list[str], task: Callable[["DictConfig"], object]) -> int:
     handlers, level = root.handlers[:], root.level  # --info reconfigures them for good
     sys.argv = ["natattn", *arguments]
     try:
-        hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(job)()
+        hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except _FailedJobError as failed:
@@ -255,16 +250,6 @@ def _complete(arguments: list[str]) -> int:
         return 0
     os.environ["COMP_LINE"] = line.replace(" train", "", 1)
     return _hydra(arguments, lambda _: None)
-
-
-def _defaults() -> dict[str, str]:
-    """{group: option} of the defaults list of train.yaml."""
-    import yaml
-
-    content = yaml.safe_load((conf_folder() / "train.yaml").read_text(encoding="utf-8"))
-    return {
-        group: option for entry in content["defaults"] if isinstance(entry, dict) for group, option in entry.items()
-    }
 
 
 def _remove_fruitless_sweeps(started: float) -> None:

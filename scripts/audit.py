@@ -16,8 +16,6 @@ from typing import Any
 import licences
 
 INSTALL = "pip-audit is not installed: python -m pip install pip-audit, also in an environment of its own"
-# What is not on the index under its version: a checkout, or a build with a local version such as 2.11.0+cpu.
-_OURSELVES = {"natattn"}
 
 
 def command() -> list[str] | None:
@@ -38,7 +36,7 @@ def report(output: str, error: str) -> tuple[int, list[str]]:
     except (ValueError, KeyError, TypeError):
         cause = (error.strip().splitlines() or ["it printed nothing"])[-1]
         return 3, [f"nothing was looked up: pip-audit could not reach its database ({cause})"]
-    packages = [each for each in packages if each["name"] not in _OURSELVES]
+    packages = [each for each in packages if each["name"] != "natattn"]  # a checkout is not on the index
     skipped = [each for each in packages if "skip_reason" in each]
     found = [(each, flaw) for each in packages for flaw in each.get("vulns", ())]
     lines = [

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from natattn.training.environment import processor
+
 HERE = Path(__file__).parent
 CUDA = ["--device", "cuda"]
 # What each part answers, and the options that it has on the CPU and on a GPU; None where it has nothing to say there.
@@ -42,21 +44,13 @@ PARTS: dict[str, tuple[str, list[str], list[str] | None]] = {
 def heading(device: str) -> str:
     """What the numbers belong to."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    cpu = f"{processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name() if device == "cuda" else cpu
     return (
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC, {where}\n"
         f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"commit {commit.stdout.strip() or 'unknown'}"
     )
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def run(part: str, device: str) -> str:

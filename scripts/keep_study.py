@@ -20,7 +20,7 @@ from natattn.errors import UserError
 from natattn.reproduce.analyses import kept_analysis, wanted_analyses
 from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.done import DoneRuns, key_of
-from natattn.reproduce.reproduce import Studies, reproduce
+from natattn.reproduce.reproduce import ANALYSES, RUNS, Studies, reproduce
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS_FOLDER = DOCS / "results"
@@ -55,7 +55,7 @@ def keep_studies(arguments: list[str]) -> None:
         shown = set()
         for wanted in wanted_analyses(trials, plan):
             folder = kept_analysis(wanted, studies.analysis_folders)
-            target = RESULTS_FOLDER / "analyses" / wanted.key
+            target = RESULTS_FOLDER / ANALYSES / wanted.key
             if folder is not None and folder.resolve() != target.resolve():
                 keep_analysis(folder, target, pictures=wanted.kind not in shown)
             shown.add(wanted.kind)
@@ -65,7 +65,7 @@ def is_kept(run: RunSummary, metrics: Sequence[str]) -> bool:
     """Whether the run is in docs/results already, with all that is wanted of it."""
     if RESULTS_FOLDER.resolve() in run.folder.resolve().parents:
         return True
-    folder = RESULTS_FOLDER / "runs" / run.config_hash[:16]
+    folder = RESULTS_FOLDER / RUNS / run.config_hash[:16]
     return (key := key_of(folder)) is not None and DoneRuns([folder]).find(key, metrics) is not None
 
 

@@ -46,18 +46,13 @@ def licence_of(found: Distribution) -> str:
     return text if text and len(text) <= LONGEST else f"{text[:LONGEST]}…" if text else NOT_STATED
 
 
-def needed_by(names: Iterable[str]) -> dict[str, set[str]]:
-    """{name of an installed package that these need, themselves left out: the packages that ask for it}."""
-    waiting, found = list(names), dict[str, set[str]]()
-    seen: set[str] = set()
+def needed_by(names: Iterable[str]) -> set[str]:
+    """Names of the packages that these ask for here, and those in turn."""
+    waiting, found = list(names), set[str]()
     while waiting:
-        name = waiting.pop()
-        if canonicalize_name(name) in seen:
-            continue
-        seen.add(canonicalize_name(name))
-        for other in _requirements(name):
-            found.setdefault(canonicalize_name(other), set()).add(canonicalize_name(name))
-            waiting.append(other)
+        new = {canonicalize_name(other) for other in _requirements(waiting.pop())} - found
+        found |= new
+        waiting += new
     return found
 
 

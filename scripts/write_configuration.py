@@ -12,6 +12,7 @@ import yaml
 
 from natattn import config
 from natattn.files import conf_folder
+from natattn.training.run_folder import flatten
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 # {group: what is chosen by it}; a group without a line here is an error.
@@ -70,25 +71,12 @@ def page() -> str:
 
     Raises: KeyError for a group that has no line in ``GROUPS``.
     """
-    groups, defaults = config.groups(), default_options()
+    groups, defaults = config.groups(), config.defaults()
     order = [*GROUPS, *(group for group in groups if group not in GROUPS)]
     parts = [START, *(section(group, groups[group], defaults.get(group)) for group in order)]
-    parts += [values_of(name, title) for name, title in VALUES.items()]
+    for command in ("train", "analyze", "reproduce"):
+        parts.append(f"## Values of `natattn {command}`\n\n```yaml\n{config.own_values(command).strip()}\n```\n")
     return "\n".join(parts)
-
-
-VALUES = {
-    "train": "Values of `natattn train`",
-    "analyze": "Values of `natattn analyze`",
-    "reproduce": "Values of `natattn reproduce`",
-}
-
-
-def default_options() -> dict[str, str]:
-    """{group: option} of conf/train.yaml."""
-    entries = yaml.safe_load((conf_folder() / "train.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
-    return {group: option for group, option in chosen.items() if isinstance(option, str)}
 
 
 def section(group: str, options: tuple[str, ...], default: str | None) -> str:
@@ -117,14 +105,6 @@ def keys_of(group: str, option: str) -> str:
     return cell(", ".join(shown)) or "—"
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def written(value: Any) -> str:
     """A value as the command line has it."""
     if isinstance(value, list):
@@ -135,13 +115,6 @@ def written(value: Any) -> str:
 def cell(text: str) -> str:
     """Text for a cell of a Markdown table."""
     return text.replace("|", "\\|")
-
-
-def values_of(name: str, title: str) -> str:
-    """The values of a command's own file, with its comments; what Hydra alone reads is left out."""
-    text = (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8")
-    body = text.split("\n\n", 1)[1].split("\nhydra:")[0].strip()
-    return f"## {title}\n\n```yaml\n{body}\n```\n"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from natattn.doctor.findings import Finding
 
@@ -100,11 +99,12 @@ def _losses(folder: Path) -> list[tuple[int, str, float]]:
 
 @contextlib.contextmanager
 def _cache_in(folder: str) -> Iterator[None]:
-    before: Any = os.environ.get("NATATTN_CACHE")
+    before = os.environ.get("NATATTN_CACHE")
     os.environ["NATATTN_CACHE"] = os.path.join(folder, "cache")
     try:
         yield
     finally:
-        del os.environ["NATATTN_CACHE"]
-        if before is not None:
+        if before is None:
+            del os.environ["NATATTN_CACHE"]
+        else:
             os.environ["NATATTN_CACHE"] = before

@@ -13,7 +13,8 @@ from natattn import config
 from natattn.analysis.analyze import FIGURES, RESULTS, analyze
 from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.sections.section import Picture, table
-from natattn.analysis.settings import AnalyzeSettings
+from natattn.analysis.settings import AnalyzeSettings, SectionName
+from natattn.errors import UserError
 from natattn.plain import parsed_json
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, final_trial
@@ -44,12 +45,20 @@ class Wanted:
         """What repetitions over seeds share; the pictures of one of them are enough to look at."""
         return self.name, self.trials[0].corpus, self.trials[0].arm
 
+    @property
+    def sections(self) -> tuple[SectionName, ...]:
+        """What the analysis has once it is whole."""
+        return self.options.sections or ()
+
 
 def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
-    """Every analysis that the study asks for: of all of its runs, of those of a corpus, or of each."""
+    """Every analysis that the study asks for: of all of its runs, of those of a corpus, or of each.
+
+    Raises: UserError for one that does not name its sections.
+    """
     study = trials.study
     for name, settings in study.analyses.items():
-        options = _options(study, settings)
+        options = _options(study, name, settings)
         arms = [arm for arm in trials.arms.values() if arm.family in settings.arms]
         of_corpora = [
             [trial for arm in arms for seed in arm.seeds if (trial := final_trial(plan, arm, corpus, seed)) is not None]
@@ -66,8 +75,7 @@ def reads_models(wanted: Wanted) -> bool:
     """Whether the analysis needs the trained weights, beside what the runs' files say."""
     if wanted.settings.of == "run":
         return True
-    asked = wanted.options.sections or tuple(RUN_MEASURES)
-    return any(measure.reads_models for name, measure in RUN_MEASURES.items() if name in asked)
+    return any(measure.reads_models for name, measure in RUN_MEASURES.items() if name in wanted.sections)
 
 
 def kept_analysis(wanted: Wanted, folders: Sequence[Path]) -> Path | None:
@@ -75,7 +83,7 @@ def kept_analysis(wanted: Wanted, folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         found = folder / wanted.key
         content = _read(found)
-        if content is not None and set(wanted.options.sections or ()) <= set(content["sections"]):
+        if content is not None and set(wanted.sections) <= set(content["sections"]):
             return found
     return None
 
@@ -118,7 +126,7 @@ def analysed(wanted: Wanted, folder: Path, trials: Trials) -> Analysed:
 def pictures_of(wanted: Wanted, folder: Path) -> Iterator[Picture]:
     """The pictures of an analysis that lie beside it, with their numbers."""
     content = _read(folder) or {"sections": {}}
-    for section in wanted.options.sections or ():
+    for section in wanted.sections:
         for picture in content["sections"].get(section, {}).get("pictures", ()):
             image, numbers = (folder / FIGURES / f"{picture['name']}{suffix}" for suffix in (".png", ".csv"))
             if image.is_file() and numbers.is_file():
@@ -139,9 +147,12 @@ def _named(wanted: Wanted) -> tuple[str, str]:
     return wanted.name, ""
 
 
-def _options(study: StudySettings, settings: AnalysisSettings) -> AnalyzeSettings:
+def _options(study: StudySettings, name: str, settings: AnalysisSettings) -> AnalyzeSettings:
     overrides = config.quote_paths([*settings.overrides, *study.analyze])
-    return config.validated(config.plain_values(config.compose(overrides, "analyze")), AnalyzeSettings)
+    options = config.validated(config.plain_values(config.compose(overrides, "analyze")), AnalyzeSettings)
+    if options.sections is None:  # one that broke off would look like one of a model that has no others
+        raise UserError(f"study={study.name}: analysis {name}: needs its sections; add sections=[…] to its overrides")
+    return options
 
 
 def key_of_analysis(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> str:

@@ -39,7 +39,6 @@ _PARENT = os.getppid()  # of this process, when it began
 LOG = "log.txt"  # of a run folder: what the run would have shown
 REFRESH_SECONDS = 0.5
 BUSY_SECONDS = 2.0
-_BUSY = "busy"
 SILENT_LAUNCHER = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
@@ -67,9 +66,10 @@ class TrainJob:
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
         label = self.labels.get(folder.name, folder.name)
+        failure = None
         try:
             folders = [folder.with_name(name) for name in self.members[folder.name]]
-            while (failure := _train(config.settings_of(composed), folders)) is _BUSY:
+            while not _train(config.settings_of(composed), folders):
                 time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
         except UserError as error:
             failure = str(error)
@@ -123,9 +123,9 @@ def launch(
         except OSError as error:
             raise UserError(f"{error.filename or folder}: cannot be written to: {error.strerror or error}") from error
         except Exception as error:  # the launcher's own, such as of a worker that was killed: other jobs may be done
-            failure = f"the launcher broke off: {type(error).__name__}: {first_line(error)}"
-            announce(f"natattn: failed: {failure}")
-            return [failure]
+            why = f"the launcher broke off: {type(error).__name__}: {first_line(error)}"
+            announce(f"natattn: failed: {why}")
+            return [f"{labels[b[0].key]}: {why}" for b in bundles if not _has_ended(folder / b[0].key)]
     return _failures(bundles, returned, labels)
 
 
@@ -142,20 +142,26 @@ def _failures(bundles: Sequence[Sequence[Job]], returned: Sequence[Any], labels:
     return failures
 
 
-def _train(settings: "RunSettings", folders: Sequence[Path]) -> str | None:
+def _has_ended(folder: Path) -> bool:
+    """Whether a folder's run has, whoever made it."""
+    return read_run(folder).get("status") in ENDED
+
+
+def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
     """The run of each seed in its folder, together where all begin, else one after the other.
 
-    Raises: KeyboardInterrupt where one was interrupted, after it has saved where it stands.
+    Returns: False where another process makes one of them.
+    Raises: KeyboardInterrupt, or SystemExit after SIGTERM, where one was interrupted and has saved where it stands.
     """
     from natattn.training.replicas import train_in_folders
     from natattn.training.run import train
 
     runs = settings.of_each_seed()
     if len(runs) > 1 and any((folder / CONFIG).exists() for folder in folders):
-        failures = [_train(run, [folder]) for run, folder in zip(runs, folders, strict=True)]
-        return next((failure for failure in failures if failure is not None), None)
-    if read_run(folders[0]).get("status") in ENDED:
-        return None  # another process was faster
+        made = [_train(run, [folder]) for run, folder in zip(runs, folders, strict=True)]
+        return all(made)
+    if _has_ended(folders[0]):
+        return True  # another process was faster
     if (folders[0] / CONFIG).exists():
         read_config(folders[0])
         settings = settings.model_copy(update={"resume": str(folders[0])})
@@ -164,14 +170,14 @@ def _train(settings: "RunSettings", folders: Sequence[Path]) -> str | None:
         try:
             result = train(settings, folders[0]) if len(runs) == 1 else train_in_folders(settings, folders)
         except RunIsBusyError:
-            return _BUSY
+            return False
     if result.outcome == "interrupted":
         if result.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
     for folder in folders:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return None
+    return True
 
 
 @contextlib.contextmanager
@@ -222,7 +228,7 @@ def _watch(progress: Progress, task: TaskID, folder: Path, keys: Sequence[str], 
     waiting, started, said = set(keys), time.monotonic(), 0
     while True:
         last = stopped.wait(REFRESH_SECONDS)
-        waiting -= {key for key in waiting if read_run(folder / key).get("status") in ENDED}
+        waiting -= {key for key in waiting if _has_ended(folder / key)}
         done = len(keys) - len(waiting)
         progress.update(task, completed=done)
         if not progress.console.is_terminal and done * 10 // max(1, len(keys)) > said:

@@ -68,8 +68,7 @@ def plan(study: StudySettings, score: Score) -> Plan:
 
 
 def final_trial(plan: Plan, arm: Arm, corpus: str, seed: int) -> Trial | None:
-    """The trial of the table for an arm and a seed; None while tuning has not said at which value, or where it is in
-    none."""
+    """The trial of the table for an arm and a seed; None where it has none, or tuning has not said at which value."""
     if corpus not in arm.corpora or seed not in arm.seeds:
         return None
     if arm.tuned_as is None:

@@ -10,8 +10,9 @@ from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.reproduce import report_cells, report_ledger, side_by_side
 from natattn.reproduce.claims import Claim
+from natattn.reproduce.ledger import by_claim
 from natattn.reproduce.report_cells import study_table
-from natattn.reproduce.report_ledger import by_claim, ledger
+from natattn.reproduce.report_ledger import ledger
 from natattn.reproduce.results import StudyResult, overall
 from natattn.reproduce.run_views import MOST_RUNS, RunView, read_views
 from natattn.reproduce.side_by_side import comparison
@@ -44,7 +45,7 @@ def write_report(
         claims: the ledger, {id: claim}; empty for a page about runs alone.
         known: runs that were read already, and need not be read again.
 
-    Raises: UserError where it cannot be written.
+    Raises: UserError where it cannot be written; ValueError for a finding of a claim that is not in the ledger.
     """
     folders = runs_of(results)
     views = read_views(folders[:MOST_RUNS], path.parent, known)
@@ -108,14 +109,14 @@ def study_anchor(result: StudyResult) -> str:
 
 def _facts(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> dict[str, str]:
     """For the top of the page; nothing where no claim is tested."""
-    findings = by_claim(results, claims)
-    if not findings and not claims:
+    if not claims:
         return {}
-    verdicts = Counter(overall(found) for found in findings.values())
+    measured = [findings for _, findings in by_claim(results, claims) if findings]
+    verdicts = Counter(map(overall, measured))
     return {
         "studies": ", ".join(f"{result.name} ({result.budget})" for result in results),
         "claims": ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())) or "none measured",
-        "not measured here": str(sum(name not in findings for name in claims)),
+        "not measured here": str(len(claims) - len(measured)),
         "runs": str(len(runs_of(results))),
     }
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 from natattn.analysis.pictures.page import escaped, fact_list, sortable
 from natattn.reproduce.cells import number_text
 from natattn.reproduce.claims import Claim
+from natattn.reproduce.ledger import by_claim
 from natattn.reproduce.report_cells import badge, cell, precise, run_links
 from natattn.reproduce.results import Badge, Cell, Finding, StudyResult, overall
 
@@ -18,48 +19,41 @@ details { margin: 0.3rem 0; } summary { cursor: pointer; } .claim summary { colo
 .chosen dd:first-of-type { font-family: ui-monospace, monospace; }
 """
 HEADINGS = ("what", "where", "effect", "unit", "n", "p", "verdict", "note", "study", "runs")
-UNKNOWN = "This claim is not in the ledger."
 
 
 def ledger(results: Sequence[StudyResult], claims: Mapping[str, Claim], base: Path) -> str:
-    """All claims: those with findings and their verdicts first, then those that nothing on this page measures."""
-    findings = by_claim(results, claims)
-    if not findings and not claims:
+    """All claims: those with findings and their verdicts first, then those that nothing on this page measures.
+
+    Raises: ValueError for a finding of a claim that is not among ``claims``.
+    """
+    if not claims:
         return ""
+    found = by_claim(results, claims)
+    known = [(claim, findings) for claim, findings in found if findings]
     rows = (
-        f'<td class="short"><a href="#{_anchor(name)}">{escaped(name)}</a></td>'
-        f"{cell(claims[name].statement if name in claims else UNKNOWN)}{cell(Badge(overall(found)))}"
-        f"{cell(len(found))}{cell(', '.join(dict.fromkeys(f.study for f in found)))}"
-        for name, found in findings.items()
+        f'<td class="short"><a href="#{_anchor(claim.id)}">{escaped(claim.id)}</a></td>'
+        f"{cell(claim.statement)}{cell(Badge(overall(findings)))}"
+        f"{cell(len(findings))}{cell(', '.join(dict.fromkeys(f.study for f in findings)))}"
+        for claim, findings in known
     )
-    table = sortable(("claim", "statement", "verdict", "measurements", "study"), rows) if findings else ""
-    measured = "".join(_claim(name, claims.get(name), found, base) for name, found in findings.items())
+    table = sortable(("claim", "statement", "verdict", "measurements", "study"), rows) if known else ""
+    measured = "".join(_claim(claim, findings, base) for claim, findings in known)
     others = "".join(
-        f'<details class="claim" id="{_identifier(name)}">'
-        f"<summary>{escaped(name)}: {escaped(claim.statement)}</summary>{_chosen(claim)}</details>"
-        for name, claim in claims.items()
-        if name not in findings
+        f'<details class="claim" id="{_identifier(claim.id)}">'
+        f"<summary>{escaped(claim.id)}: {escaped(claim.statement)}</summary>{_chosen(claim)}</details>"
+        for claim, findings in found
+        if not findings
     )
     not_measured = f"<h3>Not measured here</h3>{others}" if others else ""
     return f'<h2 id="claims">Claims</h2>{table}{measured}{not_measured}'
 
 
-def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> dict[str, list[Finding]]:
-    """The findings of each claim that has any, in the order of the ledger; those that are not in it come last."""
-    found: dict[str, list[Finding]] = {name: [] for name in claims}
-    for result in results:
-        for finding in result.findings:
-            found.setdefault(finding.claim, []).append(finding)
-    return {name: findings for name, findings in found.items() if findings}
-
-
-def _claim(name: str, claim: Claim | None, findings: Sequence[Finding], base: Path) -> str:
-    statement = UNKNOWN if claim is None else claim.statement
+def _claim(claim: Claim, findings: Sequence[Finding], base: Path) -> str:
     rows = (_finding(finding, base) for finding in findings)
-    chosen = f"<details><summary>formula and definition</summary>{_chosen(claim)}</details>" if claim else ""
     return (
-        f'<section class="claim" id="{_identifier(name)}"><h3>{escaped(name)} {badge(overall(findings))}</h3>'
-        f"<p>{escaped(statement)}</p>{chosen}{sortable(HEADINGS, rows)}</section>"
+        f'<section class="claim" id="{_identifier(claim.id)}"><h3>{escaped(claim.id)} {badge(overall(findings))}</h3>'
+        f"<p>{escaped(claim.statement)}</p><details><summary>formula and definition</summary>{_chosen(claim)}</details>"
+        f"{sortable(HEADINGS, rows)}</section>"
     )
 
 

@@ -33,19 +33,13 @@ from natattn.reproduce.report import write_report
 from natattn.reproduce.results import Analysed, Finding, StudyResult, StudyTable
 from natattn.reproduce.settings import ReproduceSettings
 from natattn.reproduce.study_pictures import differences_picture, profile_picture
-from natattn.reproduce.study_tables import (
-    arms_table,
-    differences_table,
-    findings,
-    tuning_table,
-)
+from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
 from natattn.reproduce.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.trials import Trials
 from natattn.statistics import LEAST_FOR_A_CLAIM
 from natattn.training.run_folder import announce
 
-RUNS, ANALYSES = "runs", "analyses"
-KEPT_RUNS, KEPT_ANALYSES = "runs", "analyses"
+RUNS, ANALYSES = "runs", "analyses"  # folders, here and of what is kept
 
 
 @dataclass
@@ -72,7 +66,7 @@ class Studies:
         """Studies at their budgets, with the runs that are done. Raises: UserError for what cannot be composed."""
         first = settings[0]
         folder, kept = Path(first.output), Path(first.kept)
-        done = DoneRuns([folder / RUNS, *first.runs, kept / KEPT_RUNS], named=first.runs)
+        done = DoneRuns([folder / RUNS, *first.runs, kept / RUNS], named=first.runs)
         maker = JobMaker(folder, first.wikitext)
         trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
         arms = {name for each in trials for name in each.study.arms}
@@ -137,7 +131,7 @@ class Studies:
 
     @property
     def analysis_folders(self) -> list[Path]:
-        return [self.folder / ANALYSES, Path(self.settings[0].kept) / KEPT_ANALYSES]
+        return [self.folder / ANALYSES, Path(self.settings[0].kept) / ANALYSES]
 
     def _result(self, settings: ReproduceSettings, trials: Trials, analyse: bool) -> StudyResult:
         plan, study = trials.plan(), trials.study

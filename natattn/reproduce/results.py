@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from natattn.analysis.sections.section import Picture
-from natattn.statistics import Verdict
+from natattn.statistics import Verdict, t_interval
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,12 @@ class Estimate:
     value: float
     low: float = math.nan
     high: float = math.nan
+
+    @classmethod
+    def of_mean(cls, values: Sequence[float]) -> "Estimate":
+        """The mean with its 95 % t interval; bounds of nan for fewer than two values, all nan for none."""
+        centre, half = t_interval(values)
+        return cls(centre, centre - half, centre + half)
 
 
 @dataclass(frozen=True)

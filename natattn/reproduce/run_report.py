@@ -27,7 +27,7 @@ from natattn.explain import unknown_key
 from natattn.reproduce.cells import number_text
 from natattn.reproduce.report import write_report
 from natattn.reproduce.results import Cell, Estimate, StudyResult, StudyTable
-from natattn.statistics import mean, t_interval
+from natattn.statistics import mean
 
 FILE_NAME = "report.html"
 LEAST_FOR_AN_INTERVAL = 3  # with two runs it is 13 standard errors wide, and says nothing
@@ -167,10 +167,7 @@ def _cell(quantity: Quantity, group: Group, name: str) -> Cell:
 
 
 def _estimate(values: Sequence[float]) -> Estimate:
-    if len(values) < LEAST_FOR_AN_INTERVAL:
-        return Estimate(mean(values))
-    centre, half = t_interval(values)
-    return Estimate(centre, centre - half, centre + half)
+    return Estimate.of_mean(values) if len(values) >= LEAST_FOR_AN_INTERVAL else Estimate(mean(values))
 
 
 def _heading(quantity: Quantity, unit: str) -> str:

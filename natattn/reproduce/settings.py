@@ -98,7 +98,7 @@ class ComparisonSettings(Settings):
 
     Attributes:
         claim: id in the ledger; None for a row that claims nothing.
-        metric: what is subtracted, see ``comparisons.METRICS``.
+        metric: what is subtracted, see ``natattn.analysis.differences.PAIRED_QUANTITIES``.
         claimed: where the claim says that the difference is.
         threshold: what the difference is measured against; 0 unless the claim allows something.
         placebos: whether the difference to each placebo of the arm must exclude zero too.
@@ -130,7 +130,7 @@ class AnalysisSettings(Settings):
     Attributes:
         arms: whose runs; an arm with a product stands for all of its combinations.
         of: each run by itself (run=), or all runs of a corpus or of the study together (runs=).
-        overrides: of `natattn analyze`.
+        overrides: of `natattn analyze`; ``sections`` must be among them.
         judges: what reads the result, see ``judges.JUDGES``.
         where: the family of models, in words.
     """
@@ -212,24 +212,15 @@ class StudySettings(Settings):
             key: value for key in ("seeds", "tuning", "corpora") if (value := getattr(changed, key)) is not None
         }
         update |= {"of_budget": changed.base, "analyze": (*self.analyze, *changed.analyze)}
-        kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
-        update["arms"] = {name: self._arm_at(name, arm, changed) for name, arm in kept.items()}
         corpora = self.corpora if changed.corpora is None else changed.corpora
+        kept = self.arms if changed.arms is None else {name: self.arms[name] for name in changed.arms}
+        update["arms"] = {name: _arm_at(name, arm, changed, corpora) for name, arm in kept.items()}
         update["comparisons"] = tuple(
             c for each in self.comparisons if {each.arm, each.baseline} <= set(kept) and (c := each.among(corpora))
         )
         update["analyses"] = {name: found for name, found in self.analyses.items() if set(found.arms) & set(kept)}
         update["target"] = self.target if self.target in kept else None
         return self.model_copy(update=update)
-
-    def _arm_at(self, name: str, arm: ArmSettings, changed: BudgetSettings) -> ArmSettings:
-        corpora = self.corpora if changed.corpora is None else changed.corpora
-        update: dict[str, object] = {"product": changed.products.get(name, arm.product)}
-        if changed.seeds is not None:
-            update["seeds"] = None
-        if arm.corpora is not None:  # a budget that has not that corpus trains the arm on what it has
-            update["corpora"] = tuple(corpus for corpus in arm.corpora if corpus in corpora) or None
-        return arm.model_copy(update=update)
 
     def _check(self) -> None:
         """Names refer to what is there, and tuning has not seen the seeds of the table."""
@@ -245,6 +236,22 @@ class StudySettings(Settings):
             raise ValueError(f"arms: {crossed[0]} has a product; only a single arm can be compared")
         if unknown := named - set(self.arms):
             raise ValueError(f"arms: {', '.join(sorted(unknown))} is named but not there")
+        rows = [
+            (c.arm, c.baseline, c.metric, c.threshold, corpus)
+            for c in self.comparisons for corpus in c.corpora or self.corpora
+        ]  # fmt: skip
+        if twice := [row for row in rows if rows.count(row) > 1]:  # one claim's verdict would hide the other's
+            raise ValueError("comparisons: {} − {}, {}, is there twice".format(*twice[0]))
+
+
+def _arm_at(name: str, arm: ArmSettings, changed: BudgetSettings, corpora: Collection[str]) -> ArmSettings:
+    """An arm as a budget with these corpora changes it."""
+    update: dict[str, object] = {"product": changed.products.get(name, arm.product)}
+    if changed.seeds is not None:
+        update["seeds"] = None
+    if arm.corpora is not None:  # a budget that has not that corpus trains the arm on what it has
+        update["corpora"] = tuple(corpus for corpus in arm.corpora if corpus in corpora) or None
+    return arm.model_copy(update=update)
 
 
 class ReproduceSettings(Settings):
@@ -253,7 +260,7 @@ class ReproduceSettings(Settings):
     Attributes:
         study: its file.
         runs: folders, sweeps or globs whose runs count as done, beside those that were trained here.
-        kept: folder of published results: runs/ and analysis/ in it count as done; missing is none.
+        kept: folder of published results: runs/ and analyses/ in it count as done; missing is none.
         wikitext: folder with WikiText-2's valid.txt and test.txt; None: only what is done can be shown.
         seeds_together: train runs that differ in their seed alone as one computation, where that is known to be faster.
         train: false rebuilds from what is done and lists what is missing.

@@ -14,12 +14,22 @@ from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.trials import Trials
-from natattn.statistics import t_interval
 from natattn.targets import TimesToTarget, times_to_target
 from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 
 Members = Sequence[tuple[RunSummary, ArmSummary]]
+Quantity = Callable[[RunSummary, ArmSummary], float | None]
 UNITS = {task.kind: task.unit for task in (LanguageTask, VisionTask, MultimodalTask)}
+# Columns of the table of arms.
+QUANTITIES: tuple[tuple[str, Quantity], ...] = (
+    ("final loss", lambda run, arm: arm.final_loss),
+    ("test loss", lambda run, arm: arm.test_loss),
+    *((f"test {title}", partial(task_metric, f"test/{name}")) for name, title in TASK_METRICS.items()),
+    ("pattern divergence", late_divergence),
+    ("step time ratio", lambda run, arm: arm.step_time_ratio),
+    ("seconds/step", lambda run, arm: arm.step_seconds),
+)
+TIMES = ("steps to target", "seconds to target", "reached")
 
 
 def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
@@ -154,26 +164,9 @@ def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Findi
     return found
 
 
-TIMES = ("steps to target", "seconds to target", "reached")
-Quantity = Callable[[RunSummary, ArmSummary], float | None]
-
-
-QUANTITIES: tuple[tuple[str, Quantity], ...] = (
-    ("final loss", lambda run, arm: arm.final_loss),
-    ("test loss", lambda run, arm: arm.test_loss),
-    *((f"test {title}", partial(task_metric, f"test/{name}")) for name, title in TASK_METRICS.items()),
-    ("pattern divergence", late_divergence),
-    ("step time ratio", lambda run, arm: arm.step_time_ratio),
-    ("seconds/step", lambda run, arm: arm.step_seconds),
-)
-
-
 def _over_seeds(members: Members, quantity: Quantity) -> Cell:
     values = [value for run, arm in members if (value := quantity(run, arm)) is not None]
-    if not values:
-        return None
-    centre, half = t_interval(values)
-    return Estimate(centre, centre - half, centre + half)
+    return Estimate.of_mean(values) if values else None
 
 
 def _is_known(rows: Sequence[Sequence[Cell]], place: int) -> bool:
@@ -219,10 +212,7 @@ def seconds_to_target(members: Members, targets: Mapping[int | None, float]) -> 
 
 def _reached(times: TimesToTarget) -> Cell:
     """The restricted mean with its t interval."""
-    if not times.times:
-        return None
-    centre, half = t_interval(times.times)
-    return Estimate(centre, centre - half, centre + half)
+    return Estimate.of_mean(times.times) if times.times else None
 
 
 def _status(members: Members) -> str:

@@ -14,7 +14,7 @@ from natattn.reproduce.cells import cell_text
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.escaping import latex, markdown
 from natattn.reproduce.ledger import by_claim, strongest, tally
-from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyResult, StudyTable, overall
+from natattn.reproduce.results import Badge, Cell, Estimate, StudyResult, StudyTable, overall
 from natattn.statistics import Verdict
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _links(runs: Sequence[Path], folder: Path) -> str:
     links = []
     for run in runs[:MOST_LINKS]:
         name = run.name[:8] if _HASH.fullmatch(run.name) else run.name
-        links.append(f"[{markdown(name)}]({quote(_relative(run, folder))})")
+        links.append(f"[{markdown(name)}]({quote(os.fsencode(_relative(run, folder)))})")
     rest = len(runs) - MOST_LINKS
     return ", ".join(links) + (f" +{rest}" if rest > 0 else "")
 
@@ -174,7 +174,8 @@ def write_tables(folder: Path, tables: Iterable[StudyTable]) -> None:
         texts = {"md": to_markdown(table, folder), "tex": to_latex(table), "csv": to_csv(table, folder)}
         for suffix, text in texts.items():
             with replacing(folder / f"{table.name}.{suffix}") as temporary:
-                temporary.write_text(text, encoding="utf-8", newline="\n")
+                # Names of runs need not be text: what cannot be written is a question mark.
+                temporary.write_bytes(text.encode("utf-8", "replace"))
 
 
 def _columns(table: StudyTable) -> list[list[Cell]]:
@@ -225,7 +226,7 @@ def summary_table(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
             rows.append((claim.id, claim.statement, NOT_MEASURED, "", "", None, "", None))
             runs.append(())
             continue
-        first: Finding = strongest(findings)
+        first = strongest(findings)
         rows.append(
             (claim.id, claim.statement, Badge(overall(findings)), tally(findings), f"{first.what} ({first.where})",
              first.estimate, first.unit, first.count)

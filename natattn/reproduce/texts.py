@@ -8,7 +8,7 @@ from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.reproduce.settings import CorpusSettings, Excerpt, Repeats
 
-# Printable ASCII but the space and what needs care in a shell; no two lines are alike but by chance.
+# "#" to "z": printable ASCII without the space; no two lines are alike but by chance.
 FIRST_CHARACTER, LAST_CHARACTER = 35, 122
 
 

@@ -3,4 +3,4 @@
 #   scripts/studies/criticality_table_1.sh FOLDER_WITH_WIKITEXT2 [key=value ...]
 # → outputs/reproduce/claims_cpu/tables/claims_arms.{md,tex,csv}, claims_differences.*
 set -euo pipefail
-exec natattn reproduce study=claims budget="${BUDGET:-cpu}" wikitext="$1" only=[adamw,critical,fa_adam,multiscale] "${@:2}"
+exec natattn reproduce study=claims budget="${BUDGET:-cpu}" wikitext="$1" 'only=[adamw,critical,fa_adam,multiscale]' "${@:2}"

@@ -13,7 +13,7 @@ from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, Stu
 
 HOSTILE = "<script>alert(1)</script>\"'`&amp;\u2028</script><!--<img src=x onerror=alert(2)>"
 ARMS = ("down", "far down", "up", "unknown", "nothing")
-MEASURED = (("R1", "supported"), ("R1", "refuted"), ("R2", "refuted"), ("Z9", "no effect"))
+MEASURED = (("R1", "supported"), ("R1", "refuted"), ("R2", "refuted"), ("R3", "no effect"))
 HEADINGS = ("arm", "difference", "steps", "text", HOSTILE)
 VALUES = (-0.066, -1.5, 0.25)
 
@@ -21,12 +21,12 @@ VALUES = (-0.066, -1.5, 0.25)
 def claims() -> dict[str, Claim]:
     return {
         name: Claim(name, f"{name} is so. {HOSTILE}", f"a < b {HOSTILE}", f"b is small {HOSTILE}", "paper A", "study")
-        for name in ("R1", "R2", "K'3")
+        for name in ("R1", "R2", "R3", "K'3")
     }
 
 
 def result(runs: Sequence[Path]) -> StudyResult:
-    """Of a study that measured two of the three claims, and one that is in no ledger."""
+    """Of a study that measured three of the four claims."""
 
     def finding(claim: str, verdict: str, value: float = -0.066) -> Finding:
         return Finding(

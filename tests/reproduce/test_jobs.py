@@ -162,7 +162,7 @@ def test_seeds_of_which_one_has_begun_go_on_one_after_the_other(tmp_path: Path, 
     jobs = _jobs_of_seeds(tmp_path, [0, 1])
     assert launch({jobs[1].key: jobs[1]}, tmp_path, ()) == []
     settings = config.settings_of(config.compose(config.quote_paths((*jobs[0].overrides, "seeds=2"))))
-    assert _train(settings, [tmp_path / job.key for job in jobs]) is None
+    assert _train(settings, [tmp_path / job.key for job in jobs])
     assert [key_of(tmp_path / job.key) for job in jobs] == [job.key for job in jobs]
 
 

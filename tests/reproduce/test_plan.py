@@ -8,6 +8,8 @@ from natattn.reproduce.plan import Plan, final_trial, plan
 from natattn.reproduce.settings import StudySettings
 from natattn.reproduce.studies import Trial, arms_of, placebos_of
 
+TWICE = {"arm": "tuned", "baseline": "fixed"}
+
 
 def study(**changes: object) -> StudySettings:
     values: dict[str, object] = {
@@ -122,6 +124,7 @@ def test_a_product_crosses_its_dimensions():
         ({"tuning": None}, "no grid is given"),
         ({"tuning": {"grid": [1.0, 0.1], "seeds": [0]}}, "must ascend"),
         ({"comparisons": [{"arm": "tuned", "baseline": "nobody"}]}, "nobody is named but not there"),
+        ({"comparisons": [TWICE, {**TWICE, "claim": "R3"}]}, "comparisons: tuned − fixed, final_loss, is there twice"),
         ({"analyses": {"a": {"arms": ["nobody"], "of": "run", "judges": [], "where": ""}}}, "nobody is named"),
         ({"budgets": {"cpu": {"arms": ["nobody"]}}}, "nobody is named"),
         ({"arms": {"fixed": {"corpora": ["txet"]}}}, "txet is named but not there"),

@@ -130,7 +130,7 @@ def test_details_open(page: Any) -> None:
     from selenium.webdriver.common.by import By
 
     details = page.find_elements(By.TAG_NAME, "details")
-    assert len(details) == 2 + 1 + 1  # claims that were measured, a row of many runs, a claim that was not
+    assert len(details) == 3 + 1 + 1  # claims that were measured, a row of many runs, a claim that was not
     for each in details:
         each.find_element(By.TAG_NAME, "summary").click()
         assert each.get_attribute("open") is not None

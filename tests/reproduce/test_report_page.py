@@ -80,13 +80,13 @@ def test_the_page_loads_nothing(page: Path) -> None:
 
 def test_claims_with_verdicts_and_those_without(page: Path) -> None:
     text = page.read_text("utf-8")
-    at = [text.index(f'id="claim-{name}"') for name in ("R1", "R2", "Z9", "K&#x27;3")]
+    at = [text.index(f'id="claim-{name}"') for name in ("R1", "R2", "R3", "K&#x27;3")]
     assert at == sorted(at)
     parts = [text[start:end] for start, end in zip(at, [*at[1:], text.index('id="study-study-small"')], strict=True)]
     assert "? inconclusive</span></h3>" in parts[0]
     assert "✓ supported</span></td>" in parts[0]
     assert "✗ refuted</span></h3>" in parts[1]
-    assert "This claim is not in the ledger." in parts[2]
+    assert "= no effect</span></h3>" in parts[2]
     assert parts[2].index("Not measured here") > 0
     assert 'class="badge' not in parts[3]
     assert "a &lt; b" in parts[3]

@@ -7,14 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 
 from natattn import config
 from natattn.errors import UserError
 from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.reproduce import reproduce
 from natattn.reproduce.settings import ReproduceSettings
 
 # Sums of floats depend on how many threads share them, and processes of joblib have fewer.
@@ -128,6 +133,30 @@ def test_a_job_that_fails_is_said_and_stops_no_other(everything: Path):
     assert "failed: optimizers: natural_muon" in done.stderr
     assert "Traceback" not in done.stderr
     assert "report.html" in done.stdout
+
+
+def test_what_a_launcher_that_breaks_off_left_undone_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the two arms' runs of two seeds the launcher makes the first."""
+    instantiate = Plugins.instantiate_launcher
+
+    def breaking(*arguments: Any, **named: Any) -> Launcher:
+        launcher = instantiate(*arguments, **named)
+        whole = launcher.launch
+
+        def launch(overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+            whole(overrides[:1], initial_job_idx)
+            raise RuntimeError("a worker was killed\nat some place")
+
+        monkeypatch.setattr(launcher, "launch", launch)
+        return launcher
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", breaking)
+    asked = read_arguments(["study=published", "budget=smoke", f"output={tmp_path}", "kept=nowhere"])
+    _, (result,) = reproduce(asked)
+    assert len(result.failures) == 3
+    for line in result.failures:
+        assert line.startswith("published: ")
+        assert line.endswith(": the launcher broke off: RuntimeError: a worker was killed")
 
 
 def test_joblib_runs_the_same_study_file(tmp_path: Path, everything: Path):

@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -161,6 +162,13 @@ def test_tables_are_written_in_three_forms(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in path.read_text(encoding="utf-8") for path in folder.iterdir())
     write_tables(folder, [table(ROWS[:1])])
     assert (folder / "small.csv").read_text(encoding="utf-8").count("\n") == 2
+
+
+def test_a_run_whose_name_is_no_text_is_linked_all_the_same(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"r\xe9n")
+    write_tables(tmp_path, [table(ROWS[:1], runs=((run,),))])
+    assert "[r?n](r%E9n)" in (tmp_path / "small.md").read_text(encoding="utf-8")
+    assert (tmp_path / "small.csv").read_text(encoding="utf-8").endswith(",r?n\n")
 
 
 @pytest.mark.parametrize("names", [["../up"], [""], ["a b"], ["a/b"], ["same", "same"], ["Case", "case"]])

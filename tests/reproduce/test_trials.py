@@ -1,14 +1,19 @@
-"""What a study measures of pairs of runs."""
+"""What a study measures of pairs of runs, and which analyses it takes for whole."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from natattn import config
 from natattn.analysis.runs import RunSummary, summarise_run
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.errors import UserError
+from natattn.reproduce.analyses import Wanted, kept_analysis, wanted_analyses
 from natattn.reproduce.done import DoneRuns
 from natattn.reproduce.jobs import JobMaker
 from natattn.reproduce.plan import plan
-from natattn.reproduce.settings import StudySettings
+from natattn.reproduce.settings import AnalysisSettings, StudySettings
 from natattn.reproduce.studies import Trial
 from natattn.reproduce.trials import Trials
 
@@ -49,3 +54,18 @@ def test_a_pair_is_measured_and_one_with_a_diverged_arm_or_another_beginning_is_
     assert found < 0
     assert measured(diverged) is None
     assert measured(elsewhere) is None
+
+
+def test_an_analysis_without_its_sections_is_refused_and_one_that_broke_off_is_not_whole(tmp_path: Path):
+    analysis = AnalysisSettings(arms=("a",), of="run", judges=(), where="made")
+    study = STUDY.model_copy(update={"analyses": {"x": analysis}})
+    trials = Trials(study, JobMaker(tmp_path, None), DoneRuns([]))
+    with pytest.raises(UserError, match="study=made: analysis x: needs its sections"):
+        list(wanted_analyses(trials, plan(study, lambda trial: None)))
+    composed = config.compose(["sections=[frozen,cascades]"], "analyze")
+    options = config.validated(config.plain_values(composed), AnalyzeSettings)
+    wanted = Wanted("x", analysis, options, (Trial("text", "a", None, 1),), "key")
+    (tmp_path / "key").mkdir()
+    for sections, is_whole in (({"frozen": {}}, False), ({"frozen": {}, "cascades": {}}, True)):
+        (tmp_path / "key" / "analysis.json").write_text(json.dumps({"sections": sections}))
+        assert kept_analysis(wanted, [tmp_path / "nowhere", tmp_path]) == (tmp_path / "key" if is_whole else None)

@@ -14,6 +14,7 @@ import torch
 from natattn import config
 from natattn.analysis.repetition import compare_runs
 from natattn.cli import main
+from natattn.saved_settings import repeated_settings, resumed_settings
 from natattn.training.environment import read_environment, write_environment
 from natattn.training.run import train
 
@@ -196,7 +197,9 @@ def test_what_cannot_be_repeated_is_one_line(arguments, said, finished, capsys, 
         ({"status": "running"}, "the run is not finished (running)"),
         ({"status": "interrupted"}, "the run is not finished (interrupted)"),
         ({"status": "time_limit"}, "train.max_seconds=null"),
+        ({"status": ["running"]}, "the run is not finished (['running'])"),
         ({"data": {}}, "nothing to compare"),
+        ({"data": None}, "nothing to compare"),
         ({"device": "cuda:0"}, "the run was on cuda:0: train.device=cuda:0: no CUDA devices here"),
     ],
 )
@@ -233,7 +236,7 @@ def test_data_may_have_moved(finished, tmp_path, text_file, capsys):
     assert "equal to the bit" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("again", [config.resumed_settings, config.repeated_settings])
+@pytest.mark.parametrize("again", [resumed_settings, repeated_settings])
 def test_the_tracker_may_change_in_parts_or_as_a_whole(again):
     saved = config.settings_of(config.compose([])).model_dump(mode="json")
     assert again(saved, ["tracker=online"]).tracker.mode == "online"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from natattn.reproduce.judges import reading
 from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of
-from natattn.reproduce.judges.samples import Group, Measured, Row, estimate_of, findings_of, groups, near
+from natattn.reproduce.judges.samples import Group, Measured, Row, findings_of, groups, mean_cell, near
 from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
 
 CLAIMED = 1.5
@@ -99,5 +99,5 @@ def _rivals(row: reading.Row) -> Iterator[str]:
 def _cells(group: Group, threshold: float) -> Iterator[Cell]:
     own = [row_of(member, _SECTION, "threshold", threshold) for member in group.members]
     for name in _SHOWN:
-        found = estimate_of(group, [Measured(number(row, name)) for row in own])
+        found = mean_cell(group, own, name)
         yield None if math.isnan(found.value) else found

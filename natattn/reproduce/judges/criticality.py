@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from natattn.reproduce.judges.fits import Fit, adjusted
-from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of, value_of
-from natattn.reproduce.judges.samples import Group, Measured, estimate_of, groups, one_sided
+from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, row_of, rows_of, value_of
+from natattn.reproduce.judges.samples import Group, groups, mean_cell, one_sided
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics import LEAST_FOR_A_CLAIM, Difference
 
@@ -35,9 +35,8 @@ class _Exponent:
     @property
     def fit(self) -> Fit:
         """α with the fit's own interval; models less the line's two numbers are its degrees of freedom."""
-        models = number(self.row, "models")
-        count = int(models) if math.isfinite(models) else 0
-        return Fit(number(self.row, "α"), *bounds(self.row), count - 2, count)
+        models = count(self.row, "models")
+        return Fit(number(self.row, "α"), *bounds(self.row), models - 2, models)
 
     @property
     def lack_of_fit(self) -> float:
@@ -66,7 +65,7 @@ def judge_widths(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding
         Finding(
             "K1", study, f"α of T_c by {e.row['T_c by']}, {e.row['scan']}", e.analysed.where,
             Estimate(d.mean, *d.interval), "", d.count, rule(d, e.is_a_power and e.has_seeds),
-            None if math.isnan(d.p_value) else d.p_value, _note(e), e.analysed.runs,
+            known(d.p_value), _note(e), e.analysed.runs,
         )
         for e, d in zip(whole, differences, strict=True)
     ]  # fmt: skip
@@ -207,7 +206,7 @@ def _temperatures(group: Group, kind: str) -> list[float]:
 
 def _at(group: Group, kind: str, temperature: float) -> list[Estimate]:
     rows = [row_of(member, kind, "temperature", temperature) for member in group.members]
-    return [estimate_of(group, [Measured(number(row, curve)) for row in rows]) for curve in CURVES]
+    return [mean_cell(group, rows, curve) for curve in CURVES]
 
 
 def _context_table(analyses: Sequence[Analysed]) -> StudyTable:
@@ -219,10 +218,7 @@ def _context_table(analyses: Sequence[Analysed]) -> StudyTable:
         for peak, tokens in places:
             share = math.log(tokens) if peak == "heat_capacity" else float(tokens)
             own = [row_of(member, "sizes", "peak of", peak, tokens=tokens) for member in group.members]
-            found = [
-                estimate_of(group, [Measured(number(row, name)) for row in own])
-                for name in ("T", "height", "width in log T")
-            ]
+            found = [mean_cell(group, own, name) for name in ("T", "height", "width in log T")]
             rows.append((group.label, str(peak).replace("_", " "), tokens, *found, found[1].value / share))
             runs.append(group.runs)
     caption = (

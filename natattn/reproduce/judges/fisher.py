@@ -18,7 +18,17 @@ from natattn.analysis.fisher_errors import IDENTITY, IDENTITY_AND_PATTERN, KEY_G
 from natattn.analysis.sections.fisher_parts import CLAIMED_DAMPING
 from natattn.reproduce.judges import reading
 from natattn.reproduce.judges.reading import bounds, number, row_of, rows_of
-from natattn.reproduce.judges.samples import Group, Measured, Row, Rule, estimate_of, findings_of, groups, one_sided
+from natattn.reproduce.judges.samples import (
+    Group,
+    Measured,
+    Row,
+    Rule,
+    estimate_of,
+    findings_of,
+    groups,
+    mean_cell,
+    one_sided,
+)
 from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
 
 ABOUT = 0.1
@@ -182,8 +192,7 @@ def _conditioning_table(found: Sequence[Group]) -> StudyTable:
         for name in names:
             own = [row_of(member, _SECTION, _CONDITIONED, name) for member in group.members]
             largest, evenness = (
-                estimate_of(group, [Measured(number(row, heading)) for row in own])
-                for heading in ("λ_max / mean", "evenness: mean² / mean square")
+                mean_cell(group, own, heading) for heading in ("λ_max / mean", "evenness: mean² / mean square")
             )
             ratio = estimate_of(group, [_conditioning_of(str(name))(member) for member in group.members])
             rows.append((group.label, group.steps, name, largest, ratio, evenness))

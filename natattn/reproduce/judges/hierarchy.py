@@ -11,7 +11,16 @@ import math
 from collections.abc import Iterator, Sequence
 
 from natattn.reproduce.judges.reading import bounds, layer_means, number, row_of, rows_of
-from natattn.reproduce.judges.samples import Group, Measured, Row, estimate_of, findings_of, groups, one_sided
+from natattn.reproduce.judges.samples import (
+    Group,
+    Measured,
+    Row,
+    estimate_of,
+    findings_of,
+    groups,
+    mean_cell,
+    one_sided,
+)
 from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
 from natattn.statistics import slope_interval
 
@@ -78,10 +87,7 @@ def _level_table(levels: Sequence[tuple[Group, str, str]], findings: Sequence[Fi
     rows: list[tuple[Cell, ...]] = []
     for (group, tree, level), finding in zip(levels, findings, strict=False):
         own = [row_of(member, "hierarchy", "tree", tree, level=level) for member in group.members]
-        cells = [
-            estimate_of(group, [Measured(number(row, name)) for row in own])
-            for name in ("within", "excess", _FLOOR, "modularity excess")
-        ]
+        cells = [mean_cell(group, own, name) for name in ("within", "excess", _FLOOR, "modularity excess")]
         shown = [None if math.isnan(cell.value) else cell for cell in cells]
         rows.append((
             group.label, group.steps, tree, level, *shown, finding.estimate, finding.p_value, finding.count,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
-from natattn.reproduce.judges.reading import bounds, is_rounded, number, rows_of
+from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, rows_of
 from natattn.reproduce.judges.samples import one_sided
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics import LEAST_FOR_A_CLAIM, LEAST_FOR_SIGN_FLIPS, Difference, mean, sign_flip_p_value
@@ -58,8 +58,7 @@ def judge_lead(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding],
         Finding(
             claim, study, "lead of the heat capacity's peak before the fastest fall of the loss", lead.where,
             Estimate(lead.fit.value, *difference.interval), "log steps", lead.fit.count,
-            rule(difference, lead.is_complete), None if math.isnan(difference.p_value) else difference.p_value,
-            _note(lead), lead.analysed.runs,
+            rule(difference, lead.is_complete), known(difference.p_value), _note(lead), lead.analysed.runs,
         )
         for claim in CLAIMS
         for lead, difference in zip(declared, differences, strict=True)
@@ -80,11 +79,10 @@ def _leads(analysed: Analysed) -> Iterator[_Lead]:
         mine = [own for own in of_runs if (own["runs"], own["layer"]) == (row["runs"], row["layer"])]
         known = [own for own in mine if math.isfinite(number(own, "own lead, log steps"))]
         sample = _by_seed([(own.get("seed"), number(own, "own lead, log steps")) for own in known])
-        inside = number(row, "with a peak inside")
-        count = int(inside) if math.isfinite(inside) else 0
-        fit = mean_of(sample) if mine else Fit(number(row, "lead, log steps"), *bounds(row), count - 1, count)
+        inside = count(row, "with a peak inside")
+        fit = mean_of(sample) if mine else Fit(number(row, "lead, log steps"), *bounds(row), inside - 1, inside)
         spacings = [number(own, "evaluations apart, log steps") for own in known]
-        seeds = len({own.get("seed") for own in mine}) if mine else _whole(number(row, "seeds"))
+        seeds = len({own.get("seed") for own in mine}) if mine else count(row, "seeds")
         yield _Lead(
             analysed, str(row["runs"]) if len(kinds) > 1 else "", str(row["layer"]), fit, tuple(sample), seeds,
             mean(spacings), is_rounded(row) and not mine, number(row, "peak at step"),
@@ -99,16 +97,12 @@ def _by_seed(values: Sequence[tuple[object, float]]) -> list[float]:
     return [mean(of_seed) for of_seed in seeds.values()]
 
 
-def _whole(value: float) -> int:
-    return int(value) if math.isfinite(value) else 0
-
-
 def _note(lead: _Lead) -> str:
-    count = lead.fit.count
-    parts = [f"mean over layers; {count} of {lead.seeds} seeds have a peak inside the run"]
-    if count < LEAST_FOR_A_CLAIM:
+    with_peak = lead.fit.count
+    parts = [f"mean over layers; {with_peak} of {lead.seeds} seeds have a peak inside the run"]
+    if with_peak < LEAST_FOR_A_CLAIM:
         parts.append(f"a claim needs {LEAST_FOR_A_CLAIM}")
-    elif count < lead.seeds:
+    elif with_peak < lead.seeds:
         parts.append("runs without a peak bar support")
     if abs(lead.fit.value) <= lead.spacing:
         parts.append(f"evaluations are {lead.spacing:.2g} log steps apart, so that less than that is not seen")
@@ -122,7 +116,7 @@ def _note(lead: _Lead) -> str:
 def _table(leads: Sequence[_Lead], differences: Sequence[Difference], findings: Sequence[Finding]) -> StudyTable:
     rows: list[tuple[Cell, ...]] = [
         (
-            lead.where, lead.seeds, lead.fit.count, _known(lead.peak), _known(lead.fall), finding.estimate,
+            lead.where, lead.seeds, lead.fit.count, known(lead.peak), known(lead.fall), finding.estimate,
             finding.p_value, Badge(finding.verdict),
         )
         for lead, finding in zip(leads, findings, strict=True)
@@ -142,7 +136,7 @@ def _place_table(leads: Sequence[_Lead], differences: Sequence[Difference]) -> S
     rows: list[tuple[Cell, ...]] = [
         (
             lead.where, lead.place, lead.seeds, lead.fit.count, Estimate(lead.fit.value, *difference.interval),
-            None if math.isnan(difference.p_value) else difference.p_value,
+            known(difference.p_value),
         )
         for lead, difference in zip(leads, differences, strict=True)
     ]  # fmt: skip
@@ -150,7 +144,3 @@ def _place_table(leads: Sequence[_Lead], differences: Sequence[Difference]) -> S
     headings = ("runs", "layer", "seeds", "with a peak", "lead, log steps", "p")
     runs = tuple(lead.analysed.runs for lead in leads)
     return StudyTable("lead_by_layer", "The lead by layer", caption, headings, tuple(rows), runs)
-
-
-def _known(value: float) -> Cell:
-    return None if math.isnan(value) else value

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from natattn.reproduce.results import Analysed
+from natattn.statistics import mean
 
 Row = Mapping[str, Any]
 Bounds = tuple[float, float]
@@ -35,6 +36,17 @@ def number(row: Row, heading: str) -> float:
     if isinstance(value, bool) or value is None:
         return math.nan
     return float(value) if isinstance(value, int | float) else _read(str(value))
+
+
+def count(row: Row, heading: str) -> int:
+    """A cell as a whole number; 0 where it is none."""
+    value = number(row, heading)
+    return int(value) if math.isfinite(value) else 0
+
+
+def known(value: float) -> float | None:
+    """A number as a cell of a table; None, not known, for nan."""
+    return None if math.isnan(value) else value
 
 
 def bounds(row: Row, low: str = "low", high: str = "high", *, text: str = "95 % interval") -> Bounds:
@@ -67,14 +79,10 @@ def layer_means(analysed: Analysed, section: str, name: str) -> dict[int, float]
     for found in analysed.sections.get(section, {}).get("maps", ()):
         if found["name"] == name:
             return {
-                int(layer): _mean([value for value in values if isinstance(value, int | float)])
+                int(layer): mean([value for value in values if isinstance(value, int | float)])
                 for layer, values in zip(found["layers"], found["values"], strict=False)
             }
     return {}
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _read(text: str) -> float:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from natattn.reproduce.judges import reading
 from natattn.reproduce.results import Analysed, Estimate, Finding
-from natattn.statistics import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, t_interval, verdict
+from natattn.statistics import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, verdict
 
 Rule = Callable[[Difference, bool], Verdict]  # of a difference, and whether nothing is missing
 
@@ -113,8 +114,12 @@ def estimate_of(group: Group, measured: Sequence[Measured]) -> Estimate:
     """For a table: the mean over seeds with its 95 % t interval, or a model's own; not adjusted."""
     if group.is_one_model:
         return Estimate(measured[0].value, measured[0].low, measured[0].high)
-    centre, half = t_interval(by_seed(group, [each.value for each in measured]))
-    return Estimate(centre, centre - half, centre + half)
+    return Estimate.of_mean(by_seed(group, [each.value for each in measured]))
+
+
+def mean_cell(group: Group, rows: Sequence[reading.Row], heading: str) -> Estimate:
+    """As ``estimate_of``, of the numbers under a heading; a row for each member."""
+    return estimate_of(group, [Measured(reading.number(row, heading)) for row in rows])
 
 
 def one_sided(claimed: Literal["below", "above"], indifference: float) -> Rule:
@@ -167,8 +172,8 @@ def _finding(study: str, row: Row, difference: Difference | None, rule: Rule) ->
         said = rule(found, row.complete and len(known) == len(row.measured))
     return Finding(
         row.claim, study, row.what, row.group.label, _shifted(found, row.against), row.unit,
-        found.count if known else 0, said, None if math.isnan(found.p_value) else found.p_value,
-        _note(row, found, known), row.group.runs, row.against,
+        found.count if known else 0, said, reading.known(found.p_value), _note(row, found, known), row.group.runs,
+        row.against,
     )  # fmt: skip
 
 

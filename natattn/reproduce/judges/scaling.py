@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from natattn.reproduce.judges.fits import Fit, adjusted
-from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of, value_of
+from natattn.reproduce.judges.reading import bounds, is_rounded, known, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import near
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics import LEAST_FOR_A_CLAIM
@@ -66,7 +66,7 @@ def judge_scaling(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findin
             Finding(
                 "K3", study, f"power of {power.symbol} in the best N·d (claimed: ½)", power.analysed.where,
                 Estimate(power.fit.value, *interval), "", found.count, said,
-                None if math.isnan(found.p_value) else found.p_value, power.note, power.analysed.runs, CLAIMED,
+                known(found.p_value), power.note, power.analysed.runs, CLAIMED,
             )
         )  # fmt: skip
     tables = [_law_table(with_section, findings), _optimum_table(with_section)]
@@ -95,8 +95,8 @@ def _law_table(analyses: Sequence[Analysed], findings: Sequence[Finding]) -> Stu
             badges: list[Cell] = [None, None]
             if row["law"] == FREE:
                 powers, badges = [f.estimate for f in pair], [Badge(f.verdict) for f in pair]
-            numbers = [_known(number(row, name)) for name in ("C", "residual of log N·d", "AICc")]
-            joint = _known(number(row, "p against free powers"))
+            numbers = [known(number(row, name)) for name in ("C", "residual of log N·d", "AICc")]
+            joint = known(number(row, "p against free powers"))
             rows.append((analysed.where, str(row["law"]), *powers, *badges, *numbers, joint))
             runs.append(analysed.runs)
     caption = (
@@ -121,14 +121,10 @@ def _optimum_table(analyses: Sequence[Analysed]) -> StudyTable:
             size = number(row, "context L") * number(row, "entropy H")
             claimed = scale * math.sqrt(size) if size >= 0 else math.nan
             cells = [row.get(name) for name in ("context L", "entropy H", "heads", "seed", "best N·d", "none because")]
-            rows.append((analysed.where, *cells, _known(claimed)))
+            rows.append((analysed.where, *cells, known(claimed)))
             runs.append(analysed.runs)
     headings = ("data", "context L", "entropy H", "heads", "seed", "best N·d", "none because", "C·√(L·H)")
     caption = (
         "The vertex of a parabola in log N·d through the least loss and its neighbours; the claim with its best C."
     )
     return StudyTable("scaling_optima", "Best N·d of every curve", caption, headings, tuple(rows), tuple(runs))
-
-
-def _known(value: float) -> Cell:
-    return None if math.isnan(value) else value

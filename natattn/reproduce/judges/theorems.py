@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from natattn.analysis.theorems import PROVED
-from natattn.reproduce.judges.reading import Row, number, rows_of
+from natattn.reproduce.judges.reading import Row, count, number, rows_of
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics import Verdict
 
@@ -49,19 +49,19 @@ def _is_refuted(row: Row) -> bool:
 
 
 def _finding(study: str, name: str, row: Row, analysed: Analysed) -> Finding:
-    cases = number(row, "cases")
+    cases = count(row, "cases")
     refuted = _is_refuted(row)
     said: Verdict = "refuted" if refuted else "supported" if name in PROVED else "inconclusive"
     parts = [str(row["why"])] if row.get("why") else []
     parts.append(
         f"smallest counterexample: {_one_line(str(row['smallest counterexample']))}"
         if refuted
-        else f"no counterexample in {cases:.0f} cases"
+        else f"no counterexample in {cases} cases"
     )
     claim = name.split(" ")[0]
     return Finding(
         claim, study, str(row["statement"]), "any pattern, float64", Estimate(number(row, "worst excess")),
-        "relative excess", int(cases) if cases == cases else 0, said, None, "; ".join(parts), analysed.runs,
+        "relative excess", cases, said, None, "; ".join(parts), analysed.runs,
     )  # fmt: skip
 
 
