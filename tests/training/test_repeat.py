@@ -14,8 +14,10 @@ import torch
 from natattn import config
 from natattn.analysis.repetition import compare_runs
 from natattn.cli import main
+from natattn.errors import UserError
 from natattn.training.environment import read_environment, write_environment
 from natattn.training.run import train
+from natattn.training.run_folder import read_config
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,14 @@ def test_a_stopped_repetition_goes_on_and_is_compared_at_its_end(finished, tmp_p
     assert main(["train", f"resume={folder}", "train.max_seconds=null"]) == 0
     assert "equal to the bit" in capsys.readouterr().out
     assert json.loads((folder / "repeat.json").read_text())["verdict"] == "bits"
+
+
+def test_a_run_of_another_machines_gpu_can_be_repeated_on_the_device_that_is_asked_for(copied):
+    saved = read_config(copied)
+    saved["train"]["device"] = "cuda:98"
+    with pytest.raises(UserError, match=r"train\.device=cuda:98"):
+        config.repeated_settings(saved, [])
+    assert config.repeated_settings(saved, ["train.device=cpu"]).train.device == "cpu"
 
 
 @pytest.mark.slow
