@@ -13,6 +13,7 @@ from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import remove_unfinished, replacing_folder, write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
+from natattn.plain import whole_number
 from natattn.ranks import Ranks
 from natattn.tracking import Tracker
 from natattn.tracking.console import Console
@@ -31,7 +32,7 @@ from natattn.training.facts import check_repeated_data, finish_facts, resumed_fa
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.loop import Loop
-from natattn.training.progress import Outcome, Progress, status_in, whole_number
+from natattn.training.progress import Outcome, Progress, status_in
 from natattn.training.settings import RunSettings
 
 
@@ -178,7 +179,7 @@ def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Prog
         progress = Progress.from_json(state["progress"])
         if name != checkpoint_name(progress.step):
             raise ValueError(f"it stands at step {progress.step}")
-        return progress, whole_number(state["metrics_position"]), warnings
+        return progress, whole_number(state["metrics_position"], least=0), warnings
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and arms[0].ranks.size > 1:
             raise  # it may be that another rank is lost
