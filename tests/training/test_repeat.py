@@ -173,6 +173,13 @@ def test_the_environments_of_all_sittings_are_kept(tmp_path, monkeypatch):
     assert [each["variables"]["MKL_CBWR"] for each in environment["earlier_sittings"]] == ["COMPATIBLE"]
 
 
+def test_earlier_sittings_that_are_none_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    (tmp_path / "environment.json").write_text(json.dumps({"earlier_sittings": 3, "python": "3"}))
+    write_environment(tmp_path, torch.device("cpu"))
+    assert read_environment(tmp_path)["earlier_sittings"] == [{"python": "3"}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
