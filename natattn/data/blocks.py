@@ -193,12 +193,13 @@ def check_length(split: TokenSplit, context: int, what: str = "the text") -> Non
 
     Raises UserError naming `what` the split is, and both lengths.
     """
-    in_rows = split.row_length is not None and len(split.tokens) > 0
-    length = split.row_length if in_rows else len(split.tokens)
+    row_length = split.row_length if len(split.tokens) else None
+    length = len(split.tokens) if row_length is None else row_length
     if length < context + 1:
+        unit, more = ("tokens", "more text") if row_length is None else ("tokens in a row", "longer rows")
         raise UserError(
-            f"size.context={context}: longer than {what}, which has {length} tokens{' in a row' if in_rows else ''}; "
-            f"valid: a context below {length}, or {'longer rows' if in_rows else 'more text'}"
+            f"size.context={context}: longer than {what}, which has {length} {unit}; "
+            f"valid: a context below {length}, or {more}"
         )
 
 
