@@ -17,7 +17,7 @@ from natattn.plain import whole_number
 from natattn.ranks import Ranks
 from natattn.tracking import Tracker
 from natattn.tracking.console import Console
-from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
+from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile
 from natattn.tracking.settings import WandbSettings
 from natattn.tracking.wandb import WandbMirror
 from natattn.training import run_folder
@@ -132,7 +132,7 @@ class OpenRun:
             run_folder.write_config(folder, settings.model_dump(mode="json"), self.facts["config_hash"])
             write_environment(folder, settings.device)
             write_json(folder / run_folder.RUN, self.facts)
-            metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
+            metrics = stack.enter_context(MetricsFile(folder / FILE_NAME, truncate_at=position))
             stack.enter_context(console)
             self.mirror = _open_mirror(stack, settings, folder, self.facts, self.warn)
             trackers = [console, self.mirror] if self.mirror else [console]

@@ -14,6 +14,7 @@ from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.plain import hash_of, parsed_yaml, read_object
 from natattn.redaction import one_line, redacted
+from natattn.tracking.metrics_file import FILE_NAME
 from natattn.training.environment import ENVIRONMENT
 
 CONFIG = "config.yaml"
@@ -26,7 +27,7 @@ OURS = (
     ENVIRONMENT,
     LOCK,
     "repeat.json",
-    "metrics.jsonl",
+    FILE_NAME,
     "curves.png",
     "checkpoints",
     "arms",
