@@ -1,4 +1,7 @@
-"""JSON and YAML that anyone may have written, as plain content: bounded in size and depth, and nothing else."""
+"""JSON and YAML that anyone may have written, as plain content: bounded in size and depth, and nothing else.
+
+Also what a number in it may be, and its hash.
+"""
 
 import hashlib
 import json
