@@ -70,6 +70,6 @@ def _place_in(experiments: Path, key: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The telling line of a Hydra or OmegaConf error."""
+    """What an error of any library says, on one line: its first that is not blank, else the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -71,9 +71,9 @@ class Ranks:
         dist.all_gather(texts, padded, group=self.group)
         return [json.loads(bytes(found[: int(length)].tolist())) for found, length in zip(texts, lengths, strict=True)]
 
-    def from_first(self, value: Any, device: torch.device | None = None) -> Any:
+    def from_first(self, value: Any) -> Any:
         """What the first rank says; ``value`` is JSON content."""
-        return self.gather(value if self.is_first else None, device)[0]
+        return self.gather(value if self.is_first else None)[0]
 
     def wait(self) -> None:
         """Until every rank is here."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from natattn.config import compose, parse, run_settings, settings_of
+from natattn.config import compose, parse, run_settings, settings_of, validated
 from natattn.errors import UserError
 from natattn.training.run_folder import covers, flatten
 from natattn.training.settings import OF_REPETITION, RunSettings, changeable
@@ -14,7 +14,8 @@ def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> RunSett
 
     Raises: UserError naming a key that was overridden with another value than the run has.
     """
-    return _changed(saved, overrides, changeable(run_settings(saved)), "resuming")
+    was = validated(saved, RunSettings)
+    return _changed(was, overrides, changeable(was), "resuming")
 
 
 def repeated_settings(saved: dict[str, Any], overrides: Sequence[str]) -> RunSettings:
@@ -22,16 +23,19 @@ def repeated_settings(saved: dict[str, Any], overrides: Sequence[str]) -> RunSet
 
     Raises: UserError as ``resumed_settings``.
     """
-    again = {**saved, "resume": None, "train": {**saved["train"], "max_seconds": None}}
-    return _changed(again, overrides, OF_REPETITION, "a repetition")
+    was = validated(saved, RunSettings)
+    again = {"resume": None, "train": was.train.model_copy(update={"max_seconds": None})}
+    return _changed(was.model_copy(update=again), overrides, OF_REPETITION, "a repetition")
 
 
-def _changed(saved: dict[str, Any], overrides: Sequence[str], allowed: frozenset[str], what: str) -> RunSettings:
-    """The saved settings with the overrides, of which only ``allowed`` keys may have another value."""
-    composed = settings_of(compose(overrides)).model_dump(mode="json")
-    asked = flatten(composed)
+def _changed(before: RunSettings, overrides: Sequence[str], allowed: frozenset[str], what: str) -> RunSettings:
+    """The settings with the overrides, of which only ``allowed`` keys may have another value.
+
+    Whether they can be trained is asked of the changed ones alone: what is overridden may be what is not possible here.
+    """
+    composed, saved = (each.model_dump(mode="json") for each in (settings_of(compose(overrides)), before))
+    asked, was = flatten(composed), flatten(saved)
     named = {override.key_or_group for override in parse(overrides)}
-    was = flatten(run_settings(saved).model_dump(mode="json"))
     if "experiment" in named:
         named |= {key for key in asked if asked[key] != was.get(key)}
     changed = {}

@@ -62,6 +62,7 @@ def test_other_commands_have_help(command, capsys):
         (["train", "--experimental-rerun", "x"], "unpickle"),
         (["train", "--cfg", "job", "optim=nope"], "no such option"),
         (["train", "--cfg", "job", "train.steps=-1"], "train.steps=-1"),
+        (["train", "--cfg", "job", "train.device=cuda:256"], "train.device=cuda:256"),
         (["train", "--config-name=foo"], "not supported"),
         (["train", "data=text", "data.train=n\udcff.txt"], "UTF-8"),
         (["train", "model.name=a/b"], "model.name=a/b"),
@@ -81,6 +82,7 @@ def test_wrong_commands_end_with_one_line_and_exit_code_2(arguments, said, capsy
 WRONG_RUNS = {
     "unknown key": (["train.stepss=3"], "train.stepss"),
     "context longer than the data": (["size.context=100000"], "size.context=100000"),
+    "context longer than the rows": (["packing=lines", "packing.line_tokens=5"], "6 tokens in a row"),
     "vocabulary mismatch": (["init=pretrained", "init.path={model}", "tokenizer=bpe"], "tokenizer"),
     "no such data": (["data.train=missing.txt"], "missing.txt"),
     "second job of a sweep": (["-m", "train.steps=2,0"], "train.steps=0"),

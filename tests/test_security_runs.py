@@ -14,7 +14,7 @@ from property_tools import run
 
 from natattn.data import readers
 from natattn.errors import UserError
-from natattn.plain import parsed_json, parsed_yaml
+from natattn.plain import finite_number, parsed_json, parsed_yaml, whole_number
 from natattn.redaction import one_line, redacted
 from natattn.training.checkpoint import load_newest
 from natattn.training.facts import resumed_facts
@@ -75,6 +75,18 @@ def test_hostile_yaml_is_refused_at_once_and_a_run_is_shown_without_it(content, 
 def test_hostile_json_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"."):
         parsed_json(text)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], 2**63, 10**400, -1], ids=lambda value: str(value)[:9])
+def test_what_is_no_whole_number_is_a_value_error(value):
+    with pytest.raises(ValueError, match="is no whole number from 0 on"):
+        whole_number(value, least=0)
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1], math.nan, math.inf, 10**400, -0.5], ids=lambda v: str(v)[:9])
+def test_what_is_no_number_is_a_value_error(value):
+    with pytest.raises(ValueError, match="is no number from 0 on"):
+        finite_number(value, least=0)
 
 
 def test_interpolations_and_targets_in_a_run_are_words(make_run, monkeypatch, tmp_path):

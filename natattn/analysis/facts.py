@@ -1,9 +1,9 @@
 """What run.json may say, value by value: of the right type, finite, and text that no terminal or page stumbles over."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from natattn.plain import finite_number, shown, whole_number
 from natattn.redaction import one_line
 
 MOST_LETTERS = 300
@@ -12,7 +12,7 @@ MOST_LETTERS = 300
 def text(value: Any) -> str:
     """A text on one line, cut where it is too long for a table. Raises ValueError for anything else."""
     if not isinstance(value, str):
-        raise ValueError(f"{_shown(value)} is no text")
+        raise ValueError(f"{shown(value)} is no text")
     line = one_line(value)
     return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}…"
 
@@ -25,24 +25,18 @@ def optional_text(value: Any) -> str | None:
 def name(value: Any) -> str:
     """A text that metrics are found by, so that it is what it is, or an error. Raises ValueError."""
     if text(value) != value:
-        raise ValueError(f"{_shown(value)} is no name")
+        raise ValueError(f"{shown(value)} is no name")
     return str(value)
 
 
 def whole(value: Any) -> int | None:
     """A whole number of 64 bits, or null. Raises ValueError for anything else."""
-    if value is None or (type(value) is int and abs(value) < 2**63):  # not isinstance: true is none
-        return value
-    raise ValueError(f"{_shown(value)} is no whole number")
+    return None if value is None else whole_number(value)
 
 
 def number(value: Any) -> float | None:
     """A finite number, or null. Raises ValueError for anything else."""
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not (abs(value) < 2**63 or math.isfinite(value)):
-        raise ValueError(f"{_shown(value)} is no number")
-    return float(value)
+    return None if value is None else finite_number(value)
 
 
 def known(value: float | None, what: str) -> float:
@@ -55,11 +49,5 @@ def known(value: float | None, what: str) -> float:
 def mapping(value: Any) -> Mapping[str, Any]:
     """A JSON object. Raises ValueError for anything else."""
     if not isinstance(value, dict):
-        raise ValueError(f"{_shown(value)} is no object")
+        raise ValueError(f"{shown(value)} is no object")
     return value
-
-
-def _shown(value: Any) -> str:
-    """Short, on one line, also of what is nested too deeply to be shown."""
-    kind = type(value).__name__
-    return kind if isinstance(value, dict | list) else f"{kind} {one_line(str(value)[:40])!r}"

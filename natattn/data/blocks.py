@@ -59,7 +59,7 @@ class Batches:
     sampling: Sampling
 
     def __post_init__(self) -> None:
-        _check_length(self.split, self.context)
+        check_length(self.split, self.context)
 
     @property
     def blocks_per_epoch(self) -> int:
@@ -173,7 +173,7 @@ def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> I
     split of rows, its rows, each cut at context + 1 tokens.
     Raises UserError if there are fewer than context + 1 tokens.
     """
-    _check_length(split, context)
+    check_length(split, context)
     last_start = len(split.tokens) - 1 - context
     if split.row_length is None:
         starts = np.arange(0, last_start + context, context, dtype=np.int64)
@@ -188,13 +188,18 @@ def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> I
         yield rows[:, :-1], labels
 
 
-def _check_length(split: TokenSplit, context: int) -> None:
-    length = len(split.tokens) if split.row_length is None else split.row_length
-    if length < context + 1 or not len(split.tokens):
-        unit = "tokens" if split.row_length is None else "tokens in a row"
+def check_length(split: TokenSplit, context: int, what: str = "the text") -> None:
+    """Refuse a split in which there is no window of context + 1 tokens.
+
+    Raises UserError naming `what` the split is, and both lengths.
+    """
+    row_length = split.row_length if len(split.tokens) else None
+    length = len(split.tokens) if row_length is None else row_length
+    if length < context + 1:
+        unit, more = ("tokens", "more text") if row_length is None else ("tokens in a row", "longer rows")
         raise UserError(
-            f"data has {length} {unit}, size.context is {context}: one sequence needs {context + 1}; "
-            "give more text or a smaller size.context"
+            f"size.context={context}: longer than {what}, which has {length} {unit}; "
+            f"valid: a context below {length}, or {more}"
         )
 
 

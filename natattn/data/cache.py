@@ -1,14 +1,17 @@
-"""Where tokens are kept between runs."""
+"""Where tokens and pixels are kept between runs."""
 
 import contextlib
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from natattn import files
 from natattn.errors import ResourceError, UserError
+
+Entry = TypeVar("Entry")
 
 
 def cache_root() -> Path:
@@ -41,6 +44,23 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         mend = f"{files.what_to_mend(error)} or set NATATTN_CACHE to another folder"
         raise ResourceError(f"{path}: {error.strerror}", mend=mend) from error
+
+
+def found_or_made(folder: Path, read: Callable[[], Entry | None], make: Callable[[], None]) -> Entry:
+    """What `read` finds in a cache folder; where that is nothing, `make` fills the folder, in one process at a time.
+
+    Raises UserError if the folder cannot be made, or does not keep what is written to it.
+    """
+    entry = read()
+    if entry is None:
+        with alone_in(folder):
+            entry = read()  # another process may have made it
+            if entry is None:
+                make()
+                entry = read()
+    if entry is None:
+        raise UserError(f"the cache folder {folder} does not keep what is written to it")
+    return entry
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from natattn.errors import UserError
+from natattn.explain import first_line
 
 _SECONDS = 5
 # What `datasets` takes for its own readers instead of sets; that of "pandas" reads pickles in older releases.
@@ -54,7 +55,7 @@ def load_dataset(dataset: str, release: str | None, *, otherwise: str) -> Any:
         return datasets.load_dataset(folder if is_folder else dataset, release)
     except Exception as error:  # of many types: network, disk, no such release, a broken download
         if online:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            cause = first_line(error)
         else:
             cause = f"the Hugging Face Hub cannot be reached and {datasets.config.HF_DATASETS_CACHE} does not hold it"
         named = dataset if release is None else f"{dataset} ({release})"

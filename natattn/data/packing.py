@@ -10,8 +10,9 @@ from pydantic import Field
 
 from natattn.data.blocks import TokenSplit
 from natattn.data.corpora import DataSettings, open_corpus
-from natattn.data.tokenized import TokenizedCorpus, hash_of
+from natattn.data.tokenized import TokenizedCorpus
 from natattn.data.tokenizers import Tokenizer
+from natattn.plain import hash_of
 from natattn.settings import Settings
 
 PADDING_TOKEN = 0

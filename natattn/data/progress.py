@@ -42,4 +42,4 @@ class Progress:
         """The same texts, counted as they pass."""
         for text in texts:
             yield text
-            self.advance(len(text))
+            self.advance(len(text.encode()))

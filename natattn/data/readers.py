@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from natattn.errors import UserError
+from natattn.explain import first_line
 from natattn.plain import parsed_json
 
 Errors = Literal["strict", "replace"]
@@ -179,7 +180,7 @@ def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
                     if value is not None:
                         yield _decode_value(value, f"{path}: row {row}", errors)
         except pyarrow.ArrowException as error:
-            raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
+            raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from error
 
 
 @contextlib.contextmanager
@@ -208,7 +209,7 @@ def _entry_of(place: str, line: str, wanted: str) -> dict[str, Any]:
     try:
         entry = parsed_json(line)
     except ValueError as error:
-        raise UserError(f"{place}: not a line of JSON ({_first_line(error)})") from error
+        raise UserError(f"{place}: not a line of JSON ({first_line(error)})") from error
     if not isinstance(entry, dict):
         raise UserError(f"{place}: a JSON {type(entry).__name__}, not an object with {wanted}")
     return entry
@@ -261,7 +262,3 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 def _names(names: Any) -> str:
     return ", ".join(map(str, names)) or "nothing: there are none"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from natattn.data.blocks import TokenSplit
-from natattn.data.cache import alone_in, cache_root, replacing
+from natattn.data.cache import cache_root, found_or_made, replacing
 from natattn.data.corpora import DataSettings, open_corpus
 from natattn.data.grammar import GrammarCorpus
 from natattn.data.progress import Progress
@@ -29,6 +29,8 @@ from natattn.data.tokenizers import (
     train_bpe,
 )
 from natattn.errors import UserError
+from natattn.files import sha256_of
+from natattn.plain import hash_of
 
 _FORMAT = 1  # part of every fingerprint: raise it when the same input gives other files
 _META = "meta.json"
@@ -76,15 +78,11 @@ def prepare(
     )
     fingerprint = hash_of([_FORMAT, digests, encoder_fingerprint])
     folder = root / "tokens" / fingerprint
-    splits = _read_splits(folder)
-    if splits is None:
-        with alone_in(folder):
-            splits = _read_splits(folder)  # another process may have made it
-            if splits is None:
-                _write_splits(folder, corpus, encoder, unchanged, progress)
-                splits = _read_splits(folder)
-    if splits is None:
-        raise UserError(f"the cache folder {folder} does not keep what is written to it")
+    splits = found_or_made(
+        folder,
+        partial(_read_splits, folder),
+        partial(_write_splits, folder, corpus, encoder, unchanged, progress),
+    )
     return TokenizedCorpus(
         name=corpus.name,
         train=splits["train"],
@@ -125,16 +123,14 @@ def build_tokenizer(
         case BPESettings():
             fingerprint = hash_of([_FORMAT, bpe_fingerprint(settings, train_digest)])
             folder = root / "tokenizers" / fingerprint
-            trained = load_bpe(folder)
-            if trained is None:
-                with alone_in(folder):
-                    trained = load_bpe(folder)  # another process may have made it
-                    if trained is None:
-                        with bar:
-                            trained = train_bpe(settings, bar.watch(texts))
-                        unchanged()
-                        trained.save(folder)
-            return trained, fingerprint
+
+            def train() -> None:
+                with bar:
+                    trained = train_bpe(settings, bar.watch(texts))
+                unchanged()
+                trained.save(folder)
+
+            return found_or_made(folder, partial(load_bpe, folder), train), fingerprint
 
 
 def _text_pieces(corpus: Corpus, split: SplitName) -> Iterator[str]:
@@ -156,9 +152,8 @@ def entry_is_whole(folder: Path) -> bool:
 
 
 def _read_split(path: Path, entry: dict[str, Any]) -> TokenSplit:
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-            raise ValueError(f"{path} is damaged")
+    if sha256_of(path) != entry["sha256"]:
+        raise ValueError(f"{path} is damaged")
     tokens = np.memmap(path, dtype=entry["dtype"], mode="r")
     return TokenSplit(tokens=tokens, byte_count=entry["bytes"], document_count=entry["documents"])
 
@@ -229,8 +224,3 @@ def _floor(corpus: Corpus, split: TokenSplit) -> float | None:
     if not isinstance(corpus, GrammarCorpus):
         return None
     return corpus.floor(byte_count=split.byte_count, document_count=split.document_count, token_count=len(split.tokens))
-
-
-def hash_of(content: Any) -> str:
-    """SHA-256 of JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,9 @@ from pydantic import Field
 from natattn.data.cache import replacing
 from natattn.data.hub import hub_reachable
 from natattn.errors import UserError
+from natattn.explain import first_line
 from natattn.files import pretrained_source
+from natattn.plain import hash_of
 from natattn.settings import Settings
 
 END_TOKEN = "<|endoftext|>"
@@ -188,7 +190,7 @@ def _load_failure(path: str, is_folder: bool, online: bool, error: Exception) ->
     if is_folder:
         return f"tokenizer.path={path}: the folder holds no tokenizer that transformers can load"
     if online:
-        return f"tokenizer.path={path}: no such folder and not loadable from the hub ({str(error).splitlines()[0]})"
+        return f"tokenizer.path={path}: no such folder and not loadable from the hub ({first_line(error)})"
     from huggingface_hub import constants
 
     return (
@@ -199,8 +201,7 @@ def _load_failure(path: str, is_folder: bool, online: bool, error: Exception) ->
 
 def bpe_fingerprint(settings: BPESettings, train_digest: str) -> str:
     """What the trained BPE depends on: its settings, the text and the library that trains it."""
-    content = [settings.vocab_size, train_digest, version("tokenizers")]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hash_of([settings.vocab_size, train_digest, version("tokenizers")])
 
 
 def train_bpe(settings: BPESettings, texts: Iterator[str]) -> LibraryTokenizer:

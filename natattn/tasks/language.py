@@ -1,12 +1,10 @@
 """Language modelling: the next token of text, by a causal model."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +23,7 @@ from natattn.data import (
     prepare,
     unigram_entropy,
 )
-from natattn.data.blocks import IGNORED_LABEL
-from natattn.errors import UserError
+from natattn.data.blocks import IGNORED_LABEL, check_length
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, build_model
 from natattn.ranks import Ranks
 from natattn.settings import Settings
@@ -52,6 +49,8 @@ class LanguageTask:
 
     Attributes:
         label_shift: tokens between an input's place and its label's; 2 only to repeat the published mistake.
+
+    Raises: UserError where a split, or a row of it, is shorter than one window.
     """
 
     corpus: TokenizedCorpus
@@ -67,7 +66,10 @@ class LanguageTask:
     unit: ClassVar[str] = "token"
 
     def __post_init__(self) -> None:
-        check_enough_text(self.corpus, self.context)
+        for name in ("train", "validation", "test"):
+            split = getattr(self.corpus, name)
+            if split is not None:
+                check_length(split, self.context, f"the {name} text")
 
     @property
     def units_per_step(self) -> int:
@@ -180,24 +182,6 @@ def prepare_text(
 
 def first_sequences(split: TokenSplit, context: int, device: torch.device) -> Tensor:
     """The split's first few whole windows, int64 [sequences, context]."""
-    batches: Iterable[tuple[np.ndarray, np.ndarray]] = evaluation_batches(
-        split, batch_size=PROBE_SEQUENCES, context=context
-    )
-    inputs, labels = next(iter(batches))
+    inputs, labels = next(evaluation_batches(split, batch_size=PROBE_SEQUENCES, context=context))
     whole = (labels != IGNORED_LABEL).all(axis=1)
     return torch.from_numpy(inputs[whole] if whole.any() else inputs).to(device)
-
-
-def check_enough_text(corpus: TokenizedCorpus, context: int) -> None:
-    """Refuse splits shorter than one window.
-
-    Raises: UserError naming the split and both lengths.
-    """
-    for name in ("train", "validation", "test"):
-        split = getattr(corpus, name)
-        count = len(split.tokens) if split is not None else context + 1
-        if count < context + 1:
-            raise UserError(
-                f"size.context={context}: longer than the {name} text, which has {count} tokens; "
-                f"valid: a context below {count}, or more text"
-            )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+DIVERGED = "diverged"  # name of the record of an arm that trains no more; its value is the step
+
 
 class Record(NamedTuple):
     """One observation of a run.

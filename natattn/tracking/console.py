@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from natattn.tracking import Record
+from natattn.tracking import DIVERGED, Record
 
 _REFRESH_SECONDS = 0.25
-_TRAIN, _VALIDATION, _DIVERGED = "train/loss", "validation/loss", "diverged"
+_TRAIN, _VALIDATION = "train/loss", "validation/loss"
 # Of tasks but language: what an evaluation's line says beside the loss, and what it is called there.
 _SHARES = {"validation/accuracy": "accuracy", "validation/image_to_text_recall_1": "recall@1"}
 # Below this width the columns that matter least are left out.
@@ -130,7 +130,7 @@ class _View:
 
     def evaluation_is_complete(self) -> bool:
         """Whether every arm that goes on has been evaluated at the latest step that any arm was."""
-        going_on = [arm for arm in self._arms if (arm, _DIVERGED) not in self._latest]
+        going_on = [arm for arm in self._arms if (arm, DIVERGED) not in self._latest]
         return self.evaluated_step >= 0 and all(
             self._value(arm, _VALIDATION, self.evaluated_step) is not None for arm in going_on
         )
@@ -173,7 +173,7 @@ class _View:
             table.add_column(heading, justify="right", no_wrap=True)
         for arm in self._arms:
             cells = [_loss(self._latest.get((arm, name))) for name in (_TRAIN, _VALIDATION)]
-            if diverged := self._latest.get((arm, _DIVERGED)):
+            if diverged := self._latest.get((arm, DIVERGED)):
                 cells[0] = f"[bold red]diverged at {diverged.step}[/]"
             if wide:
                 for metric, _ in shares:
@@ -191,7 +191,7 @@ class _View:
         return f"{arm} LEAKY" if arm in self._leaky else arm
 
     def _validation_or_fate(self, arm: str, step: int) -> str:
-        if diverged := self._latest.get((arm, _DIVERGED)):
+        if diverged := self._latest.get((arm, DIVERGED)):
             return f"diverged at step {diverged.step}"
         value = self._value(arm, _VALIDATION, step)
         return "not evaluated" if value is None else f"{value:.4f}"

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from natattn.tracking import Record
+from natattn.tracking import DIVERGED, Record
 from natattn.tracking.console import Console
-
-_DIVERGED = "diverged"
 
 
 class SeedMeans:
@@ -58,7 +56,7 @@ class SeedMeans:
 
     def _mean(self, found: list[Record]) -> Record | None:
         first = found[0]
-        if first.name == _DIVERGED:
+        if first.name == DIVERGED:
             self._diverged[first.arm] = self._diverged.get(first.arm, 0) + len(found)
             return first if self._diverged[first.arm] >= self._seeds else None
         values = [record.value for record in found if math.isfinite(record.value)]

@@ -14,9 +14,7 @@ from typing import Any, Self
 
 from natattn.redaction import one_line, redacted
 from natattn.tracking import Record
-from natattn.tracking.settings import OffSettings, TrackerSettings, WandbSettings
-
-__all__ = ["OffSettings", "TrackerSettings", "WandbMirror", "WandbSettings"]
+from natattn.tracking.settings import WandbSettings
 
 # Batches that wandb has not taken yet. At about one a second, a full queue means that it hangs.
 _QUEUE_LENGTH = 1000

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from natattn.errors import UserError
+from natattn.explain import first_line
 from natattn.ranks import is_sharded, own_part, part_like, sharded_like
 from natattn.training.arms import Arm
 
@@ -245,4 +246,4 @@ def _in_one_line(what: str) -> Iterator[None]:
         yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise UserError(f"{what} by rank {rank}: {str(cause).splitlines()[0]}") from error
+        raise UserError(f"{what} by rank {rank}: {first_line(cause)}") from error

@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
 from natattn.ranks import Ranks, own_part, whole
 from natattn.tasks.base import Batch, Task
-
-Status = Literal["running", "finished", "diverged", "interrupted"]
+from natattn.training.progress import Status
 
 
 class Stopwatch:

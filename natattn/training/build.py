@@ -1,7 +1,8 @@
 """Settings → a task, and its arms: same initial weights, each with its attention type, probe and optimizer."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,21 +136,14 @@ def _build_arm(
     attention = model_settings.attention
     probe: AttentionProbe | None = None
     statistics: Statistics | None = None
-    if optim.needs_statistics and isinstance(attention, PublishedAttention):
-        statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
-    else:
-        statistics = probe = _build_probe(model, settings, optim, ranks)
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    if settings.precision.kind == "bf16":
-
-        def autocast() -> contextlib.AbstractContextManager[Any]:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-
-    try:
+    with _fitting(optim):
+        if optim.needs_statistics and isinstance(attention, PublishedAttention):
+            statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
+        else:
+            statistics = probe = _build_probe(model, settings, optim, ranks)
         scaled = optim.scaled(settings.task.learning_rate_scale)
         optimizer = scaled.build(model, statistics, seed=settings.seed, ranks=ranks)
-    except ValueError as error:
-        raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
+    in_bfloat16 = partial(torch.autocast, device.type, dtype=torch.bfloat16)
     shared = shared_forward(model, settings.train.parallel, device) if ranks.size > 1 else SharedForward(model)
     return Arm(
         name=name,
@@ -159,7 +153,7 @@ def _build_arm(
         probe=probe,
         device=device,
         seed=settings.seed,
-        autocast=autocast,
+        autocast=in_bfloat16 if settings.precision.kind == "bf16" else contextlib.nullcontext,
         clip_norm=settings.train.clip_norm,
         ranks=ranks,
         forward=torch.compile(shared.call) if settings.train.compile else shared.call,
@@ -174,15 +168,21 @@ def _build_probe(
 ) -> AttentionProbe | None:
     """What the optimizer reads; for QK-clip the exact maximum of every step."""
     clipping = ("maximum",) if settings.stabilisers.qk_clip is not None else ()
+    return optim.build_probe(
+        model,
+        quantities=clipping,
+        exact=clipping,
+        ranks=ranks,
+        row_count=settings.probe.row_count,
+        every=settings.probe.every,
+        seed=settings.seed,
+    )
+
+
+@contextlib.contextmanager
+def _fitting(optim: OptimSettings) -> Iterator[None]:
+    """Around what an optimizer asks of a model. Raises: UserError for the ValueError that says what the model lacks."""
     try:
-        return optim.build_probe(
-            model,
-            quantities=clipping,
-            exact=clipping,
-            ranks=ranks,
-            row_count=settings.probe.row_count,
-            every=settings.probe.every,
-            seed=settings.seed,
-        )
+        yield
     except ValueError as error:
         raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error

@@ -5,14 +5,22 @@ A checkpoint is a folder ``step-000200`` holding each arm's safetensors files (s
 one that is removed is renamed first.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from natattn.errors import UserError
-from natattn.files import install_folder, naming, remove_folder, remove_unfinished, sync, unfinished, write_json
+from natattn.files import (
+    install_folder,
+    naming,
+    remove_folder,
+    remove_unfinished,
+    sha256_of,
+    sync,
+    unfinished,
+    write_json,
+)
 from natattn.plain import parsed_json
 from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
@@ -60,7 +68,7 @@ def checkpoint_name(step: int) -> str:
 def _complete(temporary: Path, target: Path, *, keep: int, best: bool) -> None:
     """Give a checkpoint whose files are written its manifest and its name."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    write_json(temporary / MANIFEST, {str(path.relative_to(temporary)): _sha256(path) for path in files})
+    write_json(temporary / MANIFEST, {str(path.relative_to(temporary)): sha256_of(path) for path in files})
     folder = target.parent
     if best:  # before it has its name: whoever is killed in between comes here again
         _mark_best(folder, temporary)
@@ -128,11 +136,6 @@ def _fault(path: Path) -> str | None:
     if unknown := sorted(there - manifest.keys()):
         return f"{unknown[0]} has no checksum"
     for name, digest in manifest.items():
-        if _sha256(path / name) != digest:
+        if sha256_of(path / name) != digest:
             return f"{name} does not match its checksum"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from natattn.errors import UserError
+from natattn.explain import first_line
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_VALUES = (":4096:8", ":16:8")  # those under which cuBLAS promises the same bits
@@ -34,7 +35,7 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        cause = str(error).splitlines()[0].split(", but you set")[0]
+        cause = first_line(error).split(", but you set")[0]
         raise UserError(f"train.deterministic=true: not possible on {device}: {cause}; valid: false") from error
     finally:
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])

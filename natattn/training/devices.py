@@ -8,7 +8,8 @@ from pydantic import Field
 
 from natattn.errors import UserError
 
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+# Two digits: PyTorch takes numbers from 256 on for others.
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
 
 
 def chosen_device(name: str, key: str = "device") -> torch.device:

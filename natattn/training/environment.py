@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from natattn.files import conf_folder, write_json
-from natattn.plain import parsed_json
+from natattn.plain import read_object
 
 ENVIRONMENT = "environment.json"
 EARLIER = "earlier_sittings"
@@ -67,6 +67,8 @@ def write_environment(folder: Path, device: torch.device) -> None:
     now = environment_of(device)
     before = read_environment(folder)
     earlier = before.pop(EARLIER, [])
+    if not isinstance(earlier, list):
+        earlier = []  # the file may be anyone's
     if before and before != now:
         earlier = [*earlier, before]
     write_json(folder / ENVIRONMENT, now | ({EARLIER: earlier} if earlier else {}))
@@ -74,11 +76,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """What ``write_environment`` wrote; empty where nothing can be read."""
-    try:
-        content = parsed_json((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(folder / ENVIRONMENT)
 
 
 def processor() -> str | None:

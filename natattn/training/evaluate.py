@@ -1,5 +1,7 @@
-"""Evaluation: the task's metrics over a whole split, and attention's energies and entropy on a fixed probe batch."""
+"""Evaluation: the task's metrics over a whole split, attention on a fixed probe batch, and what training has cost."""
 
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -60,3 +62,26 @@ def attention_metrics(arm: Arm, probe_inputs: dict[str, Any]) -> dict[str, float
             metrics[f"attention/layer_{layer}/pattern_divergence"] = float(divergence)
     arm.patterns = patterns
     return metrics
+
+
+def optimizer_metrics(arm: Arm, step: int) -> dict[str, float]:
+    """What the arm's optimizer has measured of its last step; nothing before the first."""
+    return {f"optim/{name}": value for name, value in arm.optimizer.metrics().items()} if step else {}
+
+
+def clock_metrics(arm: Arm, step: int) -> dict[str, float]:
+    """Seconds of the arm's training steps, the task's units per second, the optimizer's share; most bytes of a GPU."""
+    seconds = arm.stopwatch.read()
+    metrics = {"time/train_seconds": seconds}
+    if step and seconds:
+        metrics[f"time/{arm.task.unit}s_per_second"] = step * arm.task.units_per_step / seconds
+        metrics["time/optimizer_share"] = arm.optimizer_stopwatch.read() / seconds
+    if arm.device.type == "cuda":
+        metrics["time/peak_memory_bytes"] = float(arm.peak_memory)
+    return metrics
+
+
+def process_peak_memory() -> float:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -6,22 +6,26 @@ Step s is the state after s updates: ``train/loss`` at step s is the loss of bat
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from natattn.tasks.base import Batch, HeldOut, Part, to_device
-from natattn.tracking import Record, Tracker
+from natattn.tracking import DIVERGED, Record, Tracker
 from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.training.arms import Arm, StepResult, identical
 from natattn.training.checkpoint import save_checkpoint
-from natattn.training.evaluate import attention_metrics, split_metrics
+from natattn.training.evaluate import (
+    attention_metrics,
+    clock_metrics,
+    optimizer_metrics,
+    process_peak_memory,
+    split_metrics,
+)
 from natattn.training.interruption import BrokenOffError, Interruption
 from natattn.training.memory import less_for_a_step, less_for_an_evaluation, told_where
 from natattn.training.progress import Outcome, Progress, TrainSettings
-from natattn.training.schedule import ConstantSettings, CosineSettings, WSDSettings
+from natattn.training.schedule import ScheduleSettings
 
 
 class Loop:
@@ -36,7 +40,7 @@ class Loop:
         self,
         arms: list[Arm],
         settings: TrainSettings,
-        schedule: CosineSettings | WSDSettings | ConstantSettings,
+        schedule: ScheduleSettings,
         *,
         folder: Path,
         metrics: MetricsFile | NoMetricsFile,
@@ -211,7 +215,7 @@ class Loop:
                 records.append(self._record("train/learning_rate", rate, arm, step))
             if not math.isfinite(loss):
                 arm.diverge(step, f"the training loss is {loss}")
-                records.append(self._record("diverged", float(step), arm, step))
+                records.append(self._record(DIVERGED, float(step), arm, step))
         self._pending.clear()
         self._log(records)
 
@@ -255,12 +259,11 @@ class Loop:
             losses[arm.name] = values["validation/loss"]
             if not math.isfinite(losses[arm.name]):
                 arm.diverge(step, f"the validation loss is {losses[arm.name]}")
-                records.append(self._record("diverged", float(step), arm, step))
-            values.update(self._optimizer_metrics(arm))
-            values.update(self._clock_metrics(arm))
+                records.append(self._record(DIVERGED, float(step), arm, step))
+            values.update(optimizer_metrics(arm, step), **clock_metrics(arm, step))
             records.extend(self._record(name, value, arm, step) for name, value in values.items())
         if self.device.type == "cpu":
-            records.append(Record(step, None, "time/peak_memory_bytes", _peak_memory(), self.seconds))
+            records.append(Record(step, None, "time/peak_memory_bytes", process_peak_memory(), self.seconds))
         return losses, records
 
     def _evaluate_test(self, interruption: Interruption) -> bool:
@@ -302,24 +305,8 @@ class Loop:
         save_checkpoint(self.folder / "checkpoints", self.progress.step, self.arms, state, keep=keep, best=best)
 
     def summary(self) -> dict[str, float]:
-        """The last validation loss of every arm, by metric name."""
+        """Validation losses of the arms at the last evaluation, by metric name."""
         return {f"{arm}/validation/loss": loss for arm, loss in self._losses.items()}
-
-    def _optimizer_metrics(self, arm: Arm) -> dict[str, float]:
-        if self.progress.step == 0:
-            return {}  # no step has been taken yet
-        return {f"optim/{name}": value for name, value in arm.optimizer.metrics().items()}
-
-    def _clock_metrics(self, arm: Arm) -> dict[str, float]:
-        seconds = arm.stopwatch.read()
-        metrics = {"time/train_seconds": seconds}
-        if self.progress.step and seconds:
-            units = self.progress.step * self.task.units_per_step
-            metrics[f"time/{self.task.unit}s_per_second"] = units / seconds
-            metrics["time/optimizer_share"] = arm.optimizer_stopwatch.read() / seconds
-        if self.device.type == "cuda":
-            metrics["time/peak_memory_bytes"] = float(arm.peak_memory)
-        return metrics
 
     def _record(self, name: str, value: float, arm: Arm, step: int) -> Record:
         return Record(step, arm.name, name, value, self.seconds)
@@ -328,9 +315,3 @@ class Loop:
         if records:
             for tracker in self.trackers:
                 tracker.log(records)
-
-
-def _peak_memory() -> float:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 
+from natattn.plain import finite_number, whole_number
 from natattn.settings import Settings
 from natattn.training.devices import DeviceName
 
@@ -58,11 +59,11 @@ class Progress:
         """
         best = content["best_loss"]
         return cls(
-            step=whole_number(content["step"]),
+            step=whole_number(content["step"], least=0),
             evaluated_step=whole_number(content["evaluated_step"], least=-1),
-            best_loss=math.inf if best is None else _number(best),
-            seconds=_number(content["seconds"], least=0),
-            arm_seconds={str(arm): _number(value, least=0) for arm, value in content["arm_seconds"].items()},
+            best_loss=math.inf if best is None else finite_number(best),
+            seconds=finite_number(content["seconds"], least=0),
+            arm_seconds={str(arm): finite_number(value, least=0) for arm, value in content["arm_seconds"].items()},
         )
 
 
@@ -72,16 +73,3 @@ def status_in(content: dict[str, Any]) -> tuple[Status, str | None]:
     if status not in ("running", "diverged") or not (cause is None or isinstance(cause, str)):
         raise ValueError(f"an arm is {status!r} because of {cause!r}")
     return cast(Status, status), cause
-
-
-def whole_number(value: Any, least: int = 0) -> int:
-    """Raises: ValueError for what is no whole number from ``least`` on."""
-    if type(value) is not int or not least <= value < 2**63:  # not isinstance: true is none
-        raise ValueError(f"{value!r} is no whole number from {least} on")
-    return value
-
-
-def _number(value: Any, least: float = -math.inf) -> float:
-    if type(value) not in (int, float) or not (math.isfinite(value) and value >= least):
-        raise ValueError(f"{value!r} is no such number")
-    return float(value)

@@ -13,10 +13,11 @@ from natattn.errors import UserError
 from natattn.explain import first_line
 from natattn.files import remove_unfinished, replacing_folder, write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
+from natattn.plain import whole_number
 from natattn.ranks import Ranks
 from natattn.tracking import Tracker
 from natattn.tracking.console import Console
-from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
+from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile
 from natattn.tracking.settings import WandbSettings
 from natattn.tracking.wandb import WandbMirror
 from natattn.training import run_folder
@@ -31,7 +32,7 @@ from natattn.training.facts import check_repeated_data, finish_facts, resumed_fa
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.loop import Loop
-from natattn.training.progress import Outcome, Progress, status_in, whole_number
+from natattn.training.progress import Outcome, Progress, status_in
 from natattn.training.settings import RunSettings
 
 
@@ -131,7 +132,7 @@ class OpenRun:
             run_folder.write_config(folder, settings.model_dump(mode="json"), self.facts["config_hash"])
             write_environment(folder, settings.device)
             write_json(folder / run_folder.RUN, self.facts)
-            metrics = stack.enter_context(MetricsFile(folder / "metrics.jsonl", truncate_at=position))
+            metrics = stack.enter_context(MetricsFile(folder / FILE_NAME, truncate_at=position))
             stack.enter_context(console)
             self.mirror = _open_mirror(stack, settings, folder, self.facts, self.warn)
             trackers = [console, self.mirror] if self.mirror else [console]
@@ -178,7 +179,7 @@ def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Prog
         progress = Progress.from_json(state["progress"])
         if name != checkpoint_name(progress.step):
             raise ValueError(f"it stands at step {progress.step}")
-        return progress, whole_number(state["metrics_position"]), warnings
+        return progress, whole_number(state["metrics_position"], least=0), warnings
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and arms[0].ranks.size > 1:
             raise  # it may be that another rank is lost

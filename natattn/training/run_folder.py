@@ -1,8 +1,6 @@
 """A run's folder: what is written beside the metrics, and the lock that keeps a second process out."""
 
 import fcntl
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,8 +12,9 @@ import yaml
 
 from natattn.errors import UserError
 from natattn.files import replacing
-from natattn.plain import parsed_json, parsed_yaml
+from natattn.plain import hash_of, parsed_yaml, read_object
 from natattn.redaction import one_line, redacted
+from natattn.tracking.metrics_file import FILE_NAME
 from natattn.training.environment import ENVIRONMENT
 
 CONFIG = "config.yaml"
@@ -28,7 +27,7 @@ OURS = (
     ENVIRONMENT,
     LOCK,
     "repeat.json",
-    "metrics.jsonl",
+    FILE_NAME,
     "curves.png",
     "checkpoints",
     "arms",
@@ -134,7 +133,7 @@ def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()
         for key, value in flatten(config).items()
         if not covers(without, key) and not (key in ADDED_LATER and value == ADDED_LATER[key])
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hash_of(kept)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -185,11 +184,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The run's facts (``run.json``); empty where it has none yet."""
-    try:
-        content = parsed_json((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(folder / RUN)
 
 
 def trained_arm(run: Path, arm: str | None) -> tuple[str, Path]:

@@ -83,7 +83,12 @@ class NoText(Settings):
 
 
 class ProbeSettings(Settings):
-    """How attention is observed in training."""
+    """How attention is observed in training.
+
+    Attributes:
+        row_count: query rows sampled of each sequence; None for all.
+        every: steps from one observation to the next.
+    """
 
     row_count: int | None = Field(ge=1)
     every: int = Field(ge=1)

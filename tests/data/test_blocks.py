@@ -108,9 +108,9 @@ def test_short_splits_never_read_beyond_their_end(count: int, sampling: str) -> 
 
 
 def test_too_short_a_split_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data has 16 tokens, size\.context is 16"):
+    with pytest.raises(UserError, match=r"size\.context=16: longer than the text, which has 16 tokens"):
         make_batches(16)
-    with pytest.raises(UserError, match=r"data has 16 tokens"):
+    with pytest.raises(UserError, match=r"longer than the text, which has 16 tokens"):
         next(evaluation_batches(stream(np.arange(16)), batch_size=1, context=16))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from natattn.data.cache import cache_root, make_folder, replacing
+from natattn.data.cache import cache_root, found_or_made, make_folder, replacing
 from natattn.errors import UserError
 
 
@@ -43,3 +43,19 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be made .*NATATTN_CACHE"):
         make_folder(tmp_path / "file" / "folder")
+
+
+def test_an_entry_is_made_once_and_then_found(tmp_path: Path) -> None:
+    made: list[str] = []
+    for _ in range(2):
+        assert found_or_made(tmp_path / "entry", lambda: made or None, lambda: made.append("content")) == ["content"]
+
+
+def test_an_entry_that_another_process_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    found = iter([None, "theirs"])
+    assert found_or_made(tmp_path / "entry", lambda: next(found), lambda: pytest.fail("made again")) == "theirs"
+
+
+def test_a_folder_that_keeps_nothing_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"entry does not keep what is written to it"):
+        found_or_made(tmp_path / "entry", lambda: None, lambda: None)

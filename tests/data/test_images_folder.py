@@ -277,3 +277,8 @@ def test_a_constant_channel_has_a_deviation_to_divide_by(train: Path, cache: Pat
     corpus = run(train, cache)
     assert corpus.std[2] == 1.0
     assert corpus.mean[2] == pytest.approx(7 / 255)
+
+
+def test_the_home_of_nobody_here_is_refused(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.train=~nobody-here/pets: no such user's folder"):
+        run(Path("~nobody-here/pets"), cache)

@@ -36,3 +36,11 @@ def test_lines_are_cut_packed_whole_and_padded(data: TextSettings, tmp_path: Pat
 def test_a_stream_stays_as_it_is(data: TextSettings, tmp_path: Path) -> None:
     corpus = prepare(data, ByteSettings(kind="byte"), cache=tmp_path / "cache", progress=False)
     assert pack(corpus, data, StreamPacking(kind="stream")) is corpus
+
+
+def test_a_last_line_without_an_end_is_a_line(data: TextSettings, tmp_path: Path) -> None:
+    (tmp_path / "validation.txt").write_text("xy\nz")
+    corpus = prepare(data, ByteSettings(kind="byte"), cache=tmp_path / "cache", progress=False)
+    validation = pack(corpus, data, LINES).validation
+    assert (validation.document_count, validation.byte_count) == (2, 3)
+    assert validation.tokens.tolist() == [*b"xyz", 0, 0]

@@ -142,3 +142,13 @@ def test_without_a_network_there_is_one_clear_error(monkeypatch: pytest.MonkeyPa
         load_pretrained(HFSettings(kind="hf", path="nobody/nothing"))
     hub.hub_reachable.cache_clear()
     assert "\n" not in str(error.value)
+
+
+def test_an_error_of_the_hub_that_says_nothing_is_named_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("natattn.data.tokenizers.hub_reachable", lambda: True)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(UserError, match=r"not loadable from the hub \(AssertionError\)"):
+        load_pretrained(HFSettings(kind="hf", path="somebody/something"))

@@ -141,6 +141,7 @@ def forge(folder: Path, place: int, value: Any) -> None:
 @examples(1)
 @given(place=st.integers(0, 500), value=JSON)
 @example(place=0, value=None)
+@example(place=4, value=10**400)  # the seconds of training
 def test_a_forged_state_is_refused_in_one_line_or_harmless(finished: Path, place: int, value: Any) -> None:
     TRIED["forged checkpoints"] += 1
     with tempfile.TemporaryDirectory() as folder:

@@ -14,9 +14,11 @@ import torch
 from natattn import config
 from natattn.analysis.repetition import compare_runs
 from natattn.cli import main
+from natattn.errors import UserError
 from natattn.saved_settings import repeated_settings, resumed_settings
 from natattn.training.environment import read_environment, write_environment
 from natattn.training.run import train
+from natattn.training.run_folder import read_config
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,14 @@ def test_a_stopped_repetition_goes_on_and_is_compared_at_its_end(finished, tmp_p
     assert json.loads((folder / "repeat.json").read_text())["verdict"] == "bits"
 
 
+def test_a_run_of_another_machines_gpu_can_be_repeated_on_the_device_that_is_asked_for(copied):
+    saved = read_config(copied)
+    saved["train"]["device"] = "cuda:98"
+    with pytest.raises(UserError, match=r"train\.device=cuda:98"):
+        repeated_settings(saved, [])
+    assert repeated_settings(saved, ["train.device=cpu"]).train.device == "cpu"
+
+
 @pytest.mark.slow
 def test_a_run_that_was_made_longer_is_repeated_in_one_go(tiny, tmp_path, capsys):
     base = [option for option in tiny if not option.startswith("schedule")] + ["size.n_layer=1", "reference=none"]
@@ -162,6 +172,13 @@ def test_the_environments_of_all_sittings_are_kept(tmp_path, monkeypatch):
     environment = read_environment(tmp_path)
     assert environment["variables"]["MKL_CBWR"] == "AVX2"
     assert [each["variables"]["MKL_CBWR"] for each in environment["earlier_sittings"]] == ["COMPATIBLE"]
+
+
+def test_earlier_sittings_that_are_none_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    (tmp_path / "environment.json").write_text(json.dumps({"earlier_sittings": 3, "python": "3"}))
+    write_environment(tmp_path, torch.device("cpu"))
+    assert read_environment(tmp_path)["earlier_sittings"] == [{"python": "3"}]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from natattn.data.images.captioned import Captioned, captions_of, store_captioned
 from natattn.data.images.folder import EXTENSIONS, corpus_name, images_in
-from natattn.data.images.options import Channels, PictureSettings, given_paths
+from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import picture_files
 from natattn.data.readers import Errors, jsonl_entries, text_pieces
 from natattn.data.splits import SplitName
@@ -15,7 +15,7 @@ from natattn.errors import UserError
 _FORMS = 'a .jsonl file of {"image": PATH, "caption": TEXT} or a folder with images/ and captions.txt'
 
 
-class CaptionFilesSettings(PictureSettings):
+class CaptionFilesSettings(GivenPictures):
     """Each of train, validation and test is a .jsonl file or a folder.
 
     A line of .jsonl has `image`, a path relative to the file, and `caption`, a text or a list of texts. A folder has
@@ -24,10 +24,6 @@ class CaptionFilesSettings(PictureSettings):
     """
 
     kind: Literal["caption_files"]
-    train: str
-    validation: str | None
-    test: str | None
-    channels: Channels
     errors: Errors
 
 
@@ -37,7 +33,7 @@ def read_caption_files(settings: CaptionFilesSettings, *, root: Path, progress: 
     Raises UserError for what is missing, empty, unreadable or in two splits, and for captions that are not as many as
     the images.
     """
-    sources = given_paths(settings)
+    sources = settings.paths
     seen: dict[Path, SplitName] = {}
     given: dict[SplitName, Any] = {}
     for split, path in sources.items():

@@ -6,27 +6,18 @@ from typing import Any, Literal
 from pydantic import Field
 
 from natattn.data.images.captioned import Captioned, captions_of, store_captioned
-from natattn.data.images.hub_tables import check_column, open_tables, place_of, table_pictures
-from natattn.data.images.options import Channels, PictureSettings
+from natattn.data.images.hub_tables import TableSettings, check_column, open_tables, place_of, table_pictures
 from natattn.data.splits import SplitName
 
 
-class CaptionHubSettings(PictureSettings):
-    """`dataset` is a hub name or a folder, `release` its configuration or null; train, validation and test name splits.
+class CaptionHubSettings(TableSettings):
+    """Pictures of a table.
 
     `caption_column`: a column of texts or of lists of texts, or several columns, each with a caption of the image.
-    Where validation is null, held-out pictures are taken from train, drawn by a hash of their content.
     """
 
     kind: Literal["caption_hub"]
-    dataset: str = Field(min_length=1)
-    release: str | None
-    image_column: str
     caption_column: str | tuple[str, ...] = Field(min_length=1)
-    train: str
-    validation: str | None
-    test: str | None
-    channels: Channels
 
 
 def read_caption_hub(settings: CaptionHubSettings, *, root: Path, progress: bool) -> Captioned:
@@ -35,12 +26,7 @@ def read_caption_hub(settings: CaptionHubSettings, *, root: Path, progress: bool
     Raises UserError for a set, split or column that is not there, a row without a caption and a picture that cannot be
     decoded.
     """
-    tables = open_tables(
-        settings.dataset,
-        settings.release,
-        {"train": settings.train, "validation": settings.validation, "test": settings.test},
-        otherwise="data=digit_scenes or data=captions data.train=FILE",
-    )
+    tables = open_tables(settings, otherwise="data=digit_scenes or data=captions data.train=FILE")
     columns = (settings.caption_column,) if isinstance(settings.caption_column, str) else settings.caption_column
     given: dict[SplitName, Any] = {
         split: (table_pictures(table, settings.image_column), _captions(table, columns))

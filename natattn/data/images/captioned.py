@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from natattn.data.images.labelled import PictureSource, members_of
+from natattn.data.images.labelled import members_of
+from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import Picture, Pixels, stored_pixels
 from natattn.data.splits import SplitName
 from natattn.errors import UserError
@@ -54,7 +55,7 @@ def captions_of(value: Any, place: str) -> tuple[str, ...]:
 def store_captioned(
     name: str,
     given: Mapping[SplitName, tuple[Sequence[Picture], Sequence[tuple[str, ...]]]],
-    settings: PictureSource,
+    settings: GivenPictures,
     *,
     source: str,
     root: Path,

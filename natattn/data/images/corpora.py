@@ -7,6 +7,22 @@ import numpy as np
 from natattn.data.tokenizers import Tokenizer
 
 
+class _OfPictures:
+    """Sizes of the pictures of a corpus."""
+
+    train: "ImageSplit | PairSplit"
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return int(self.train.images.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for red, green, blue."""
+        return int(self.train.images.shape[3])
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
     """One split of labelled pictures.
@@ -23,7 +39,7 @@ class ImageSplit:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageCorpus:
+class ImageCorpus(_OfPictures):
     """Pictures to classify.
 
     `mean`, `std`: of each channel of the train split, pixels in 0 … 1; std is 1 for a channel that never changes.
@@ -38,16 +54,6 @@ class ImageCorpus:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
-
-    @property
-    def image_size(self) -> int:
-        """Height and width in pixels."""
-        return int(self.train.images.shape[1])
-
-    @property
-    def channels(self) -> int:
-        """1 for grey, 3 for red, green, blue."""
-        return int(self.train.images.shape[3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +81,7 @@ class PairSplit:
 
 
 @dataclass(frozen=True, eq=False)
-class PairCorpus:
+class PairCorpus(_OfPictures):
     """Captioned pictures.
 
     `mean`, `std`: of each channel of the train split's images, as in ImageCorpus.
@@ -93,16 +99,6 @@ class PairCorpus:
     std: tuple[float, ...]
     fingerprint: str
     gallery: int | None
-
-    @property
-    def image_size(self) -> int:
-        """Height and width in pixels."""
-        return int(self.train.images.shape[1])
-
-    @property
-    def channels(self) -> int:
-        """1 for grey, 3 for red, green, blue."""
-        return int(self.train.images.shape[3])
 
     @property
     def longest(self) -> int:

@@ -1,7 +1,7 @@
 """Handwritten digits that come with scikit-learn: 1,797 real pictures of 8 × 8 pixels, no network."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -14,17 +14,15 @@ from natattn.data.splits import SplitName, hash_number
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_SIZE = 8
+ON_BLACK: Fill = "zero"  # to repeat the edge would lengthen the strokes that end there
 
 
 class DigitsSettings(PictureSettings):
     """The digits; held-out ones are drawn by a hash of their pixels."""
 
-    kind: Literal["digits"]
+    fill: ClassVar[Fill] = ON_BLACK
 
-    @property
-    def fill(self) -> Fill:
-        """Digits lie on black; to repeat their edge would lengthen the strokes that end there."""
-        return "zero"
+    kind: Literal["digits"]
 
 
 def read_digits(settings: DigitsSettings) -> Labelled:

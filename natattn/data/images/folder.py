@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from natattn.data.images.labelled import Labelled, store_labelled
-from natattn.data.images.options import Channels, PictureSettings, given_paths
+from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import picture_files
 from natattn.data.splits import SplitName
 from natattn.errors import UserError
@@ -16,17 +16,13 @@ from natattn.errors import UserError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-class ImageFolderSettings(PictureSettings):
+class ImageFolderSettings(GivenPictures):
     """Each of train, validation and test is a folder with a sub-folder for each class, searched to all depths.
 
     Where validation is null, held-out pictures are taken from train, drawn by a hash of their files.
     """
 
     kind: Literal["image_folder"]
-    train: str
-    validation: str | None
-    test: str | None
-    channels: Channels
 
 
 def read_folder(settings: ImageFolderSettings, *, root: Path, progress: bool) -> Labelled:
@@ -34,7 +30,7 @@ def read_folder(settings: ImageFolderSettings, *, root: Path, progress: bool) ->
 
     Raises UserError for a folder or class without pictures, a class that train lacks, and a file that is no image.
     """
-    folders = given_paths(settings)
+    folders = settings.paths
     _check_overlap(folders)
     files = {split: _files_of_classes(folder, f"data.{split}={folder}") for split, folder in folders.items()}
     classes = tuple(files["train"])

@@ -4,32 +4,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
-from natattn.data.images.hub_tables import check_column, open_tables, place_of, table_pictures
+from natattn.data.images.hub_tables import TableSettings, check_column, open_tables, place_of, table_pictures
 from natattn.data.images.labelled import Labelled, store_labelled
-from natattn.data.images.options import Channels, PictureSettings
 from natattn.data.splits import SplitName
 from natattn.errors import UserError
 
 Label = str | int
 
 
-class ImageHubSettings(PictureSettings):
-    """`dataset` is a hub name or a folder, `release` its configuration or null; train, validation and test name splits.
-
-    Where validation is null, held-out pictures are taken from train, drawn by a hash of their content.
-    """
+class ImageHubSettings(TableSettings):
+    """Pictures of a table, with `label_column` a column of numbers or texts."""
 
     kind: Literal["image_hub"]
-    dataset: str = Field(min_length=1)
-    release: str | None
-    image_column: str
     label_column: str
-    train: str
-    validation: str | None
-    test: str | None
-    channels: Channels
 
 
 def read_hub(settings: ImageHubSettings, *, root: Path, progress: bool) -> Labelled:
@@ -38,12 +26,7 @@ def read_hub(settings: ImageHubSettings, *, root: Path, progress: bool) -> Label
     Raises UserError for a set, split or column that is not there, a label that train lacks, a row without a label and
     a picture that cannot be decoded.
     """
-    tables = open_tables(
-        settings.dataset,
-        settings.release,
-        {"train": settings.train, "validation": settings.validation, "test": settings.test},
-        otherwise="data=digits or data=image_folder data.train=FOLDER",
-    )
+    tables = open_tables(settings, otherwise="data=digits or data=image_folder data.train=FOLDER")
     values = {split: _labels(table, settings.label_column) for split, table in tables.items()}
     names = getattr(tables["train"].features[settings.label_column], "names", None)
     classes: list[Label] = sorted(set(values["train"])) if names is None else names

@@ -6,7 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from natattn.data.hub import load_dataset
+from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import Picture
 from natattn.data.splits import SplitName
 from natattn.errors import UserError
@@ -14,19 +17,27 @@ from natattn.errors import UserError
 _ROWS = 256
 
 
-def open_tables(
-    dataset: str, release: str | None, names: Mapping[SplitName, str | None], *, otherwise: str
-) -> dict[SplitName, Any]:
+class TableSettings(GivenPictures):
+    """`dataset` is a hub name or a folder, `release` its configuration or null; train, validation and test name splits.
+
+    Where validation is null, held-out pictures are taken from train, drawn by a hash of their content.
+    """
+
+    dataset: str = Field(min_length=1)
+    release: str | None
+    image_column: str
+
+
+def open_tables(settings: TableSettings, *, otherwise: str) -> dict[SplitName, Any]:
     """{split: `datasets.Dataset`} of the splits that are named, by their names in the set.
 
     Raises UserError if the set cannot be loaded, lacks a split, has no row in it or is asked for one split twice.
     """
-    tables = load_dataset(dataset, release, otherwise=otherwise)
+    dataset = settings.dataset
+    tables = load_dataset(dataset, settings.release, otherwise=otherwise)
     found: dict[SplitName, Any] = {}
     used: dict[str, SplitName] = {}
-    for split, name in names.items():
-        if name is None:
-            continue
+    for split, name in settings.named.items():
         if name not in tables:
             raise UserError(f"data.{split}={name}: {dataset} has no such split; valid: {', '.join(map(str, tables))}")
         if not len(tables[name]):

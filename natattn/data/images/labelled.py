@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from natattn.data.images.held_out import draw_splits
-from natattn.data.images.options import Channels
+from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import Picture, Pixels, stored_pixels
 from natattn.data.splits import SplitName
 
@@ -30,26 +29,8 @@ class Labelled:
     splits: dict[SplitName, LabelledPixels]
 
 
-class PictureSource(Protocol):
-    """The settings of pictures that are read from files."""
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def channels(self) -> Channels: ...
-
-    @property
-    def validation(self) -> str | None: ...
-
-    @property
-    def test(self) -> str | None: ...
-
-    def fractions(self, *, validation: bool, test: bool) -> dict[SplitName, float]: ...
-
-
 def members_of(
-    settings: PictureSource, keys: Mapping[SplitName, Sequence[int]], source: str
+    settings: GivenPictures, keys: Mapping[SplitName, Sequence[int]], source: str
 ) -> dict[SplitName, tuple[SplitName, np.ndarray]]:
     """{split: (the split that it is taken from, int64 indices there)}, with `keys` of the pictures that are given.
 
@@ -67,7 +48,7 @@ def store_labelled(
     name: str,
     classes: tuple[str, ...],
     given: Mapping[SplitName, tuple[Sequence[Picture], np.ndarray]],
-    settings: PictureSource,
+    settings: GivenPictures,
     *,
     source: str,
     root: Path,

@@ -1,7 +1,7 @@
 """What the settings of all pictures share."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -16,22 +16,6 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 CHANNEL_COUNTS: dict[Channels, int] = {"grey": 1, "rgb": 3}
 
 
-def given_paths(settings: Any) -> dict[SplitName, Path]:
-    """{split: its file or folder} of the splits that settings name, with ~ as a home folder.
-
-    Raises UserError for the home of nobody here.
-    """
-    paths: dict[SplitName, Path] = {}
-    for split in SPLITS:
-        value = getattr(settings, split)
-        try:
-            if value is not None:
-                paths[split] = Path(value).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"data.{split}={value}: no such user's folder") from error
-    return paths
-
-
 class PictureSettings(Settings):
     """Size and augmentation of the pictures, and the shares of train that held-out splits take.
 
@@ -39,6 +23,9 @@ class PictureSettings(Settings):
     `shift`: training pictures are moved by up to this many pixels in each direction.
     `flip`: training pictures are mirrored, left to right, with probability ½.
     """
+
+    # What `augmented` puts where a picture was moved away.
+    fill: ClassVar[Fill] = "edge"
 
     image_size: int = Field(ge=1, le=4096)
     shift: int = Field(ge=0)
@@ -54,11 +41,6 @@ class PictureSettings(Settings):
             raise ValueError(f"moves pictures of {size} pixels out of sight; valid: 0 … {size - 1}")
         return shift
 
-    @property
-    def fill(self) -> Fill:
-        """What `augmented` puts where a picture was moved away."""
-        return "edge"
-
     def fractions(self, *, validation: bool, test: bool) -> dict[SplitName, float]:
         """The shares of train that the held-out splits take; of those that are given by themselves, none.
 
@@ -70,3 +52,28 @@ class PictureSettings(Settings):
         if not test and self.test_fraction:
             shares["test"] = self.test_fraction
         return shares
+
+
+class GivenPictures(PictureSettings):
+    """Pictures that are read from files or tables: what each split is named by, and whether they have colours."""
+
+    train: str
+    validation: str | None
+    test: str | None
+    channels: Channels
+
+    @property
+    def named(self) -> dict[SplitName, str]:
+        """{split: what names it} of the splits that are given."""
+        return {split: value for split in SPLITS if (value := getattr(self, split)) is not None}
+
+    @property
+    def paths(self) -> dict[SplitName, Path]:
+        """The same as files or folders, with ~ as a home folder. Raises UserError for the home of nobody here."""
+        paths: dict[SplitName, Path] = {}
+        for split, value in self.named.items():
+            try:
+                paths[split] = Path(value).expanduser()
+            except RuntimeError as error:
+                raise UserError(f"data.{split}={value}: no such user's folder") from error
+        return paths

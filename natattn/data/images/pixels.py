@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natattn.data.cache import alone_in, replacing
+from natattn.data.cache import found_or_made, replacing
 from natattn.data.images.options import CHANNEL_COUNTS, Channels
 from natattn.data.progress import Progress
 from natattn.data.readers import content_digest
-from natattn.data.tokenized import hash_of
 from natattn.errors import UserError
+from natattn.explain import first_line
+from natattn.files import sha256_of
+from natattn.plain import hash_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,17 +108,12 @@ def stored_pixels(
     shape = (len(pictures), size, size, CHANNEL_COUNTS[channels])
     content = hashlib.sha256(b"".join(picture.digest for picture in pictures)).hexdigest()
     folder = root / "images" / hash_of([_FORMAT, version("pillow"), shape, content])
-    pixels = _read(folder, shape)
-    if pixels is None:
-        with alone_in(folder):
-            pixels = _read(folder, shape)  # another process may have made it
-            if pixels is None:
-                with Progress(label, sum(picture.size for picture in pictures), progress) as bar:
-                    _write(folder, _decoded(pictures, size, channels, bar.advance))
-                pixels = _read(folder, shape)
-    if pixels is None:
-        raise UserError(f"the cache folder {folder} does not keep what is written to it")
-    return pixels
+
+    def decode() -> None:
+        with Progress(label, sum(picture.size for picture in pictures), progress) as bar:
+            _write(folder, _decoded(pictures, size, channels, bar.advance))
+
+    return found_or_made(folder, partial(_read, folder, shape), decode)
 
 
 def resized(image: "Image", size: int) -> "Image":
@@ -156,9 +153,8 @@ def _checked_meta(folder: Path) -> dict[str, Any]:
     meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
     if meta.pop("check") != hash_of(meta):
         raise ValueError(f"{folder / _META} is damaged")
-    with open(folder / _PIXELS, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != meta["sha256"]:
-            raise ValueError(f"{folder / _PIXELS} is damaged")
+    if sha256_of(folder / _PIXELS) != meta["sha256"]:
+        raise ValueError(f"{folder / _PIXELS} is damaged")
     return meta
 
 
@@ -228,8 +224,8 @@ def _decode(place: str, content: bytes, *, size: int, channels: Channels) -> np.
             plain = _of_eight_bits(image).convert("L" if channels == "grey" else "RGB")
             return np.asarray(resized(plain, size)).reshape(size, size, -1)
     except Exception as error:  # of many types, by format: no image, cut off, damaged, too large to be harmless
-        cause = "not an image that PIL can read" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UserError(f"{place}: cannot be decoded ({(cause.splitlines() or [type(error).__name__])[0]})") from error
+        cause = "not an image that PIL can read" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        raise UserError(f"{place}: cannot be decoded ({cause})") from error
 
 
 def _of_eight_bits(image: "Image") -> "Image":

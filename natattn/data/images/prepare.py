@@ -19,8 +19,9 @@ from natattn.data.images.hub import ImageHubSettings, read_hub
 from natattn.data.images.labelled import Labelled
 from natattn.data.images.scenes import DigitScenesSettings, make_scenes
 from natattn.data.progress import Progress
-from natattn.data.tokenized import build_tokenizer, hash_of
+from natattn.data.tokenized import build_tokenizer
 from natattn.data.tokenizers import Tokenizer, TokenizerSettings
+from natattn.plain import hash_of
 
 ImageDataSettings = Annotated[DigitsSettings | ImageFolderSettings | ImageHubSettings, Field(discriminator="kind")]
 PairDataSettings = Annotated[
@@ -71,7 +72,7 @@ def prepare_pairs(
         iter(texts),
         hash_of(texts),
         root=root,
-        bar=Progress("training the tokenizer", sum(map(len, texts)), progress),
+        bar=Progress("training the tokenizer", sum(len(text.encode()) for text in texts), progress),
     )
     encoded = {name: _encoded(split.captions, encoder) for name, split in captioned.splits.items()}
     longest = 1 + max(len(tokens) for of_split in encoded.values() for tokens in of_split)

@@ -4,7 +4,7 @@ A meaning is (first digit, second digit, arrangement): the first is left of the 
 each can be said in two ways, of which either fits all pictures of the meaning. No digit is in the scenes of two splits.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from natattn.data.blocks import SCENE, Sampling, sample_indices, sample_words, scale
 from natattn.data.images.augment import Fill
 from natattn.data.images.captioned import Captioned, CaptionedPixels
-from natattn.data.images.digits import DIGIT_NAMES, DIGIT_SIZE, digit_pictures, resize_grey, split_digits
+from natattn.data.images.digits import DIGIT_NAMES, DIGIT_SIZE, ON_BLACK, digit_pictures, resize_grey, split_digits
 from natattn.data.images.options import PictureSettings
 from natattn.data.images.pixels import pixels_in_memory
 from natattn.data.splits import SplitName, hash_number
@@ -30,6 +30,8 @@ class DigitScenesSettings(PictureSettings):
     A gallery has each of the 200 meanings once.
     """
 
+    fill: ClassVar[Fill] = ON_BLACK
+
     kind: Literal["digit_scenes"]
     seed: int
     train_pairs: int = Field(ge=1, le=10**9)
@@ -42,11 +44,6 @@ class DigitScenesSettings(PictureSettings):
         if flip:
             raise ValueError("a mirrored scene belies its caption, left being right; valid: false")
         return flip
-
-    @property
-    def fill(self) -> Fill:
-        """Digits lie on black; to repeat their edge would lengthen the strokes that end there."""
-        return "zero"
 
 
 def make_scenes(settings: DigitScenesSettings) -> Captioned:
