@@ -99,17 +99,17 @@ def cascades(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> S
         signals.extend(entropies[..., skipped:].transpose(0, 1).flatten(1, 2).numpy())
         advance(len(batch))
     rows, samples, laws, accepted = [], [], [], []
-    for threshold, (found, branching) in threshold_scan(signals, settings.thresholds).items():
-        sizes = found.sizes[found.sizes > 0].astype(float)
+    for threshold, (counts, branching) in threshold_scan(signals, settings.thresholds).items():
+        sizes = counts.astype(float)
         law = _law(sizes, settings)
         fit = None if law is None else law.fit
         rows.append((
-            threshold, len(found.sizes), float(found.sizes.mean()) if len(found.sizes) else None,
+            threshold, len(sizes), float(sizes.mean()) if len(sizes) else None,
             None if branching is None else branching.naive, None if branching is None else branching.robust,
             *_law_cells(law), *cutoff_cells(sizes, law, replicas=settings.law_replicas, seed=settings.seed),
         ))  # fmt: skip
-        samples.append((f"threshold {threshold:g}", found.sizes.astype(float)))
-        laws.append(None if fit is None else (fit.exponent, fit.minimum, fit.tail / len(found.sizes)))
+        samples.append((f"threshold {threshold:g}", sizes))
+        laws.append(None if fit is None else (fit.exponent, fit.minimum, fit.tail / len(sizes)))
         if law is not None and law.p_value is not None and law.p_value >= 0.1:
             accepted.append(threshold)
     own = ("threshold", "cascades", "mean size", "branching, naive", "branching, robust")
