@@ -105,8 +105,8 @@ def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) 
 def _convergence_row(treatment: Treatment) -> list[Cell]:
     found = [c for run, arm in treatment.runs if (c := convergence(metrics_of(run), arm.name)) is not None]
     finals = [arm.final_loss for _, arm in treatment.runs if arm.final_loss is not None]
-    reached = [list(c.steps_to.values()) for c in found]
-    steps = [mean([float(s) for s in column if s is not None]) for column in zip(*reached, strict=True)]
+    quarters = zip(*(c.steps_to_quarters for c in found), strict=True)
+    steps = [mean([float(step) for step in of_seeds if step is not None]) for of_seeds in quarters]
     return [
         treatment.label, len(treatment.runs), _with_half(finals), _with_half([c.area for c in found]),
         _with_half([c.slope[0] for c in found]), ", ".join(shown(step) for step in steps),
@@ -141,7 +141,7 @@ def _panels(treatments: Sequence[Treatment], curves: Sequence[tuple[str, str]]) 
 
 
 def _levels(runs: RunSet) -> dict[str, float]:
-    """Entropies of the data, where all runs have the same; those far below what was reached are left out."""
+    """Losses that need no attention, where all runs have the same data."""
     facts = {run.data.fingerprint: run.data for t in runs.treatments for run, _ in t.runs if run.data}
     if len(facts) != 1:
         return {}
