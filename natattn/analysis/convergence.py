@@ -40,9 +40,8 @@ def convergence(metrics: Metrics, arm: str) -> Convergence | None:
     steps, losses, _ = metrics.select(arm=arm, name="validation/loss")
     if len(steps) < 2:
         return None
-    first, half_way, last = (
-        time_to_target(steps, losses, float(losses[0] + share * (losses[-1] - losses[0]))) for share in (0.25, 0.5, 0.75)
-    )
+    fall = losses[-1] - losses[0]
+    first, half_way, last = (time_to_target(steps, losses, losses[0] + part * fall) for part in (0.25, 0.5, 0.75))
     late = steps >= steps[0] + 0.8 * (steps[-1] - steps[0])
     late[-2:] = True
     slope, half = slope_interval(steps[late] / 100, losses[late])

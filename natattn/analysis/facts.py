@@ -1,6 +1,6 @@
 """What run.json may say, value by value: of the right type, finite, and text that no terminal or page stumbles over."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +40,7 @@ def number(value: Any) -> float | None:
     """A finite number, or null. Raises ValueError for anything else."""
     if value is None:
         return None
-    if type(value) not in (int, float) or not (abs(value) < 2**63 or math.isfinite(value)):
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # nor is nan
         raise ValueError(f"{_shown(value)} is no number")
     return float(value)
 

@@ -41,14 +41,12 @@ class BlockAffinity:
     Attributes:
         within: share of the attention of tokens in blocks that goes to their own block, a token itself left out.
         excess: the same minus that of moved blocks, 0 for a head that does not know the blocks (``block_affinity``).
-        z: the excess in standard deviations over the offsets.
         modularity: of the whole text.
         modularity_excess: its difference to moved blocks.
     """
 
     within: Tensor
     excess: Tensor
-    z: Tensor
     modularity: Tensor
     modularity_excess: Tensor
 
@@ -56,11 +54,6 @@ class BlockAffinity:
     def within_moved(self) -> Tensor:
         """What ``within`` would be for blocks that were moved."""
         return self.within - self.excess
-
-    @property
-    def modularity_moved(self) -> Tensor:
-        """What ``modularity`` would be for blocks that were moved."""
-        return self.modularity - self.modularity_excess
 
 
 def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, seed: int = 0) -> BlockAffinity | None:
@@ -90,11 +83,8 @@ def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, see
     seams = torch.from_numpy(offsets)
     true = _inside(weight, whole.expand(len(offsets), -1), seams)
     moved = _inside(weight, torch.from_numpy(np.stack([np.roll(labels, offset) for offset in offsets])), seams)
-    excess = true[0] - moved[0]
-    spread = excess.std(1).clamp_min(1e-12)
-    return BlockAffinity(
-        within[:, 0], excess.mean(1), excess.mean(1) / spread, modularity[:, 0], (true[1] - moved[1]).mean(1)
-    )
+    excess, modularity_excess = ((own - turned).mean(1) for own, turned in zip(true, moved, strict=True))
+    return BlockAffinity(within[:, 0], excess, modularity[:, 0], modularity_excess)
 
 
 def _inside(weight_HLS: Tensor, labels_NL: Tensor, seams_N: Tensor) -> tuple[Tensor, Tensor]:

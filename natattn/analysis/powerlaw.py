@@ -55,7 +55,7 @@ class PowerLaw:
 
     Attributes:
         fit: the best fit; None where there are too few different values.
-        interval: 95 % percentile interval of the exponent, over resampled data; None without replicas.
+        interval: 95 % percentile interval of the exponent, over resampled data; None without replicas that have a fit.
         p_value: share of samples of the fitted law that lie further from their own fit; below 0.1 the law is refuted.
             None without replicas.
         rivals: by name, on the fitted tail; "cutoff" is x^(−τ) exp(−x/s_c).
@@ -108,7 +108,8 @@ def analyse_power_law(
         replica = partial(_replica, sample, fit, discrete, fit_again, seed)
         results = np.array(_map(replica, replicas, processes, advance))
         exponents = results[np.isfinite(results[:, 1]), 1]
-        interval = (float(np.quantile(exponents, 0.025)), float(np.quantile(exponents, 0.975)))
+        if len(exponents):
+            interval = (float(np.quantile(exponents, 0.025)), float(np.quantile(exponents, 0.975)))
         p_value = float(np.mean(results[:, 0] >= fit.distance))
     cutoff, cutoff_exponent, gain = fit_cutoff(sample, fit, discrete=discrete)
     rivals = {"cutoff": Rival(-gain, float(chdtrc(1, 2 * gain))), **_rivals(sample, fit, discrete)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from textwrap import fill
 
-from natattn.analysis.runs import ArmSummary, RunSummary
+from natattn.analysis.runs import UNITS, ArmSummary, RunSummary
 
 
 def _dash(run: RunSummary, arm: ArmSummary) -> str:
@@ -116,7 +116,7 @@ def _metrics(split: str) -> Iterator[Quantity]:
 
 def _speeds() -> Iterator[Quantity]:
     """One for each unit; runs know that of their own."""
-    for unit in ("token", "image", "pair"):
+    for unit in UNITS:
         yield Quantity(f"{unit}s/s", f"{unit}s/s", partial(_speed, unit), count)
 
 

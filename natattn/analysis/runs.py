@@ -173,7 +173,7 @@ def _runs_below(start: Path) -> Iterator[Path]:
 def _natural_order(path: Path) -> list[tuple[int, int, str]]:
     """Sorts 2_natural before 10_natural."""
     parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSummary:

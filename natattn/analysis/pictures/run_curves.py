@@ -87,12 +87,11 @@ def plot_curves(folder: Path) -> Path:
         arms = [
             _curves(name, facts, metrics) for name in sorted(facts["arms"], key=lambda arm: arm != facts["reference"])
         ]
-        data = data_of(facts)
+        data, difference = data_of(facts), _difference(arms, facts)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{folder / RUN} does not describe a run: {error}") from error
     if not any(arm.validation[0].size for arm in arms):
         raise UserError(f"{folder} has no validation loss to draw yet")
-    difference = _difference(arms, facts)
     _replace(folder / "curves.csv", _as_csv(arms, difference, unit_of(facts)))
     path = folder / CURVES
     _replace(path, _draw(arms, data, difference, facts))

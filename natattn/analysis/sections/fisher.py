@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from natattn.analysis.fisher_capture import query_rows
-from natattn.analysis.patterns import LONGEST_PATTERN
 from natattn.analysis.pictures import charts
 from natattn.analysis.sections.fisher_parts import Part, ScoreSpace, average, bounds
 from natattn.analysis.sections.fisher_query import ROWS, SEQUENCES, QuerySpace, conditioning_part, true_part
@@ -22,7 +21,7 @@ def fisher_section(subject: Subject, settings: AnalyzeSettings, advance: Callabl
     """Errors of what stands for the Fisher (F1) and its inverse (F3), and what preconditioning does to it (F4)."""
     score = ScoreSpace.of(subject)
     parts = [score.part()]
-    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
+    tokens = subject.beginning(SEQUENCES)
     advance(len(tokens))
     layers = [found.layer for found in attention_layers(subject.model)]
     spread = sorted({layers[round(place)] for place in np.linspace(0, len(layers) - 1, min(LAYERS, len(layers)))})

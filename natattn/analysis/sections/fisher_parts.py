@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_errors import Agreement
-from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns
+from natattn.analysis.patterns import attention_patterns
 from natattn.analysis.sections.section import HeadMap, Table, interval_text, shown, table
 from natattn.analysis.subject import Subject
 from natattn.statistics import t_interval
@@ -61,8 +61,8 @@ class ScoreSpace:
     @classmethod
     def of(cls, subject: Subject) -> "ScoreSpace":
         """From the first sequences."""
-        patterns = attention_patterns(subject.model, subject.tokens[:SCORE_SEQUENCES, :LONGEST_PATTERN])
-        length = min(subject.tokens.shape[1], LONGEST_PATTERN)
+        tokens = subject.beginning(SCORE_SEQUENCES)
+        patterns, length = attention_patterns(subject.model, tokens), tokens.shape[1]
         spaces = [fisher.ScoreFisher(pattern.double()) for pattern in patterns.values()]
         inverse = {damping: [space.inverse_agreements(damping) for space in spaces] for damping in DAMPINGS}
         values = [space.eigen[0].flip(-1) for space in spaces]

@@ -11,7 +11,6 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import Place, query_gradients, query_rows
 from natattn.analysis.fisher_conditioning import DAMPING, PRECONDITIONERS, Conditioning, conditioning, preconditioners
 from natattn.analysis.fisher_errors import Agreement, QueryRows
-from natattn.analysis.patterns import LONGEST_PATTERN
 from natattn.analysis.sections.fisher_parts import (
     HEAD_INTERVAL,
     MEASURES,
@@ -96,8 +95,8 @@ class QuerySpace:
 
 def true_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace, advance: Callable[[int], None]) -> Part:
     """F1 against the model's own Fisher; intervals by the jackknife over sequences, of means over heads."""
-    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
-    if not subject.is_causal or subject.model.get_output_embeddings() is None:
+    tokens = subject.beginning(SEQUENCES)
+    if not subject.predicts_tokens:
         return Part(("The model predicts no next token: there is no true Fisher to compare with.",))
     if len(tokens) < 3:
         return Part(("The true Fisher needs at least 3 sequences.",))
@@ -143,7 +142,7 @@ def jackknife(values: Tensor) -> tuple[float, float]:
 
 def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> Part:
     """F4: preconditioners from every second sequence, the Fisher from the others; of a few heads."""
-    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
+    tokens = subject.beginning(SEQUENCES)
     count = min(CONDITIONED_HEADS, len(query.places))
     chosen = [query.places[round(place)] for place in np.linspace(0, len(query.places) - 1, count)]
     rows = query_rows(

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from natattn.analysis.criticality import (
+    PEAKS,
     CriticalTemperature,
     FiniteSize,
     PeakOf,
@@ -27,7 +28,6 @@ TITLES = {
     "frozen": "Temperature, scores frozen",
     "propagated": "Temperature, applied in every layer",
 }
-PEAKS: tuple[PeakOf, ...] = ("heat_capacity", "susceptibility")
 
 
 def scan_section(
@@ -140,14 +140,15 @@ def _best_temperature(scan: TemperatureScan) -> tuple[float, str]:
     temperature = float(scan.temperatures[best])
     nearest = int((scan.temperatures - 1).abs().argmin())
     difference = scan.loss[best] - scan.loss[nearest]
-    own = f"T = {shown(float(scan.temperatures[nearest]))}"
+    at = float(scan.temperatures[nearest])
+    own = "the model's own" if at == 1 else f"T = {shown(at)}, the nearest to the model's own"
     error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
     least = f"The loss is least at T = {shown(temperature)} ({shown(float(means[best]), 4)} nats/token)"
     if best == nearest:
-        return temperature, f"{least}: of the temperatures tried none is better than the model's own."
+        return temperature, f"{least}: of the temperatures tried none is better than {own}."
     return temperature, (
-        f"{least}, {shown(float(difference.mean()))} ± {shown(2 * error)} against {own} (two standard errors over "
-        "sequences)."
+        f"{least}, {shown(float(difference.mean()))} ± {shown(2 * error)} against T = {shown(at)} (two standard errors "
+        "over sequences)."
     )
 
 
