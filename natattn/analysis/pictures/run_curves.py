@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from natattn.analysis.pictures.figures import STYLE
 from natattn.analysis.runs import DataFacts, data_of, read_facts, unit_of
 from natattn.errors import UserError
 from natattn.files import replacing
@@ -21,22 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = "curves.png"
-
-# What all figures share, as matplotlib's rcParams (Any: their names are a type of their own there).
-STYLE: Any = {
-    "figure.dpi": 150,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "lines.solid_capstyle": "round",
-    "text.parse_math": False,  # names of arms and data are not formulas
-}
 
 # Okabe and Ito's blues, and a darkened vermilion of theirs: told apart by every kind of colour vision. The reference is
 # a broad pale line and what is compared with it a narrow dark one above: both are seen where they agree, and in grey.

@@ -52,7 +52,7 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
                 "steps to ¼, ½, ¾ of the fall", "gradient norm", "its largest")  # fmt: skip
     few = "" if len(drawn) == len(runs.treatments) else f" The {len(drawn)} of {len(runs.treatments)} with least loss."
     caption = "Means over seeds with 95 % t bands; the difference is paired by seed, data and initial weights." + few
-    drawing = run_figures.bands(panels, x_label="steps", logarithmic=True) if panels else None
+    drawing = run_figures.bands(panels) if panels else None
     pictures = () if drawing is None else (Picture("curves", caption, _as_table(panels), drawing),)
     least = min(runs.treatments, key=_final)
     finding = f"The least mean final loss is {shown(_final(least), 4)} nats/{runs.unit}, of {least.label}."
@@ -92,7 +92,7 @@ def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) 
         "training",
         "Means over layers, heads and the rows of a fixed probe batch; bands over seeds. Pattern divergence is from "
         "one evaluation to the next: what is low is stable.",
-        _as_table(panels), run_figures.bands(panels, x_label="steps", logarithmic=True),
+        _as_table(panels), run_figures.bands(panels),
     )  # fmt: skip
     findings.append(
         "Lead: log(step of the fastest fall of the loss per log step) − log(step of the heat capacity's peak), our "
