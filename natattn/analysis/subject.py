@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -75,6 +76,10 @@ class Subject:
         """What the model is called with for a part of ``tokens``."""
         inputs = model_inputs(batch)
         return {**inputs, "decoder_input_ids": batch} if self.is_encoder_decoder else inputs
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All of ``tokens`` on the model's device, so many sequences or images at a time."""
+        yield from torch.split(self.tokens.to(next(self.model.parameters()).device), size)
 
     def beginning(self, count: int) -> Tensor:
         """The first sequences, cut where whole patterns would be too large; or the first images."""

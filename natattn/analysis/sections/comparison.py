@@ -1,16 +1,16 @@
 """The section on differences: what the protocol's statistics say of arms and runs against their baselines."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.analysis.run_set import RunSet, Treatment, pairs
-from natattn.analysis.sections.section import Cell, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.statistics import Difference, differences_of, verdict
 
 
-def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Differences to the baseline: final loss, area, time to target, pattern stability, step time."""
     compared = [(t, other) for t, other in zip(runs.treatments, runs.baselines, strict=True) if other is not None]
     tables, findings = [], []

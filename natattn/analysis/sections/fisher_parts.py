@@ -11,7 +11,7 @@ from torch import Tensor
 from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_errors import Agreement
 from natattn.analysis.patterns import attention_patterns
-from natattn.analysis.sections.section import HeadMap, Table, interval_text, shown, table
+from natattn.analysis.sections.section import HeadMap, Table, head_map, interval_text, shown, table
 from natattn.analysis.subject import Subject
 from natattn.statistics import t_interval
 
@@ -123,7 +123,7 @@ class ScoreSpace:
                     ("λ", "of the inverse", *MEASURES, "mean c", "gap to the identity", *HEAD_INTERVAL), inverse_rows
                 ),
             ),
-            tuple(head_map(title, self.layers, self.found[name].cosine) for title, name in maps),
+            tuple(head_map(title, self.layers, self.found[name].cosine.tolist()) for title, name in maps),
             (
                 ("Score space (F1)", errors_of(self.found)),
                 (f"Inverse, λ = {CLAIMED_DAMPING:g} (F3)", errors_of(self.inverse[CLAIMED_DAMPING])),
@@ -232,8 +232,3 @@ def bounds(values: Tensor) -> tuple[float, float]:
 def average(values: Tensor | None) -> float:
     """Mean of the values that are numbers."""
     return torch.nan if values is None else float(values.nanmean())
-
-
-def head_map(name: str, layers: list[int], values: Tensor) -> HeadMap:
-    """Of values [layers, heads]."""
-    return HeadMap(name, "", tuple(layers), tuple(tuple(map(float, row)) for row in values.tolist()))

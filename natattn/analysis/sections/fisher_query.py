@@ -1,6 +1,6 @@
 """W_Q's part of the section about Fisher information: F1 against the attention-Fisher and the model's own, and F4."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,11 @@ from natattn.analysis.sections.fisher_parts import (
     bounds,
     cells,
     errors_of,
-    head_map,
     over_heads,
     spread,
     verdict,
 )
-from natattn.analysis.sections.section import HeadMap, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, HeadMap, head_map, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 
@@ -70,7 +69,7 @@ class QuerySpace:
     def map(self, name: str, values: Tensor) -> HeadMap:
         """Of one value for each place."""
         layers = sorted({layer for layer, _ in self.places})
-        return head_map(name, layers, values.view(len(layers), -1))
+        return head_map(name, layers, values.view(len(layers), -1).tolist())
 
     def part(self, layer_count: int) -> Part:
         """F1 in parameter space, against the attention-Fisher."""
@@ -93,7 +92,7 @@ class QuerySpace:
         )
 
 
-def true_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace, advance: Callable[[int], None]) -> Part:
+def true_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace, advance: Advance) -> Part:
     """F1 against the model's own Fisher; intervals by the jackknife over sequences, of means over heads."""
     tokens = subject.beginning(SEQUENCES)
     if not subject.predicts_tokens:

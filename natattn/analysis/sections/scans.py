@@ -1,7 +1,7 @@
 """Sections about temperature: the scans, the critical temperatures of heads, and what the context does to them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,18 @@ from natattn.analysis.criticality import (
     finite_size,
 )
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import (
+    Advance,
+    Cell,
+    HeadMap,
+    Picture,
+    Section,
+    Table,
+    head_map,
+    interval_text,
+    shown,
+    table,
+)
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
@@ -30,9 +41,7 @@ TITLES = {
 }
 
 
-def scan_section(
-    subject: Subject, settings: AnalyzeSettings, kind: ScanKind, advance: Callable[[int], None]
-) -> Section:
+def scan_section(kind: ScanKind, subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """One scan: curves by layer, critical temperatures by head, and where T = 1 stands."""
     scan = scan_temperatures(
         subject.model, subject.tokens, settings.temperatures.values, kind=kind, batch_size=settings.text.batch_size,
@@ -66,7 +75,7 @@ def scan_section(
     )
 
 
-def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Frozen scans of ever shorter beginnings of the sequences: do the peaks grow and sharpen with the context?"""
     longest = subject.tokens.shape[1]
     lengths = [longest >> shift for shift in range(6) if longest >> shift >= SMALLEST_CONTEXT][::-1]
@@ -196,8 +205,8 @@ def _by_size(scan: TemperatureScan, of: PeakOf) -> torch.Tensor:
 def _peak_map(of: PeakOf, scan: TemperatureScan, found: Sequence[CriticalTemperature]) -> HeadMap:
     count = len(found) // len(scan.layers)
     values = [float("nan") if item.peak is None else item.peak.temperature for item in found]
-    rows = tuple(tuple(values[place * count : (place + 1) * count]) for place in range(len(scan.layers)))
-    return HeadMap(f"T_c by {of.replace('_', ' ')}", "", tuple(scan.layers), rows)
+    rows = [values[place * count : (place + 1) * count] for place in range(len(scan.layers))]
+    return head_map(f"T_c by {of.replace('_', ' ')}", scan.layers, rows)
 
 
 def _peak_table(found: dict[PeakOf, list[CriticalTemperature]]) -> Table:

@@ -3,10 +3,11 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Advance = Callable[[int], None]  # told how many things a measure has done more
 SECTION_KEYS = ("name", "title", "findings", "tables", "maps", "pictures")
 Cell = str | float | int | None
 
@@ -88,6 +89,11 @@ def interval_text(low: float, high: float) -> str:
 def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
     """A table from lists."""
     return Table(tuple(headings), tuple(tuple(row) for row in rows))
+
+
+def head_map(name: str, layers: Sequence[int], values: Iterable[Iterable[float]], unit: str = "") -> HeadMap:
+    """A map from values [layers, heads]."""
+    return HeadMap(name, unit, tuple(layers), tuple(tuple(map(float, row)) for row in values))
 
 
 def _is_nan(value: Cell) -> bool:

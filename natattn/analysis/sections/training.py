@@ -1,7 +1,7 @@
 """Sections on what happened in training: losses over the steps, and attention, with bands over seeds."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,12 +10,11 @@ from natattn.analysis.convergence import Lead, convergence, lead_of_peak, mean_l
 from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Line
 from natattn.analysis.run_set import RunSet, Treatment
-from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.statistics import LEAST_FOR_A_CLAIM, mean, t_interval
 
-Advance = Callable[[int], None]
 Panel = tuple[str, Sequence[Line], Mapping[str, float]]
 MOST_DRAWN = 8
 TRAINING_CURVES = (
