@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from natattn.analysis.data_facts import TextFacts
 from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, loss, memory, points, share
-from natattn.analysis.runs import ArmSummary, RunSummary, TextFacts, find_runs, summarise_run
+from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
 from natattn.errors import UserError
 from natattn.redaction import one_line
 from natattn.statistics import mean, standard_deviation

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from natattn.analysis.data_facts import DataFacts, data_of, unit_of
 from natattn.analysis.pictures.figures import STYLE
-from natattn.analysis.runs import DataFacts, data_of, read_facts, unit_of
+from natattn.analysis.runs import read_facts
 from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE

@@ -61,6 +61,7 @@ class _Level:
 
     @property
     def full_name(self) -> str:
+        """With its tree."""
         return f"{self.tree} {self.name}"
 
     @property

@@ -5,7 +5,10 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from natattn.files import replacing
 
 Advance = Callable[[int], None]  # told how many things a measure has done more
 SECTION_KEYS = ("name", "title", "findings", "tables", "maps", "pictures")
@@ -44,6 +47,12 @@ class Picture:
     caption: str
     data: Table
     png: bytes = field(repr=False)
+
+    def write(self, folder: Path) -> None:
+        """As PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
+        for suffix, content in ((".png", self.png), (".csv", self.data.to_csv().encode())):
+            with replacing(folder / f"{self.name}{suffix}") as temporary:
+                temporary.write_bytes(content)
 
 
 @dataclass(frozen=True)
