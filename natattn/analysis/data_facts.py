@@ -1,4 +1,4 @@
-"""The data of a run as run.json has it: what its text is like, or what chance reaches; and what losses are means over."""
+"""The data of a run as run.json has it: what its text is like, or what chance reaches; and the unit of its losses."""
 
 from dataclasses import dataclass, field
 from typing import Any
