@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Counts = NDArray[np.int64]
+MOST_LAGS = 20
+LEAST_PAIRS = 3  # of activity now and later, for a slope
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def cascade_sizes(series: Iterable[ArrayLike]) -> Counts:
     return np.array(sizes, dtype=np.int64)
 
 
-def branching_ratio(series: Sequence[ArrayLike], *, lags: int = 20) -> Branching | None:
+def branching_ratio(series: Sequence[ArrayLike]) -> Branching | None:
     """Branching ratio of A(t+1) ~ ratio · A(t) + drive, from the slopes r_k of A(t+k) on A(t), pooled over the series.
 
     Under subsampling every slope shrinks by the same unknown factor b: r_k = b · ratio^k. The fit of b and ratio is by
@@ -80,25 +82,26 @@ def branching_ratio(series: Sequence[ArrayLike], *, lags: int = 20) -> Branching
 
     Returns: None where the activity does not vary, or is too short for a lag.
     """
-    slopes = []
-    centred = [np.asarray(values, dtype=np.float64) for values in series]
-    total = sum(len(values) for values in centred)
-    if total == 0:
+    known = [np.asarray(values, dtype=np.float64) for values in series]
+    if sum(max(0, len(values) - 1) for values in known) < LEAST_PAIRS:
         return None
-    level = sum(values.sum() for values in centred) / total
-    centred = [values - level for values in centred]
-    for lag in range(1, lags + 1):
+    level = sum(values.sum() for values in known) / sum(len(values) for values in known)
+    centred = [values - level for values in known]
+    if not any(values.any() for values in centred):
+        return None
+    slopes = []
+    for lag in range(1, MOST_LAGS + 1):
         pairs = [(values[:-lag], values[lag:]) for values in centred if len(values) > lag]
         variance = sum(float(now @ now) for now, _ in pairs)
         count = sum(len(now) for now, _ in pairs)
-        if variance <= 0 or count < 3:
+        if variance <= 0 or count < LEAST_PAIRS:
             break
         slope = sum(float(now @ later) for now, later in pairs) / variance
         if slope < 2 / math.sqrt(count):  # the error of a slope between series without memory is 1/√count
             break
         slopes.append(slope)
     if not slopes:
-        return None if total < 4 or level == 0 else Branching(0.0, 0.0, ())
+        return Branching(0.0, 0.0, ())
     naive = slopes[0]
     if len(slopes) < 2:
         return Branching(naive, naive, tuple(slopes))

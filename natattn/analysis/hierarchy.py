@@ -22,6 +22,7 @@ Labels = NDArray[np.int64]  # block of every token; −1 for none
 Span = tuple[int, int]  # of characters, the end not included
 PYTHON_LEVELS = ("class", "function", "block", "statement")
 OUTSIDE = -1
+OFFSETS = 32  # by which blocks are turned round; they come in pairs
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 # Elements whose end may be left out, and what begins after it.
 _ENDED_BY = {
@@ -56,7 +57,7 @@ class BlockAffinity:
         return self.within - self.excess
 
 
-def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, seed: int = 0) -> BlockAffinity | None:
+def block_affinity(pattern_HLS: Tensor, labels: Labels, *, seed: int = 0) -> BlockAffinity | None:
     """How much of attention stays in blocks, against blocks turned round by random offsets.
 
     Turned by o, the text's ends meet between tokens o − 1 and o. The comparison leaves out attention across that place,
@@ -67,7 +68,6 @@ def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, see
     Args:
         pattern_HLS: [H, L, L], of one text.
         labels: [L].
-        shifts: how many offsets; even.
 
     Returns: None where fewer than two blocks have a token, so that there is nothing to tell apart.
     """
@@ -76,7 +76,7 @@ def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, see
     length = len(labels)
     weight = pattern_HLS.double().clone()
     weight.diagonal(dim1=1, dim2=2).zero_()  # a token is in its own block always
-    drawn = np.random.default_rng(seed).integers(1, length, shifts // 2)
+    drawn = np.random.default_rng(seed).integers(1, length, OFFSETS // 2)
     offsets = np.concatenate([drawn, length - drawn])
     whole = torch.from_numpy(labels)[None]
     within, modularity = _inside(weight, whole, torch.zeros(1, dtype=torch.long))

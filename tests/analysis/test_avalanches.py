@@ -73,6 +73,8 @@ def test_activity_without_memory_has_ratio_zero_and_none_without_activity():
     generator = np.random.default_rng(0)
     assert branching_ratio([generator.poisson(5.0, 5000)]).robust < 0.1
     assert branching_ratio([np.zeros(100)]) is None
+    assert branching_ratio([np.full(100, 3)]) is None
+    assert branching_ratio([[1], [2], [3], [4]]) is None  # nothing comes after anything
     assert branching_ratio([]) is None
 
 
