@@ -102,27 +102,16 @@ class ScoreSpace:
             for damping, by_name in self.inverse.items()
             for name, found in by_name.items()
         ]  # fmt: skip
+        headings = (
+            "in score space", *MEASURES, f"overlap of top {_top(self.length)}", *HEAD_INTERVAL, "gap to diag(mean a)",
+            "low of the gap", "high of the gap",
+        )  # fmt: skip
+        inverse_headings = ("λ", "of the inverse", *MEASURES, "mean c", "gap to the identity", *HEAD_INTERVAL)
         maps = [("cosine of A Aᵀ over the keys", fisher.KEY_GRAM), ("cosine of diag(mean a)", fisher.MARGINAL)]
         chosen = sorted({0, len(self.layers) // 2, len(self.layers) - 1})
         return Part(
             (*self._about_the_fisher(), self._about_its_inverse()),
-            (
-                table(
-                    (
-                        "in score space",
-                        *MEASURES,
-                        f"overlap of top {_top(self.length)}",
-                        *HEAD_INTERVAL,
-                        "gap to diag(mean a)",
-                        "low of the gap",
-                        "high of the gap",
-                    ),
-                    rows,
-                ),
-                table(
-                    ("λ", "of the inverse", *MEASURES, "mean c", "gap to the identity", *HEAD_INTERVAL), inverse_rows
-                ),
-            ),
+            (table(headings, rows), table(inverse_headings, inverse_rows)),
             tuple(head_map(title, self.layers, self.found[name].cosine.tolist()) for title, name in maps),
             (
                 ("Score space (F1)", errors_of(self.found)),

@@ -139,8 +139,8 @@ def jackknife(values: Tensor) -> tuple[float, float]:
     return estimate - half, estimate + half
 
 
-def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> Part:
-    """F4: preconditioners from every second sequence, the Fisher from the others; of a few heads."""
+def _conditionings(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> dict[str, list[Conditioning]]:
+    """By preconditioner, of a few heads whose patterns depend on W_Q: made from half of the sequences, for the rest."""
     tokens = subject.beginning(SEQUENCES)
     count = min(CONDITIONED_HEADS, len(query.places))
     chosen = [query.places[round(place)] for place in np.linspace(0, len(query.places) - 1, count)]
@@ -156,9 +156,15 @@ def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QueryS
     for of_head in rows.values():
         known, new = (QueryRows(of_head.inputs[half::2], of_head.covariances[half::2]) for half in (0, 1))
         if not all(float(half.covariances.diagonal(dim1=-2, dim2=-1).sum()) > 0 for half in (known, new)):
-            continue  # its patterns do not depend on W_Q
+            continue
         for name, preconditioner in preconditioners(known).items():
             found[name].append(conditioning(new, preconditioner, seed=settings.seed))
+    return found
+
+
+def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> Part:
+    """F4: preconditioners from every second sequence, the Fisher from the others; of a few heads."""
+    found = _conditionings(subject, settings, query)
     if not found[fisher.IDENTITY]:
         return Part(("F4: the attention-Fisher of W_Q is 0 in the heads that were looked at.",))
     largest = {name: torch.tensor([float(each.largest[0]) for each in kept]) for name, kept in found.items()}
