@@ -143,7 +143,8 @@ def _show(settings: "RunSettings", folder: Path) -> None:
 
 def _compare(repeated: str, folder: Path) -> int:
     """Say whether a repetition agrees; 0 where it does, in its bits or within rounding."""
-    from natattn.analysis.repetition import compare_runs, print_repetition
+    from natattn.analysis.repetition import compare_runs
+    from natattn.analysis.repetition_table import print_repetition
 
     repetition = compare_runs(Path(repeated), folder)
     print_repetition(repetition, stream=sys.stdout)

@@ -150,9 +150,7 @@ class _Results:
         try:
             (self.folder / FIGURES).mkdir(parents=True, exist_ok=True)
             for picture in section.pictures:
-                for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
-                    with replacing(self.folder / FIGURES / f"{picture.name}{suffix}") as temporary:
-                        temporary.write_bytes(content)
+                picture.write(self.folder / FIGURES)
             with _alone_in(self.folder):
                 # Another analysis may have added sections of its own meanwhile.
                 self.sections = self._read() | self.sections

@@ -1,4 +1,4 @@
-"""How a run converged: thresholds, area, slope; and whether attention changed before the loss fell (claims R1, K4)."""
+"""How a run converged: steps, area, slope; and whether attention changed before the loss fell (claims R1, K4)."""
 
 import math
 from collections.abc import Sequence
@@ -21,28 +21,27 @@ class Convergence:
     Attributes:
         area: mean loss over the steps, by trapezoids: what was lost on the way, whatever the end.
         slope: of the loss, per hundred steps over the last fifth of the run, and half its 95 % interval.
-        steps_to: first evaluated step at or below each threshold; None where it was not reached.
-        gradient_norm: median over the second half, and its largest value there over that.
+        steps_to_quarters: first evaluated step at or below ¼, ½ and ¾ of the way from the first to the last loss; None
+            where it was not reached.
+        gradient_norm: median over the second half; nan where it was not logged.
+        largest_gradient_norm: over the second half too.
     """
 
     final: float
     area: float
     slope: tuple[float, float]
-    steps_to: dict[float, float | None]
+    steps_to_quarters: tuple[float | None, float | None, float | None]
     gradient_norm: float
     largest_gradient_norm: float
 
 
-def convergence(metrics: Metrics, arm: str, thresholds: Sequence[float] = ()) -> Convergence | None:
-    """Of the validation losses of an arm; None with fewer than two of them.
-
-    Args:
-        thresholds: losses; empty for the quarters of the way from the first to the last loss.
-    """
+def convergence(metrics: Metrics, arm: str) -> Convergence | None:
+    """Of the validation losses of an arm; None with fewer than two of them."""
     steps, losses, _ = metrics.select(arm=arm, name="validation/loss")
     if len(steps) < 2:
         return None
-    chosen = thresholds or [float(losses[0] + share * (losses[-1] - losses[0])) for share in (0.25, 0.5, 0.75)]
+    fall = losses[-1] - losses[0]
+    first, half_way, last = (time_to_target(steps, losses, losses[0] + part * fall) for part in (0.25, 0.5, 0.75))
     late = steps >= steps[0] + 0.8 * (steps[-1] - steps[0])
     late[-2:] = True
     slope, half = slope_interval(steps[late] / 100, losses[late])
@@ -53,7 +52,7 @@ def convergence(metrics: Metrics, arm: str, thresholds: Sequence[float] = ()) ->
         final=float(losses[-1]),
         area=float(trapezoid(losses, steps) / (steps[-1] - steps[0])),
         slope=(slope, half),
-        steps_to={threshold: time_to_target(steps, losses, threshold) for threshold in chosen},
+        steps_to_quarters=(first, half_way, last),
         gradient_norm=float(np.median(norms)) if len(norms) else math.nan,
         largest_gradient_norm=float(norms.max()) if len(norms) else math.nan,
     )

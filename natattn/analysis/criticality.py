@@ -18,6 +18,7 @@ from natattn.analysis.temperature_scan import TemperatureScan
 from natattn.statistics import slope_interval
 
 PeakOf = Literal["heat_capacity", "susceptibility"]
+PEAKS: tuple[PeakOf, ...] = ("heat_capacity", "susceptibility")
 Floats = NDArray[np.float64]
 
 

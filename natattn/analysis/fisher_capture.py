@@ -1,6 +1,6 @@
 """What the Fisher of W_Q is made of, read off a model: rows of its heads, and gradients of labels that it draws."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,7 +131,7 @@ def _query_projections(model: nn.Module, layers: Mapping[int, Sequence[int]]) ->
 
 
 @contextmanager
-def _watched(model: nn.Module, names: Any, seen: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def _watched(model: nn.Module, names: Iterable[str], seen: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Enter input and output of modules in ``seen`` at every forward pass; the input without its history."""
 
     def hook(name: str) -> Any:

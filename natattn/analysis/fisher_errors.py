@@ -20,7 +20,6 @@ from torch import Tensor
 from natattn.fisher.approximation import cosine, relative_frobenius_error
 
 KEY_GRAM, QUERY_GRAM, SYMMETRISED, MARGINAL = "AᵀA/L, keys × keys", "A Aᵀ/L, as printed", "(A + Aᵀ)/2L", "diag(mean a)"
-SCORE_APPROXIMANTS = (KEY_GRAM, QUERY_GRAM, SYMMETRISED, MARGINAL)
 IDENTITY_AND_PATTERN, IDENTITY, FITTED = "I + (A + Aᵀ)/2", "identity", "I + c (A + Aᵀ)/2, best c"
 KRONECKER, DIAGONAL, INPUT, TRACED = "Kronecker S ⊗ A", "diagonal", "input only, I ⊗ A", "input by trace, I ⊗ Ā"
 QUERY_APPROXIMANTS = (KRONECKER, TRACED, INPUT, DIAGONAL, IDENTITY)

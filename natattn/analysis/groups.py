@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from natattn.analysis.runs import ArmSummary, DataFacts, RunSummary
+from natattn.analysis.data_facts import DataFacts
+from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.training.run_folder import ADDED_LATER, flatten
 
 # Keys of a config that do not change what is compared: runs that differ in them alone are repetitions.
@@ -26,18 +27,22 @@ class Group:
 
     @property
     def arm_names(self) -> list[str]:
+        """Of every run of the group, the reference first."""
         return [arm.name for arm in self.runs[0].arms]
 
     @property
     def reference(self) -> str | None:
+        """What the others are compared with; None where nothing is."""
         return self.runs[0].reference
 
     @property
     def candidate(self) -> str | None:
+        """The arm that is compared with the reference."""
         return self.runs[0].candidate
 
     @property
     def data(self) -> DataFacts | None:
+        """What all runs were trained on."""
         return self.runs[0].data
 
     def arms(self, name: str) -> list[tuple[RunSummary, ArmSummary]]:

@@ -22,6 +22,7 @@ Labels = NDArray[np.int64]  # block of every token; −1 for none
 Span = tuple[int, int]  # of characters, the end not included
 PYTHON_LEVELS = ("class", "function", "block", "statement")
 OUTSIDE = -1
+OFFSETS = 32  # by which blocks are turned round; they come in pairs
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 # Elements whose end may be left out, and what begins after it.
 _ENDED_BY = {
@@ -41,14 +42,12 @@ class BlockAffinity:
     Attributes:
         within: share of the attention of tokens in blocks that goes to their own block, a token itself left out.
         excess: the same minus that of moved blocks, 0 for a head that does not know the blocks (``block_affinity``).
-        z: the excess in standard deviations over the offsets.
         modularity: of the whole text.
         modularity_excess: its difference to moved blocks.
     """
 
     within: Tensor
     excess: Tensor
-    z: Tensor
     modularity: Tensor
     modularity_excess: Tensor
 
@@ -57,13 +56,8 @@ class BlockAffinity:
         """What ``within`` would be for blocks that were moved."""
         return self.within - self.excess
 
-    @property
-    def modularity_moved(self) -> Tensor:
-        """What ``modularity`` would be for blocks that were moved."""
-        return self.modularity - self.modularity_excess
 
-
-def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, seed: int = 0) -> BlockAffinity | None:
+def block_affinity(pattern_HLS: Tensor, labels: Labels, *, seed: int = 0) -> BlockAffinity | None:
     """How much of attention stays in blocks, against blocks turned round by random offsets.
 
     Turned by o, the text's ends meet between tokens o − 1 and o. The comparison leaves out attention across that place,
@@ -74,7 +68,6 @@ def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, see
     Args:
         pattern_HLS: [H, L, L], of one text.
         labels: [L].
-        shifts: how many offsets; even.
 
     Returns: None where fewer than two blocks have a token, so that there is nothing to tell apart.
     """
@@ -83,18 +76,15 @@ def block_affinity(pattern_HLS: Tensor, labels: Labels, *, shifts: int = 32, see
     length = len(labels)
     weight = pattern_HLS.double().clone()
     weight.diagonal(dim1=1, dim2=2).zero_()  # a token is in its own block always
-    drawn = np.random.default_rng(seed).integers(1, length, shifts // 2)
+    drawn = np.random.default_rng(seed).integers(1, length, OFFSETS // 2)
     offsets = np.concatenate([drawn, length - drawn])
     whole = torch.from_numpy(labels)[None]
     within, modularity = _inside(weight, whole, torch.zeros(1, dtype=torch.long))
     seams = torch.from_numpy(offsets)
     true = _inside(weight, whole.expand(len(offsets), -1), seams)
     moved = _inside(weight, torch.from_numpy(np.stack([np.roll(labels, offset) for offset in offsets])), seams)
-    excess = true[0] - moved[0]
-    spread = excess.std(1).clamp_min(1e-12)
-    return BlockAffinity(
-        within[:, 0], excess.mean(1), excess.mean(1) / spread, modularity[:, 0], (true[1] - moved[1]).mean(1)
-    )
+    excess, modularity_excess = ((own - turned).mean(1) for own, turned in zip(true, moved, strict=True))
+    return BlockAffinity(within[:, 0], excess, modularity[:, 0], modularity_excess)
 
 
 def _inside(weight_HLS: Tensor, labels_NL: Tensor, seams_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,12 @@ def attention_patterns(model: Any, tokens: Tensor, *, batch_size: int = 8) -> Pa
 
 
 def row_entropies(model: Any, tokens: Tensor) -> Tensor:
-    """Entropy of every row in nats, float64 [layers, sequences, H, L] on the CPU; arguments as above.
+    """Entropy of every row in nats, float64 [layers, sequences, H, L] on the CPU.
 
     Memory: sequences · heads · CHUNK_ROWS · L numbers beside the result.
+
+    Args:
+        tokens: as of ``attention_patterns``, on the model's device; all at once.
     """
     found: dict[int, Tensor] = {}
 

@@ -23,6 +23,9 @@ Values = NDArray[np.float64]
 
 RIVALS = ("lognormal", "exponential", "stretched_exponential")
 LEAST_TAIL = 20  # values that a fit needs at or above its lower bound
+# Of the sample, that a searched bound leaves: a few of the largest values of almost any sample pass for a power law.
+LEAST_SHARE = 0.1
+MOST_BOUNDS = 100  # that are tried, evenly spaced among the different values
 _EXPONENTS = np.linspace(1.01, 6.0, 500)
 _TABLE = 1 << 16  # discrete values that are drawn exactly; above, the law is continuous to one part in a thousand
 
@@ -55,7 +58,7 @@ class PowerLaw:
 
     Attributes:
         fit: the best fit; None where there are too few different values.
-        interval: 95 % percentile interval of the exponent, over resampled data; None without replicas.
+        interval: 95 % percentile interval of the exponent, over resampled data; None without replicas that have a fit.
         p_value: share of samples of the fitted law that lie further from their own fit; below 0.1 the law is refuted.
             None without replicas.
         rivals: by name, on the fitted tail; "cutoff" is x^(−τ) exp(−x/s_c).
@@ -80,8 +83,6 @@ def analyse_power_law(
     seed: int = 0,
     processes: int = 1,
     minimum: float | None = None,
-    least_share: float = 0.1,
-    candidates: int = 100,
     advance: Callable[[int], None] | None = None,
 ) -> PowerLaw:
     """Fit, test and compare.
@@ -91,15 +92,12 @@ def analyse_power_law(
         replicas: samples for the p-value, and as many for the interval; the p-value's error is about ½/√replicas.
         seed: replica i is a function of (seed, i), whatever the number of processes.
         minimum: the lower bound, where it is known beforehand; None to search for it.
-        least_share: of the sample that a lower bound must leave. Without it a few of the largest values of almost any
-            sample pass for a power law.
-        candidates: lower bounds that are tried, at most, evenly spaced among the different values.
         advance: told how many replicas are done more, for a progress bar.
 
     Raises: ValueError for values that are not positive or not finite, or not whole although discrete.
     """
     sample = _checked(values, discrete)
-    fit_again = partial(fit_tail, discrete=discrete, minimum=minimum, least_share=least_share, candidates=candidates)
+    fit_again = partial(fit_tail, discrete=discrete, minimum=minimum)
     fit = fit_again(sample)
     if fit is None:
         return PowerLaw(len(sample), None, None, None, 0, {}, None, None)
@@ -108,35 +106,29 @@ def analyse_power_law(
         replica = partial(_replica, sample, fit, discrete, fit_again, seed)
         results = np.array(_map(replica, replicas, processes, advance))
         exponents = results[np.isfinite(results[:, 1]), 1]
-        interval = (float(np.quantile(exponents, 0.025)), float(np.quantile(exponents, 0.975)))
+        if len(exponents):
+            interval = (float(np.quantile(exponents, 0.025)), float(np.quantile(exponents, 0.975)))
         p_value = float(np.mean(results[:, 0] >= fit.distance))
     cutoff, cutoff_exponent, gain = fit_cutoff(sample, fit, discrete=discrete)
     rivals = {"cutoff": Rival(-gain, float(chdtrc(1, 2 * gain))), **_rivals(sample, fit, discrete)}
     return PowerLaw(len(sample), fit, interval, p_value, replicas, rivals, cutoff, cutoff_exponent)
 
 
-def fit_tail(
-    values: ArrayLike,
-    *,
-    discrete: bool,
-    minimum: float | None = None,
-    least_share: float = 0.1,
-    candidates: int = 100,
-) -> TailFit | None:
+def fit_tail(values: ArrayLike, *, discrete: bool, minimum: float | None = None) -> TailFit | None:
     """Exponent by maximum likelihood, lower bound by the least KS distance; None with fewer than LEAST_TAIL values.
 
     Continuous: exponent = 1 + n / Σ ln(x/minimum). Discrete: the maximum of −exponent Σ ln x − n ln ζ(exponent,
     minimum), from 1.01 to 6. Arguments as of ``analyse_power_law``.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
-    least = max(LEAST_TAIL, math.ceil(least_share * len(ordered)))
+    least = max(LEAST_TAIL, math.ceil(LEAST_SHARE * len(ordered)))
     if minimum is not None:
         ordered, least = ordered[ordered >= minimum], LEAST_TAIL
     if len(ordered) < least:
         return None
     unique = np.unique(ordered[: len(ordered) - least + 1]) if minimum is None else np.array([minimum])
-    if len(unique) > candidates:
-        unique = unique[np.linspace(0, len(unique) - 1, candidates).round().astype(int)]
+    if len(unique) > MOST_BOUNDS:
+        unique = unique[np.linspace(0, len(unique) - 1, MOST_BOUNDS).round().astype(int)]
     logs = np.log(ordered)
     log_sums = np.cumsum(logs[::-1])[::-1]  # of every tail
     best: TailFit | None = None

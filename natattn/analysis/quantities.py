@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from textwrap import fill
 
+from natattn.analysis.data_facts import UNITS
 from natattn.analysis.runs import ArmSummary, RunSummary
 
 
@@ -27,26 +28,32 @@ class Quantity:
 
 
 def loss(value: float) -> str:
+    """Nats, or nats/byte."""
     return f"{value:.4f}"
 
 
 def count(value: float) -> str:
+    """Steps, or tokens, images or pairs a second."""
     return f"{value:,.0f}"
 
 
 def perplexity(value: float) -> str:
+    """exp of a loss in nats/token."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
 def seconds(value: float) -> str:
+    """A time, without digits that nobody reads."""
     return f"{value:,.0f} s" if value >= 1000 else f"{value:.1f} s"
 
 
 def memory(value: float) -> str:
+    """Bytes, as MiB or GiB."""
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
 def ratio(value: float) -> str:
+    """Times as much."""
     return f"{value:.3f}×"
 
 
@@ -70,6 +77,7 @@ def _not_reached(run: RunSummary, arm: ArmSummary) -> str:
 
 
 def share(value: float) -> str:
+    """Of 1, in per cent."""
     return f"{100 * value:.1f} %"
 
 
@@ -116,7 +124,7 @@ def _metrics(split: str) -> Iterator[Quantity]:
 
 def _speeds() -> Iterator[Quantity]:
     """One for each unit; runs know that of their own."""
-    for unit in ("token", "image", "pair"):
+    for unit in UNITS:
         yield Quantity(f"{unit}s/s", f"{unit}s/s", partial(_speed, unit), count)
 
 

@@ -12,47 +12,13 @@ from typing import Any
 import numpy as np
 
 from natattn.analysis import facts as read
+from natattn.analysis.data_facts import DataFacts, data_of, unit_of
 from natattn.errors import UserError
 from natattn.plain import parsed_json
 from natattn.statistics import time_to_target
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 from natattn.training.run_folder import CONFIG, RUN, read_config
-
-UNITS = ("token", "image", "pair")
-
-
-@dataclass(frozen=True)
-class TextFacts:
-    """The text of a run. Entropies in nats/token, of the validation text; `floor` where it is known exactly.
-
-    `held_out_bigram_entropy` is the loss of a bigram model of the training text, `plug_in_bigram_entropy` (None in old
-    run folders) the entropy of the validation text's own counts.
-    """
-
-    tokens_per_byte: float
-    unigram_entropy: float
-    held_out_bigram_entropy: float
-    plug_in_bigram_entropy: float | None
-    floor: float | None
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """The data of a run: `text`, or with another task what `chance` reaches, by the name of the metric."""
-
-    name: str
-    fingerprint: str
-    text: TextFacts | None = None
-    chance: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def levels(self) -> dict[str, float]:
-        """Losses that need no attention, by name."""
-        if self.text is None:
-            return {"chance": self.chance["loss"]}
-        levels = {"unigram entropy": self.text.unigram_entropy, "bigram model": self.text.held_out_bigram_entropy}
-        return levels | ({} if self.text.floor is None else {"floor": self.text.floor})
 
 
 @dataclass(frozen=True)
@@ -173,7 +139,7 @@ def _runs_below(start: Path) -> Iterator[Path]:
 def _natural_order(path: Path) -> list[tuple[int, int, str]]:
     """Sorts 2_natural before 10_natural."""
     parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _summarise(folder: Path, facts: dict[str, Any], metrics: Metrics) -> RunSummary:
@@ -236,35 +202,6 @@ def _arm(
         leaky=name in facts.get("leaky", ()),
         metrics=_task_metrics(metrics, name) if diverged_at is None else {},
     )
-
-
-def unit_of(facts: dict[str, Any]) -> str:
-    """What the losses of a run are means over: token (of runs older than the other tasks too), image or pair."""
-    unit = str(facts.get("unit", "token"))
-    if unit not in UNITS:
-        raise ValueError(f"unit: valid: {', '.join(UNITS)}")
-    return unit
-
-
-def data_of(facts: dict[str, Any]) -> DataFacts:
-    """What run.json says of the data."""
-    data = read.mapping(facts["data"])
-    name, fingerprint = read.text(data["name"]), read.text(data["fingerprint"])
-    if unit_of(facts) != "token":
-        chance = {key: read.known(read.number(value), key) for key, value in read.mapping(data["chance"]).items()}
-        read.known(chance.get("loss"), "the loss of chance")
-        return DataFacts(name, fingerprint, chance=chance)
-    tokens, size = (read.whole(data[key]) or 0 for key in ("validation_tokens", "validation_bytes"))
-    if tokens < 1 or size < 1:
-        raise ValueError("its validation text is empty")
-    text = TextFacts(
-        tokens_per_byte=tokens / size,
-        unigram_entropy=read.known(read.number(data["unigram_entropy"]), "unigram_entropy"),
-        held_out_bigram_entropy=read.known(read.number(data["held_out_bigram_entropy"]), "held_out_bigram_entropy"),
-        plug_in_bigram_entropy=read.number(data.get("plug_in_bigram_entropy")),
-        floor=read.number(data.get("floor")),
-    )
-    return DataFacts(name, fingerprint, text)
 
 
 def _task_metrics(metrics: Metrics, arm: str) -> dict[str, float]:

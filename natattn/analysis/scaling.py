@@ -65,6 +65,7 @@ class Law:
     Attributes:
         exponents: of L and H.
         intervals: 95 % t intervals of the fitted ones, None for those that are given.
+        scale: exp(c).
         residual: root mean square of what is left of log N·d.
         aicc: Akaike's criterion for small samples; the least is best, by less than about 2 it says nothing.
         p_value: of the F test of this law against the free powers; None for these, and where they cannot be fitted.

@@ -34,7 +34,7 @@ class TextSample(Settings):
 
 
 class TemperatureGrid(Settings):
-    """Temperatures of the scans, equally spaced in their logarithm; the model's own, 1, is always among them."""
+    """Temperatures of the scans, equally spaced in their logarithm, and the model's own, 1, where it lies between."""
 
     lowest: Positive
     highest: Positive

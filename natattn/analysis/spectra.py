@@ -55,11 +55,13 @@ def weight_spectra(
         if view.role not in ATTENTION_ROLES or view.layer is None or view.parameter.ndim < 2:
             continue
         matrix = view.of(view.parameter.detach()).double().cpu().numpy()
+        shuffled = generator.permutation(matrix.ravel()).reshape(matrix.shape)
+        both = [_eigenvalues(entries) for entries in (matrix, shuffled)]
         laws = [
             analyse_power_law(values[values > 0], discrete=False, replicas=replicas, seed=seed, processes=processes)
-            for values in map(_eigenvalues, (matrix, generator.permutation(matrix.ravel()).reshape(matrix.shape)))
+            for values in both
         ]
-        spectra.append(WeightSpectrum(view.layer, str(view.role), _eigenvalues(matrix), *laws))
+        spectra.append(WeightSpectrum(view.layer, str(view.role), both[0], *laws))
         if advance is not None:
             advance(1)
     return sorted(spectra, key=lambda spectrum: (spectrum.layer, ATTENTION_ROLES.index(spectrum.role)))

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from natattn.analysis.patterns import LONGEST_PATTERN, model_inputs
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.analysis.task_subject import read_by_tower
+from natattn.analysis.task_subject import Read, read_by_tower
 from natattn.attention.modules import attention_layers
 from natattn.attention.stabilisers import restore_stabilisers
 from natattn.data import TokenSplit, prepare
@@ -76,6 +77,10 @@ class Subject:
         inputs = model_inputs(batch)
         return {**inputs, "decoder_input_ids": batch} if self.is_encoder_decoder else inputs
 
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All of ``tokens`` on the model's device, so many sequences or images at a time."""
+        yield from torch.split(self.tokens.to(next(self.model.parameters()).device), size)
+
     def beginning(self, count: int) -> Tensor:
         """The first sequences, cut where whole patterns would be too large; or the first images."""
         return self.tokens[:count] if self.reads_images else self.tokens[:count, :LONGEST_PATTERN]
@@ -104,44 +109,40 @@ def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
         raise UserError("nothing to look at; give run=FOLDER, or init=pretrained init.path=FOLDER|HUB_NAME")
     model = _load_model(folder).to(device).eval()
     vocabulary = _vocabulary(model, folder)
-    layers = attention_layers(model)
     corpus = prepare(data, tokenizer)
     if corpus.tokenizer.vocab_size > vocabulary:
         raise UserError(
             f"tokenizer: {corpus.tokenizer.vocab_size} tokens for a model that knows {vocabulary}; use the model's own"
         )
     context = _context(settings, model)
-    tokens = _sequences(corpus.validation, settings.text.sequences, context)
-    facts = {
-        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "from": str(folder),
-        "self-attention": f"{len(layers)} layers × {model.config.num_attention_heads} heads",
-        "text": f"{corpus.name}, {len(tokens)} sequences × {context} tokens of its validation split",
-    }
+    tokens = torch.from_numpy(_sequences(corpus.validation, settings.text.sequences, context))
     words = [corpus.tokenizer.decode([int(token)]) for token in tokens[0]]
-    is_causal = all(bool(layer.module.is_causal) for layer in layers)
-    source = f"natattn {_version()}, {_state_of(folder)}, tokens {hashlib.sha256(tokens.tobytes()).hexdigest()}"
-    return Subject(name, facts, model, torch.from_numpy(tokens), words, corpus.tokenizer, data, is_causal, source)
+    line = f"{corpus.name}, {len(tokens)} sequences × {context} tokens of its validation split"
+    return _subject(Read(model, tokens, words, corpus.tokenizer, line), "text", folder, name, data)
 
 
 def _of_task(settings: AnalyzeSettings, saved: RunSettings, folder: str, name: str, device: torch.device) -> Subject:
     """The subject of a run of another task than language."""
     read = read_by_tower(settings, saved, _load_model(folder).eval())
-    model = read.model.to(device)
-    _check_weights(model, folder)
-    layers = attention_layers(model)
+    _check_weights(read.model.to(device), folder)
+    if saved.task.kind == "multimodal":
+        name = f"{name}_{settings.tower or 'vision'}"
+    return _subject(read, "read", folder, name, saved.data)
+
+
+def _subject(read: Read, what: Literal["text", "read"], folder: str, name: str, data: Any) -> Subject:
+    """The subject of a model that is loaded, and of what it reads."""
+    model, layers = read.model, attention_layers(read.model)
     facts = {
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters",
         "from": folder,
         "self-attention": f"{len(layers)} layers × {model.config.num_attention_heads} heads",
-        "read": read.line,
+        what: read.line,
     }
-    if saved.task.kind == "multimodal":
-        name = f"{name}_{settings.tower or 'vision'}"
     is_causal = all(bool(layer.module.is_causal) for layer in layers)
     digest = hashlib.sha256(read.tokens.numpy().tobytes()).hexdigest()
-    source = f"natattn {_version()}, {_state_of(folder)}, inputs {digest}"
-    return Subject(name, facts, model, read.tokens, read.words, read.tokenizer, saved.data, is_causal, source)
+    source = f"natattn {_version()}, {_state_of(folder)}, {'tokens' if what == 'text' else 'inputs'} {digest}"
+    return Subject(name, facts, model, read.tokens, read.words, read.tokenizer, data, is_causal, source)
 
 
 def _check_weights(model: Any, folder: str) -> None:

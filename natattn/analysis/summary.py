@@ -9,30 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from natattn.analysis.data_facts import TextFacts
 from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, loss, memory, points, share
-from natattn.analysis.runs import ArmSummary, RunSummary, TextFacts, find_runs, summarise_run
+from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
 from natattn.errors import UserError
 from natattn.redaction import one_line
 from natattn.statistics import mean, standard_deviation
 from natattn.tracking.console import signed
-
-__all__ = [
-    "ArmSummary",
-    "RunSummary",
-    "arm_status",
-    "below_bigram",
-    "by_data",
-    "counted_values",
-    "find_runs",
-    "known_quantities",
-    "notes",
-    "paired_differences",
-    "print_report",
-    "run_table",
-    "summarise_run",
-    "sweep_table",
-]
 
 # Wide enough for the table of a sweep; where there is no terminal nothing needs to be folded.
 _WIDTH_WITHOUT_TERMINAL = 240
@@ -45,16 +29,6 @@ def run_table(summary: RunSummary) -> Table:
     """The table of one run: quantities in rows, arms in columns, and the difference candidate − reference."""
     title = summary.label if summary.seed is None else f"{summary.label} · seed {summary.seed}"
     return _group_table(Group(title, (summary,)))
-
-
-def sweep_table(summaries: list[RunSummary]) -> Table:
-    """The table of many runs: a row for each arm of each group of runs that are equal in all but the seed.
-
-    Cells are mean ± sample standard deviation over the seeds; a diverged arm counts in `n` and not in the mean. Runs
-    that are broken, incomplete or repeated are left out (see `group_runs`), as are quantities that no run knows.
-    """
-    groups, _ = group_runs(summaries)
-    return _sweep_table(groups)
 
 
 def print_report(paths: Sequence[str], *, stream: TextIO) -> list[RunSummary]:
@@ -92,7 +66,7 @@ def by_data(groups: Sequence[Group]) -> list[list[Group]]:
 
 def _print_groups(console: Console, groups: list[Group]) -> None:
     """One table where it is not wider than the screen, else one for each group."""
-    table = _sweep_table(groups)
+    table = sweep_table(groups)
     fits = console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width
     for each in [table] if fits else [_group_table(group) for group in groups]:
         console.print(each)
@@ -118,7 +92,12 @@ def _group_table(group: Group) -> Table:
     return table
 
 
-def _sweep_table(groups: list[Group]) -> Table:
+def sweep_table(groups: list[Group]) -> Table:
+    """The table of many runs: a row for each arm of each group of runs that are equal in all but the seed.
+
+    Cells are mean ± sample standard deviation over the seeds; a diverged arm counts in `n` and not in the mean.
+    Quantities that no run knows are left out.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption_justify="left")
     table.caption = Text("\n".join(notes(groups)), style="not italic")
     columns = _sweep_columns(groups)
@@ -255,9 +234,8 @@ def _levels(data: TextFacts) -> str:
 
 def _chance(values: Mapping[str, float]) -> str:
     """What a model reaches that does not look at its input."""
-    shown = {"loss": f"loss {loss(values['loss'])}"} if "loss" in values else {}
-    shown |= {name: f"{title} {share(values[name])}" for name, title in TASK_METRICS.items() if name in values}
-    return ", ".join(shown.values())
+    shares = (f"{title} {share(values[name])}" for name, title in TASK_METRICS.items() if name in values)
+    return ", ".join([f"loss {loss(values['loss'])}", *shares])
 
 
 def notes(groups: list[Group]) -> list[str]:

@@ -17,7 +17,7 @@ from natattn.training.settings import RunSettings
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """A model and what it reads of a run's validation split; as the fields of ``Subject``, and a line about it."""
+    """A model and what it reads of a validation split; as the fields of ``Subject``, and a line about it."""
 
     model: Any
     tokens: Tensor

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import fdtrc
 
-from natattn.analysis.criticality import FiniteSize, Peak, PeakOf, critical_temperatures, finite_size, power_of
+from natattn.analysis.criticality import (
+    PEAKS,
+    FiniteSize,
+    Peak,
+    PeakOf,
+    critical_temperatures,
+    finite_size,
+    power_of,
+)
 from natattn.analysis.run_set import RunSet, Treatment
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import load_subject
@@ -29,7 +37,6 @@ from natattn.training.devices import chosen_device
 PAPER_WIDTH = 768
 LEAST_WIDTHS = 3
 KINDS: tuple[ScanKind, ...] = ("frozen", "propagated")
-PEAKS: tuple[PeakOf, ...] = ("heat_capacity", "susceptibility")
 
 
 @dataclass(frozen=True)

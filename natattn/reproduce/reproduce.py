@@ -10,7 +10,6 @@ from pathlib import Path
 
 from natattn.analysis.sections.section import Picture
 from natattn.errors import UserError
-from natattn.files import replacing
 from natattn.reproduce.analyses import (
     analysed,
     kept_analysis,
@@ -235,9 +234,7 @@ def write_figures(folder: Path, pictures: Iterable[Picture]) -> None:
     """Every picture as PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        for suffix, content in ((".png", picture.png), (".csv", picture.data.to_csv().encode())):
-            with replacing(folder / f"{picture.name}{suffix}") as temporary:
-                temporary.write_bytes(content)
+        picture.write(folder)
 
 
 def prefixed(result: StudyResult) -> StudyResult:

@@ -228,7 +228,7 @@ def _curves(groups: Sequence[Group], number: int) -> Picture | None:
         f"{name}: means over seeds (their number in brackets) with 95 % t bands from three seeds on{few}.{in_full}"
     )
     unit = groups[0].runs[0].unit
-    png = run_figures.bands([(f"validation loss, nats/{unit}", lines, levels)], x_label="steps", logarithmic=True)
+    png = run_figures.bands([(f"validation loss, nats/{unit}", lines, levels)])
     return Picture(f"curves_{number}", caption, _numbers(drawn), png)
 
 

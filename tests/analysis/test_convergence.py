@@ -16,6 +16,7 @@ def metrics(tmp_path):
         for step in range(0, 1001, 50):
             file.log([Record(step, "a", "validation/loss", 5.0 - 0.002 * step, 0.0)])
             file.log([Record(step, "a", "train/gradient_norm", 2.0 if step != 800 else 10.0, 0.0)])
+            file.log([Record(step, "still", "validation/loss", 5.0, 0.0)])
         file.log([Record(0, "b", "validation/loss", 5.0, 0.0)])
     return read_metrics(tmp_path / "metrics.jsonl")
 
@@ -26,11 +27,14 @@ def test_a_straight_line(metrics):
     assert found.area == pytest.approx(4.0)
     assert found.slope[0] == pytest.approx(-0.2)
     assert found.slope[1] == pytest.approx(0.0, abs=1e-9)
-    assert list(found.steps_to.values()) == [250, 500, 750]
+    assert found.steps_to_quarters == (250, 500, 750)
     assert (found.gradient_norm, found.largest_gradient_norm) == (2.0, 10.0)
-    assert convergence(metrics, "a", [4.5, 1.0]).steps_to == {4.5: 250, 1.0: None}
     assert convergence(metrics, "b") is None
     assert convergence(metrics, "c") is None
+
+
+def test_a_loss_that_does_not_move_is_at_its_quarters_from_the_start(metrics):
+    assert convergence(metrics, "still").steps_to_quarters == (0, 0, 0)
 
 
 def curves(peak, fall):

@@ -111,7 +111,6 @@ def test_attention_inside_blocks_is_found_and_nearness_alone_is_not():
     uniform = normalised(causal)
     found = block_affinity(torch.stack([follows, near, uniform]), labels)
     assert found.within[0] > 0.2 + found.within_moved[0]
-    assert found.z[0] > 5
     assert float(found.within[1]) > 0.4  # a near key is in the same block often,
     assert abs(float(found.excess[1])) < 0.005  # and as often in blocks that were moved
     assert abs(float(found.excess[2])) < 0.05

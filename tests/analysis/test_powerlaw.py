@@ -110,6 +110,12 @@ def test_a_few_or_equal_values_have_no_fit():
     assert analyse_power_law([2.0] * 100, discrete=True, replicas=5).fit is None
 
 
+def test_replicas_without_a_fit_leave_no_interval():
+    found = analyse_power_law([1.0] * 99 + [2.0], discrete=True, replicas=1)  # the one that differs is not drawn again
+    assert found.fit is not None
+    assert found.interval is None
+
+
 @pytest.mark.parametrize("values", [[1.0, -1.0], [0.0, 1.0], [1.0, np.inf], [1.0, np.nan]])
 def test_values_must_be_positive_and_finite(values):
     with pytest.raises(ValueError, match="positive, finite"):

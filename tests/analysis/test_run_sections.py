@@ -203,3 +203,15 @@ def test_models_of_different_sizes_are_no_grid(make_run, tmp_path, capsys):
     head_grid(make_run, parameters=lambda width: 1000 + width)
     assert main(["analyze", f"runs={tmp_path}/grid", "sections=[scaling]", f"output={tmp_path}/page"]) == 2
     assert "models of 1,008 to 1,128 parameters" in capsys.readouterr().err
+
+
+def test_a_seed_whose_loss_did_not_move_is_counted_with_the_others(make_run, tmp_path):
+    make_run("study/moved", arms=("natural",), seed=0)
+    still = make_run("study/still", arms=("natural",), seed=1) / "metrics.jsonl"
+    records = [json.loads(line) for line in still.read_text().splitlines()]
+    still.write_text("".join(
+        json.dumps(each | ({"value": 5.0} if each["name"] == "validation/loss" else {})) + "\n" for each in records
+    ))  # fmt: skip
+    assert main(["analyze", f"runs={tmp_path}/study", f"output={tmp_path}/page"]) == 0
+    (steps,) = column(sections(tmp_path / "page")["curves"]["tables"][0], "steps to ¼, ½, ¾ of the fall")
+    assert len(steps.split(", ")) == 3

@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from natattn.analysis.facts import number
 from natattn.analysis.groups import group_runs
 from natattn.analysis.quantities import points
-from natattn.analysis.summary import find_runs, print_report, run_table, summarise_run, sweep_table
+from natattn.analysis.runs import find_runs, summarise_run
+from natattn.analysis.summary import print_report, run_table, sweep_table
 from natattn.errors import UserError
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
@@ -194,7 +196,7 @@ def test_a_sweep_is_grouped_by_all_but_the_seed(sweep: Path) -> None:
         ("natural · adamw · nano", 3),
         ("natural · aif · nano", 3),
     ]
-    text = text_of(sweep_table(runs))
+    text = text_of(sweep_table(groups))
     lines = [line.split() for line in text.splitlines()]
     adamw = lines.index(next(line for line in lines if "adamw" in line))
     # The arms: label, row of means, row of spreads, the candidate's two.
@@ -278,6 +280,13 @@ def test_broken_and_unfinished_runs_are_listed(make_run: MakeRun) -> None:
         assert words in text
 
 
+def test_a_number_beyond_floating_point_is_none() -> None:
+    assert number(2**64) == 2.0**64
+    for value in (10**400, float("nan"), -float("inf"), True, "1"):
+        with pytest.raises(ValueError, match="is no number"):
+            number(value)
+
+
 def test_a_single_broken_run_is_one_line(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "run.json").unlink()
@@ -324,6 +333,8 @@ def test_runs_are_found_in_folders_sweeps_and_patterns(make_run: MakeRun, tmp_pa
     assert find_runs([tmp_path]) == [other, *runs]
     assert find_runs([f"{tmp_path}/sweep/*_x", runs[0]]) == runs
     assert find_runs([other]) == [other]
+    make_run("sweep/1²")  # a digit that is no number
+    assert len(find_runs([tmp_path / "sweep"])) == 4
 
 
 @pytest.mark.parametrize("path", ["nowhere", "no*where", "."])

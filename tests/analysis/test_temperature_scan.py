@@ -1,5 +1,6 @@
 """Temperature scans against closed forms, the probe, and the model itself."""
 
+import dataclasses
 import math
 
 import pytest
@@ -187,3 +188,20 @@ def test_the_models_own_temperature_is_among_those_of_a_scan():
     assert TemperatureGrid(lowest=0.1, highest=10.0, count=21).values.count(1.0) == 1
     assert len(TemperatureGrid(lowest=0.1, highest=10.0, count=21).values) == 21
     assert len(TemperatureGrid(lowest=2.0, highest=10.0, count=5).values) == 5
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ([0.5, 1.0, 2.0], "none is better than the model's own"),
+        ([1.5, 2.0, 3.0], "T = 1.5, the nearest to"),
+    ],
+)
+def test_the_best_temperature_is_told_of_the_models_own_only_where_that_was_tried(grid, said):
+    from natattn.analysis.sections.scans import _best_temperature
+
+    found = scan_temperatures(gpt2(), torch.randint(20, (2, LENGTH)), grid, kind="propagated")
+    by_distance = torch.tensor(grid, dtype=torch.float64).sub(1).abs()[:, None].expand(-1, 2)
+    best, sentence = _best_temperature(dataclasses.replace(found, loss=by_distance))
+    assert best == grid[int(by_distance[:, 0].argmin())]
+    assert said in sentence

@@ -1,5 +1,6 @@
 import csv
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,9 +119,12 @@ def test_a_run_without_losses_is_an_error_of_one_line(make_run: MakeRun) -> None
     assert not (folder / "curves.png").exists()
 
 
-def test_a_broken_description_is_an_error_of_one_line(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("without", ["reference", "candidate", "data"])
+def test_a_broken_description_is_an_error_of_one_line(make_run: MakeRun, without: str) -> None:
     folder = make_run()
-    (folder / "run.json").write_text('{"arms": {}}')
+    facts = json.loads((folder / "run.json").read_text())
+    del facts[without]
+    (folder / "run.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"run\.json does not describe a run"):
         plot_curves(folder)
 

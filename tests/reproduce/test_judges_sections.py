@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from natattn.analysis.convergence import Lead
-from natattn.analysis.sections import hierarchy, measures, training, widths
+from natattn.analysis.sections import heads, hierarchy, measures, power_laws, training, widths
 from natattn.analysis.sections.fisher import fisher_section
 from natattn.analysis.sections.scans import finite_size_section, scan_section
 from natattn.analysis.sections.sources import TreeText
@@ -74,7 +74,7 @@ def test_the_identity_in_score_space(subject):
 
 
 def test_cascades(subject):
-    findings, (table,) = judged("cascades", measures.cascades(subject, SETTINGS, lambda count: None))
+    findings, (table,) = judged("cascades", power_laws.cascades_section(subject, SETTINGS, lambda count: None))
     assert [finding.claim for finding in findings] == ["K2", "K2"]
     assert (findings[0].count, findings[1].count) == (5, 0)  # nothing is nine deviations away
     assert cell(table, "τ with a cutoff").value == pytest.approx(findings[0].estimate.value)
@@ -83,7 +83,7 @@ def test_cascades(subject):
 
 
 def test_scans(subject):
-    sections = [scan_section(subject, SETTINGS, kind, lambda count: None) for kind in ("frozen", "propagated")]
+    sections = [scan_section(kind, subject, SETTINGS, lambda count: None) for kind in ("frozen", "propagated")]
     sections.append(finite_size_section(subject, SETTINGS, lambda count: None))
     findings, tables = judged("correlation", *sections)
     assert findings == []
@@ -102,14 +102,14 @@ def test_hierarchy(subject, monkeypatch):
     row = dict(zip(section.tables[0].headings, section.tables[0].rows[0], strict=True))
     assert row["excess above it"] == pytest.approx(row["excess"] - row["excess of distance alone"])
     assert row["low"] < row["excess above it"] < row["high"]
-    findings, tables = judged("hierarchy", section, measures.heads(subject, SETTINGS, lambda count: None))
+    findings, tables = judged("hierarchy", section, heads.heads_section(subject, SETTINGS, lambda count: None))
     assert [(finding.claim, finding.count) for finding in findings] == [("F2", 5), ("F5", 5)]
     assert findings[0].estimate.value == pytest.approx(row["excess above it"])
     assert [table.name for table in tables] == ["hierarchy_levels", "hierarchy_layers", "hierarchy_slopes"]
 
 
 def test_theorems(subject):
-    findings, _ = judged("theorems", measures.theorems(subject, SETTINGS, lambda count: None))
+    findings, _ = judged("theorems", measures.theorems_section(subject, SETTINGS, lambda count: None))
     assert {finding.claim for finding in findings} == {"P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'"}
 
 

@@ -1,6 +1,7 @@
 """Vision and multimodal runs: the same arms, attention types, optimizers, guards and checkpoints as language has."""
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -156,6 +157,19 @@ def test_a_run_is_written_reported_and_goes_on_exactly(small, tmp_path, monkeypa
     }.items():
         assert main(list(command)) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_text_tower_is_looked_at_where_there_is_one(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *small, "reference=none", "hydra.run.dir=run"]) == 0
+    done = main(["analyze", "run=run", "tower=text", "sections=[heads,cascades]", "law_replicas=0"])
+    if json.loads((tmp_path / "run" / "run.json").read_text())["task"] == "vision":
+        assert done == 2
+        assert "tower=text: run run has one tower; valid: null" in capsys.readouterr().err
+    else:
+        assert done == 0
+        subject = json.loads((tmp_path / "run" / "analysis_natural_text" / "analysis.json").read_text())["subject"]
+        assert re.fullmatch(r".*, \d+ captions × \d+ tokens of its validation split", subject["read"])
 
 
 def _records(folder: Path) -> list[tuple[object, ...]]:

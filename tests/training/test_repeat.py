@@ -1,5 +1,6 @@
 """A finished run that is trained again says whether the same came out, and if not, what differs."""
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import torch
 
 from natattn import config
 from natattn.analysis.repetition import compare_runs
+from natattn.analysis.repetition_table import print_repetition
 from natattn.cli import main
 from natattn.errors import UserError
 from natattn.saved_settings import repeated_settings, resumed_settings
@@ -160,6 +162,18 @@ def test_a_run_without_the_newer_records_is_compared(finished, copied):
     found = compare_runs(copied, Path(shutil.copytree(finished, copied.parent / "again")))
     assert not found.changes
     assert set(found.not_recorded) == {"processor", "source"}
+
+
+def test_what_differs_is_written_as_it_is(finished, copied):
+    """A device's name or a variable may hold what a terminal library takes for a style."""
+    environment = json.loads((copied / "environment.json").read_text())
+    environment["variables"] = {"ONE": "[bold]x[/red]", "TWO": ":smile:"}
+    (copied / "environment.json").write_text(json.dumps(environment))
+    _change_metrics(copied, "validation/loss", 1 + 4e-6, 3)
+    stream = io.StringIO()
+    print_repetition(compare_runs(finished, copied), stream=stream)
+    assert "[bold]x[/red]" in stream.getvalue()
+    assert ":smile:" in stream.getvalue()
 
 
 def test_the_environments_of_all_sittings_are_kept(tmp_path, monkeypatch):

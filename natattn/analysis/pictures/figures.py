@@ -1,18 +1,32 @@
 """The pictures of an analysis: one style, colours that every kind of vision tells apart, readable in grey."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.pictures.run_curves import STYLE
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
+# What all figures share, as matplotlib's rcParams (Any: their names are a type of their own there).
+STYLE: Any = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "lines.solid_capstyle": "round",
+    "text.parse_math": False,  # names of arms and data are not formulas
+}
+
 # Okabe and Ito, in an order in which neighbours differ in lightness too.
 COLOURS = ("#0072B2", "#E69F00", "#A23B00", "#56B4E9", "#000000", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -34,12 +48,27 @@ def drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     return picture.getvalue()
 
 
-def panel_grid(figure: Any, count: int, columns: int) -> "list[Axes]":
-    """As many panels as there are things to draw, row by row; the places that are left in the last row stay empty."""
-    panels = list(figure.subplots(-(-count // columns), columns, squeeze=False).flatten())
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    return panels[:count]
+def drawn_panels(
+    draw: "Callable[[list[Axes]], None]", count: int, *, columns: int, panel: tuple[float, float], above: float
+) -> bytes:
+    """A PNG of what ``draw`` puts on panels, row by row; the places that are left in the last row stay empty.
+
+    Args:
+        count: of panels.
+        columns: at most.
+        panel: width and height of one, in inches.
+        above: what the rows together leave of the height, in inches.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+
+    def draw_all(figure: Any) -> None:
+        places = list(figure.subplots(rows, columns, squeeze=False).flatten())
+        for empty in places[count:]:
+            empty.set_visible(False)
+        draw(places[:count])
+
+    return drawn(draw_all, (panel[0] * columns, panel[1] * rows + above))
 
 
 def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) -> bytes:
@@ -48,12 +77,9 @@ def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) ->
     Args:
         maps: title, unit and values [layers, heads].
     """
-    columns = min(3, len(maps))
-    rows = -(-len(maps) // columns)
 
-    def draw(figure: Any) -> None:
-        panels = panel_grid(figure, len(maps), columns)
-        for panel, (title, unit, values) in zip(panels, maps, strict=False):
+    def draw(panels: "list[Axes]") -> None:
+        for panel, (title, unit, values) in zip(panels, maps, strict=True):
             image = panel.imshow(values, cmap=SEQUENTIAL, aspect="auto")
             name = title.replace("_", " ")
             panel.set_title(f"{name}, {unit}" if unit else name, fontsize=9)
@@ -62,9 +88,9 @@ def head_maps(maps: Sequence[tuple[str, str, Floats]], layers: Sequence[int]) ->
             panel.grid(False)
             if values.size <= 150 and values.shape[1] <= MOST_WRITTEN:
                 _write_cells(panel, values)
-            figure.colorbar(image, ax=panel)
+            panel.figure.colorbar(image, ax=panel)
 
-    return drawn(draw, (4.2 * columns, 0.8 + 2.6 * rows))
+    return drawn_panels(draw, len(maps), columns=3, panel=(4.2, 2.6), above=0.8)
 
 
 def _write_cells(panel: "Axes", values: Floats) -> None:
@@ -80,35 +106,30 @@ def curves(
     labels: Sequence[str],
     *,
     x_label: str,
-    logarithmic: bool = True,
-    marked: dict[str, float] | None = None,
+    marked: Mapping[str, float],
 ) -> bytes:
-    """Panels of curves over a common axis, one curve for each label; values marked on the axis are named.
+    """Panels of curves over a common, logarithmic axis, one curve for each label; values marked on it are named.
 
     Args:
         panels_data: label of the vertical axis, and values [points, labels], or [points, 1] for a panel of one curve.
     """
-    columns = min(3, len(panels_data))
-    rows = -(-len(panels_data) // columns)
 
-    def draw(figure: Any) -> None:
-        panels = panel_grid(figure, len(panels_data), columns)
-        for panel, (label, values) in zip(panels, panels_data, strict=False):
+    def draw(panels: "list[Axes]") -> None:
+        for panel, (label, values) in zip(panels, panels_data, strict=True):
             for place, curve in enumerate(values.T):
                 panel.plot(
                     x, curve, color=COLOURS[place % len(COLOURS)], label=labels[place], linewidth=1.2,
                     marker=MARKERS[place % len(MARKERS)], markersize=3,
                 )  # fmt: skip
-            for place, (name, value) in enumerate((marked or {}).items()):
+            for place, (name, value) in enumerate(marked.items()):
                 panel.axvline(value, color="#555555", linestyle=":", linewidth=0.9)
                 panel.annotate(name, (value, 1), (2, -2 - 9 * place), ("data", "axes fraction"),
                                textcoords="offset points", va="top", fontsize=7, color="#555555")  # fmt: skip
             panel.set(xlabel=x_label, ylabel=label)
-            if logarithmic:
-                set_logarithmic(panel, "x")
+            set_logarithmic(panel, "x")
         panels[0].legend(fontsize=7, frameon=False)
 
-    return drawn(draw, (3.6 * columns, 0.4 + 2.6 * rows))
+    return drawn_panels(draw, len(panels_data), columns=3, panel=(3.6, 2.6), above=0.4)
 
 
 def set_logarithmic(panel: "Axes", axes: str) -> None:
@@ -156,13 +177,10 @@ def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, 
 
 def pattern_grid(patterns: Floats, titles: Sequence[str], words: Sequence[str] | None = None) -> bytes:
     """Attention patterns [panels, L, L], rows the queries; with words on the axes where they are given."""
-    columns = min(4, len(patterns))
-    rows = -(-len(patterns) // columns)
     size = 2.4 if words is None else 5.2
 
-    def draw(figure: Any) -> None:
-        panels = panel_grid(figure, len(patterns), columns)
-        for panel, pattern, title in zip(panels, patterns, titles, strict=False):
+    def draw(panels: "list[Axes]") -> None:
+        for panel, pattern, title in zip(panels, patterns, titles, strict=True):
             # The square root shows weights of a hundredth beside those of one.
             panel.imshow(np.sqrt(pattern), cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest")
             panel.set_title(title, fontsize=8)
@@ -173,4 +191,4 @@ def pattern_grid(patterns: Floats, titles: Sequence[str], words: Sequence[str] |
                 panel.set_xticks(range(len(words)), words, rotation=90, fontsize=5)
                 panel.set_yticks(range(len(words)), words, fontsize=5)
 
-    return drawn(draw, (size * columns, size * rows + 0.3))
+    return drawn_panels(draw, len(patterns), columns=4, panel=(size, size), above=0.3)

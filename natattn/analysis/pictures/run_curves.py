@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.runs import DataFacts, data_of, read_facts, unit_of
+from natattn.analysis.data_facts import DataFacts, data_of, unit_of
+from natattn.analysis.pictures.figures import STYLE
+from natattn.analysis.runs import read_facts
 from natattn.errors import UserError
 from natattn.files import replacing
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
@@ -21,22 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = "curves.png"
-
-# What all figures share, as matplotlib's rcParams (Any: their names are a type of their own there).
-STYLE: Any = {
-    "figure.dpi": 150,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "lines.solid_capstyle": "round",
-    "text.parse_math": False,  # names of arms and data are not formulas
-}
 
 # Okabe and Ito's blues, and a darkened vermilion of theirs: told apart by every kind of colour vision. The reference is
 # a broad pale line and what is compared with it a narrow dark one above: both are seen where they agree, and in grey.
@@ -87,12 +73,11 @@ def plot_curves(folder: Path) -> Path:
         arms = [
             _curves(name, facts, metrics) for name in sorted(facts["arms"], key=lambda arm: arm != facts["reference"])
         ]
-        data = data_of(facts)
+        data, difference = data_of(facts), _difference(arms, facts)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{folder / RUN} does not describe a run: {error}") from error
     if not any(arm.validation[0].size for arm in arms):
         raise UserError(f"{folder} has no validation loss to draw yet")
-    difference = _difference(arms, facts)
     _replace(folder / "curves.csv", _as_csv(arms, difference, unit_of(facts)))
     path = folder / CURVES
     _replace(path, _draw(arms, data, difference, facts))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn, panel_grid, set_logarithmic
+from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn_panels, set_logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,23 +27,17 @@ class Line:
     high: Floats
 
 
-def bands(
-    panels_data: Sequence[tuple[str, Sequence[Line], Mapping[str, float]]], *, x_label: str, logarithmic: bool = False
-) -> bytes:
-    """Panels of curves with bands, each curve over its own steps.
+def bands(panels_data: Sequence[tuple[str, Sequence[Line], Mapping[str, float]]]) -> bytes:
+    """Panels of curves with bands, each curve over its own steps, on a logarithmic axis: step 0 is left out.
 
     Args:
         panels_data: label of the vertical axis, curves, and levels that are drawn across and named.
-        logarithmic: of the steps; step 0 is then left out.
     """
-    columns = min(2, len(panels_data))
-    rows = -(-len(panels_data) // columns)
 
-    def draw(figure: Any) -> None:
-        panels = panel_grid(figure, len(panels_data), columns)
-        for panel, (label, lines, levels) in zip(panels, panels_data, strict=False):
+    def draw(panels: "list[Axes]") -> None:
+        for panel, (label, lines, levels) in zip(panels, panels_data, strict=True):
             for place, line in enumerate(lines):
-                _draw_line(panel, line, place, line.x > 0 if logarithmic else line.x >= 0)
+                _draw_line(panel, line, place)
             _fit(panel, lines)
             low, high = panel.get_ylim()
             for name, level in levels.items():
@@ -52,12 +46,11 @@ def bands(
                 panel.axhline(level, color="#555555", linestyle=":", linewidth=0.9)
                 panel.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), textcoords="offset points",
                                ha="right", fontsize=7, color="#555555")  # fmt: skip
-            panel.set(xlabel=x_label, ylabel=label)
-            if logarithmic:
-                set_logarithmic(panel, "x")
+            panel.set(xlabel="steps", ylabel=label)
+            set_logarithmic(panel, "x")
         panels[0].legend(fontsize=7, frameon=False)
 
-    return drawn(draw, (5.0 * columns, 0.4 + 3.0 * rows))
+    return drawn_panels(draw, len(panels_data), columns=2, panel=(5.0, 3.0), above=0.4)
 
 
 def _fit(panel: "Axes", lines: Sequence[Line]) -> None:
@@ -70,7 +63,8 @@ def _fit(panel: "Axes", lines: Sequence[Line]) -> None:
     panel.set_ylim(low - margin, high + margin)
 
 
-def _draw_line(panel: "Axes", line: Line, place: int, kept: NDArray[np.bool_]) -> None:
+def _draw_line(panel: "Axes", line: Line, place: int) -> None:
+    kept = line.x > 0
     colour = COLOURS[place % len(COLOURS)]
     style = ("-", "--", "-.", ":")[place // len(COLOURS) % 4]
     marker = MARKERS[place % len(MARKERS)] if kept.sum() <= MARKED_POINTS else None
@@ -103,12 +97,9 @@ def powers(
         logarithmic: axes.
         joined: draw lines between the points.
     """
-    columns = min(2, len(panels_data))
-    rows = -(-len(panels_data) // columns)
 
-    def draw(figure: Any) -> None:
-        panels = panel_grid(figure, len(panels_data), columns)
-        for panel, (label, groups) in zip(panels, panels_data, strict=False):
+    def draw(panels: "list[Axes]") -> None:
+        for panel, (label, groups) in zip(panels, panels_data, strict=True):
             for place, points in enumerate(groups):
                 colour = COLOURS[place % len(COLOURS)]
                 panel.plot(points.x, points.y, color=colour, linestyle="-" if joined else "none", label=points.label,
@@ -122,7 +113,7 @@ def powers(
             if len(groups) > 1:
                 panel.legend(fontsize=7, frameon=False)
 
-    return drawn(draw, (4.8 * columns, 0.4 + 3.0 * rows))
+    return drawn_panels(draw, len(panels_data), columns=2, panel=(4.8, 3.0), above=0.4)
 
 
 def _show_sizes(panel: "Axes", groups: Sequence[Points]) -> None:

@@ -1,22 +1,22 @@
 """The section on differences: what the protocol's statistics say of arms and runs against their baselines."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.analysis.run_set import RunSet, Treatment, pairs
-from natattn.analysis.sections.section import Cell, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.statistics import Difference, differences_of, verdict
 
 
-def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Differences to the baseline: final loss, area, time to target, pattern stability, step time."""
     compared = [(t, other) for t, other in zip(runs.treatments, runs.baselines, strict=True) if other is not None]
     tables, findings = [], []
     run_unit = runs.unit
-    for quantity in PAIRED_QUANTITIES.values():
-        name, unit = quantity.title, quantity.unit_in(run_unit)
+    for key, quantity in PAIRED_QUANTITIES.items():
+        unit = quantity.unit_in(run_unit)
         samples, complete = [], []
         for treatment, baseline in compared:
             paired = pairs(treatment, baseline)
@@ -28,8 +28,8 @@ def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Callabl
         if not any(samples):
             continue
         found = differences_of(samples)
-        tables.append(_comparison_table(name, unit, compared, found, complete, settings.indifference))
-        if name == "final loss":
+        tables.append(_comparison_table(quantity.title, unit, compared, found, complete, settings.indifference))
+        if key == "final_loss":
             findings += [
                 _of_difference(t, other, difference, unit)
                 for (t, other), difference in zip(compared, found, strict=True)

@@ -1,16 +1,13 @@
 """The section about Fisher information: approximations against the exact attention-Fisher and the model's own."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from natattn.analysis.fisher_capture import query_rows
-from natattn.analysis.patterns import LONGEST_PATTERN
 from natattn.analysis.pictures import charts
 from natattn.analysis.sections.fisher_parts import Part, ScoreSpace, average, bounds
 from natattn.analysis.sections.fisher_query import ROWS, SEQUENCES, QuerySpace, conditioning_part, true_part
-from natattn.analysis.sections.section import Picture, Section, table
+from natattn.analysis.sections.section import Advance, Picture, Section, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.attention.modules import attention_layers
@@ -18,11 +15,11 @@ from natattn.attention.modules import attention_layers
 LAYERS = 6  # whose heads are looked at in parameter space, evenly spread
 
 
-def fisher_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def fisher_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Errors of what stands for the Fisher (F1) and its inverse (F3), and what preconditioning does to it (F4)."""
     score = ScoreSpace.of(subject)
     parts = [score.part()]
-    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
+    tokens = subject.beginning(SEQUENCES)
     advance(len(tokens))
     layers = [found.layer for found in attention_layers(subject.model)]
     spread = sorted({layers[round(place)] for place in np.linspace(0, len(layers) - 1, min(LAYERS, len(layers)))})

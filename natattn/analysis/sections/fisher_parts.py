@@ -10,8 +10,8 @@ from torch import Tensor
 
 from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_errors import Agreement
-from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns
-from natattn.analysis.sections.section import HeadMap, Table, interval_text, shown, table
+from natattn.analysis.patterns import attention_patterns
+from natattn.analysis.sections.section import HeadMap, Table, head_map, interval_text, shown, table
 from natattn.analysis.subject import Subject
 from natattn.statistics import t_interval
 
@@ -61,8 +61,8 @@ class ScoreSpace:
     @classmethod
     def of(cls, subject: Subject) -> "ScoreSpace":
         """From the first sequences."""
-        patterns = attention_patterns(subject.model, subject.tokens[:SCORE_SEQUENCES, :LONGEST_PATTERN])
-        length = min(subject.tokens.shape[1], LONGEST_PATTERN)
+        tokens = subject.beginning(SCORE_SEQUENCES)
+        patterns, length = attention_patterns(subject.model, tokens), tokens.shape[1]
         spaces = [fisher.ScoreFisher(pattern.double()) for pattern in patterns.values()]
         inverse = {damping: [space.inverse_agreements(damping) for space in spaces] for damping in DAMPINGS}
         values = [space.eigen[0].flip(-1) for space in spaces]
@@ -102,28 +102,17 @@ class ScoreSpace:
             for damping, by_name in self.inverse.items()
             for name, found in by_name.items()
         ]  # fmt: skip
+        headings = (
+            "in score space", *MEASURES, f"overlap of top {_top(self.length)}", *HEAD_INTERVAL, "gap to diag(mean a)",
+            "low of the gap", "high of the gap",
+        )  # fmt: skip
+        inverse_headings = ("λ", "of the inverse", *MEASURES, "mean c", "gap to the identity", *HEAD_INTERVAL)
         maps = [("cosine of A Aᵀ over the keys", fisher.KEY_GRAM), ("cosine of diag(mean a)", fisher.MARGINAL)]
         chosen = sorted({0, len(self.layers) // 2, len(self.layers) - 1})
         return Part(
             (*self._about_the_fisher(), self._about_its_inverse()),
-            (
-                table(
-                    (
-                        "in score space",
-                        *MEASURES,
-                        f"overlap of top {_top(self.length)}",
-                        *HEAD_INTERVAL,
-                        "gap to diag(mean a)",
-                        "low of the gap",
-                        "high of the gap",
-                    ),
-                    rows,
-                ),
-                table(
-                    ("λ", "of the inverse", *MEASURES, "mean c", "gap to the identity", *HEAD_INTERVAL), inverse_rows
-                ),
-            ),
-            tuple(head_map(title, self.layers, self.found[name].cosine) for title, name in maps),
+            (table(headings, rows), table(inverse_headings, inverse_rows)),
+            tuple(head_map(title, self.layers, self.found[name].cosine.tolist()) for title, name in maps),
             (
                 ("Score space (F1)", errors_of(self.found)),
                 (f"Inverse, λ = {CLAIMED_DAMPING:g} (F3)", errors_of(self.inverse[CLAIMED_DAMPING])),
@@ -232,8 +221,3 @@ def bounds(values: Tensor) -> tuple[float, float]:
 def average(values: Tensor | None) -> float:
     """Mean of the values that are numbers."""
     return torch.nan if values is None else float(values.nanmean())
-
-
-def head_map(name: str, layers: list[int], values: Tensor) -> HeadMap:
-    """Of values [layers, heads]."""
-    return HeadMap(name, "", tuple(layers), tuple(tuple(map(float, row)) for row in values.tolist()))

@@ -1,6 +1,6 @@
 """W_Q's part of the section about Fisher information: F1 against the attention-Fisher and the model's own, and F4."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import Place, query_gradients, query_rows
 from natattn.analysis.fisher_conditioning import DAMPING, PRECONDITIONERS, Conditioning, conditioning, preconditioners
 from natattn.analysis.fisher_errors import Agreement, QueryRows
-from natattn.analysis.patterns import LONGEST_PATTERN
 from natattn.analysis.sections.fisher_parts import (
     HEAD_INTERVAL,
     MEASURES,
@@ -21,12 +20,11 @@ from natattn.analysis.sections.fisher_parts import (
     bounds,
     cells,
     errors_of,
-    head_map,
     over_heads,
     spread,
     verdict,
 )
-from natattn.analysis.sections.section import HeadMap, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, HeadMap, head_map, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 
@@ -71,7 +69,7 @@ class QuerySpace:
     def map(self, name: str, values: Tensor) -> HeadMap:
         """Of one value for each place."""
         layers = sorted({layer for layer, _ in self.places})
-        return head_map(name, layers, values.view(len(layers), -1))
+        return head_map(name, layers, values.view(len(layers), -1).tolist())
 
     def part(self, layer_count: int) -> Part:
         """F1 in parameter space, against the attention-Fisher."""
@@ -94,10 +92,10 @@ class QuerySpace:
         )
 
 
-def true_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace, advance: Callable[[int], None]) -> Part:
+def true_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace, advance: Advance) -> Part:
     """F1 against the model's own Fisher; intervals by the jackknife over sequences, of means over heads."""
-    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
-    if not subject.is_causal or subject.model.get_output_embeddings() is None:
+    tokens = subject.beginning(SEQUENCES)
+    if not subject.predicts_tokens:
         return Part(("The model predicts no next token: there is no true Fisher to compare with.",))
     if len(tokens) < 3:
         return Part(("The true Fisher needs at least 3 sequences.",))
@@ -141,9 +139,9 @@ def jackknife(values: Tensor) -> tuple[float, float]:
     return estimate - half, estimate + half
 
 
-def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> Part:
-    """F4: preconditioners from every second sequence, the Fisher from the others; of a few heads."""
-    tokens = subject.tokens[:SEQUENCES, :LONGEST_PATTERN]
+def _conditionings(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> dict[str, list[Conditioning]]:
+    """By preconditioner, of a few heads whose patterns depend on W_Q: made from half of the sequences, for the rest."""
+    tokens = subject.beginning(SEQUENCES)
     count = min(CONDITIONED_HEADS, len(query.places))
     chosen = [query.places[round(place)] for place in np.linspace(0, len(query.places) - 1, count)]
     rows = query_rows(
@@ -158,9 +156,15 @@ def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QueryS
     for of_head in rows.values():
         known, new = (QueryRows(of_head.inputs[half::2], of_head.covariances[half::2]) for half in (0, 1))
         if not all(float(half.covariances.diagonal(dim1=-2, dim2=-1).sum()) > 0 for half in (known, new)):
-            continue  # its patterns do not depend on W_Q
+            continue
         for name, preconditioner in preconditioners(known).items():
             found[name].append(conditioning(new, preconditioner, seed=settings.seed))
+    return found
+
+
+def conditioning_part(subject: Subject, settings: AnalyzeSettings, query: QuerySpace) -> Part:
+    """F4: preconditioners from every second sequence, the Fisher from the others; of a few heads."""
+    found = _conditionings(subject, settings, query)
     if not found[fisher.IDENTITY]:
         return Part(("F4: the attention-Fisher of W_Q is 0 in the heads that were looked at.",))
     largest = {name: torch.tensor([float(each.largest[0]) for each in kept]) for name, kept in found.items()}

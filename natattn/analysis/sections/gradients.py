@@ -1,19 +1,18 @@
 """The section about the gradient noise scale: what it is by role of parameter, and what batch sizes it suggests."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from natattn.analysis.gradient_noise import ALL, NoiseScale, gradient_moments, noise_scale
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import Cell, Picture, Section, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Picture, Section, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.errors import UserError
 
 
-def gradients_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def gradients_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """The noise scale of all parameters and by role, with what batch sizes it suggests.
 
     Raises: UserError for a model that does not predict the next token.

@@ -1,6 +1,6 @@
 """The section about hierarchy: attention over texts with known trees, against the blocks of these trees (F2, F5)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,17 @@ from torch import Tensor
 from natattn.analysis.hierarchy import BlockAffinity, block_affinity
 from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import (
+    Advance,
+    Cell,
+    Picture,
+    Section,
+    Table,
+    head_map,
+    interval_text,
+    shown,
+    table,
+)
 from natattn.analysis.sections.sources import Tree, TreeText, grammar_texts, html_texts, python_texts
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
@@ -51,6 +61,7 @@ class _Level:
 
     @property
     def full_name(self) -> str:
+        """With its tree."""
         return f"{self.tree} {self.name}"
 
     @property
@@ -91,7 +102,7 @@ class _Found:
         ]
 
 
-def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Within-block against moved-block attention, head by head and layer by layer.
 
     Texts: Python sources (classes, functions, blocks, statements) and HTML (elements by depth), or for a subject whose
@@ -109,7 +120,9 @@ def hierarchy_section(subject: Subject, settings: AnalyzeSettings, advance: Call
     if levels:
         findings.append(_floor_finding(found))
     result = table(_HEADINGS, [_level_row(level) for level in levels])
-    maps = tuple(_level_map(level) for level in levels)
+    maps = tuple(
+        head_map(f"excess in {level.full_name}", level.layers, level.excess.mean(0).tolist()) for level in levels
+    )
     pictures: tuple[Picture, ...] = ()
     if maps:
         grids = [(one.name, "", np.array(one.values)) for one in maps]
@@ -129,7 +142,7 @@ def _texts(subject: Subject, wanted: int) -> Iterator[TreeText]:
         yield from html_texts(subject.tokenizer, context, wanted)
 
 
-def _measured(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> _Found:
+def _measured(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> _Found:
     """Patterns of one text at a time, so that memory does not grow with their number."""
     found = _Found()
     for text in _texts(subject, settings.text.sequences):
@@ -204,11 +217,6 @@ def _level_finding(level: _Level) -> str:
         f"{interval_text(centre - half, centre + half)}, mean over heads and 95 % interval over "
         f"{len(level.affinities)} sources; most in {level.strongest()[0]}."
     )
-
-
-def _level_map(level: _Level) -> HeadMap:
-    values = level.excess.mean(0).tolist()
-    return HeadMap(f"excess in {level.full_name}", "", tuple(level.layers), tuple(tuple(row) for row in values))
 
 
 def _relative(level: _Level) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.scaling import GridPoint, Law, Optimum, head_differences, laws, optima
-from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.statistics import mean, t_interval
@@ -76,7 +76,7 @@ def _parameters(points: Sequence[GridPoint]) -> list[list[int]]:
     return list(found.values())
 
 
-def scaling_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def scaling_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """The best N·d of every context and entropy, the claim's fit to it, and its rivals'."""
     points = grid_points(runs)
     found = optima(points)

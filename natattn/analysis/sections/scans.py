@@ -1,13 +1,14 @@
 """Sections about temperature: the scans, the critical temperatures of heads, and what the context does to them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from natattn.analysis.criticality import (
+    PEAKS,
     CriticalTemperature,
     FiniteSize,
     PeakOf,
@@ -16,7 +17,18 @@ from natattn.analysis.criticality import (
     finite_size,
 )
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import Cell, HeadMap, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import (
+    Advance,
+    Cell,
+    HeadMap,
+    Picture,
+    Section,
+    Table,
+    head_map,
+    interval_text,
+    shown,
+    table,
+)
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
@@ -27,12 +39,9 @@ TITLES = {
     "frozen": "Temperature, scores frozen",
     "propagated": "Temperature, applied in every layer",
 }
-PEAKS: tuple[PeakOf, ...] = ("heat_capacity", "susceptibility")
 
 
-def scan_section(
-    subject: Subject, settings: AnalyzeSettings, kind: ScanKind, advance: Callable[[int], None]
-) -> Section:
+def scan_section(kind: ScanKind, subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """One scan: curves by layer, critical temperatures by head, and where T = 1 stands."""
     scan = scan_temperatures(
         subject.model, subject.tokens, settings.temperatures.values, kind=kind, batch_size=settings.text.batch_size,
@@ -66,7 +75,7 @@ def scan_section(
     )
 
 
-def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def finite_size_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
     """Frozen scans of ever shorter beginnings of the sequences: do the peaks grow and sharpen with the context?"""
     longest = subject.tokens.shape[1]
     lengths = [longest >> shift for shift in range(6) if longest >> shift >= SMALLEST_CONTEXT][::-1]
@@ -140,14 +149,15 @@ def _best_temperature(scan: TemperatureScan) -> tuple[float, str]:
     temperature = float(scan.temperatures[best])
     nearest = int((scan.temperatures - 1).abs().argmin())
     difference = scan.loss[best] - scan.loss[nearest]
-    own = f"T = {shown(float(scan.temperatures[nearest]))}"
+    at = float(scan.temperatures[nearest])
+    own = "the model's own" if at == 1 else f"T = {shown(at)}, the nearest to the model's own"
     error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("nan")
     least = f"The loss is least at T = {shown(temperature)} ({shown(float(means[best]), 4)} nats/token)"
     if best == nearest:
-        return temperature, f"{least}: of the temperatures tried none is better than the model's own."
+        return temperature, f"{least}: of the temperatures tried none is better than {own}."
     return temperature, (
-        f"{least}, {shown(float(difference.mean()))} ± {shown(2 * error)} against {own} (two standard errors over "
-        "sequences)."
+        f"{least}, {shown(float(difference.mean()))} ± {shown(2 * error)} against T = {shown(at)} (two standard errors "
+        "over sequences)."
     )
 
 
@@ -195,8 +205,8 @@ def _by_size(scan: TemperatureScan, of: PeakOf) -> torch.Tensor:
 def _peak_map(of: PeakOf, scan: TemperatureScan, found: Sequence[CriticalTemperature]) -> HeadMap:
     count = len(found) // len(scan.layers)
     values = [float("nan") if item.peak is None else item.peak.temperature for item in found]
-    rows = tuple(tuple(values[place * count : (place + 1) * count]) for place in range(len(scan.layers)))
-    return HeadMap(f"T_c by {of.replace('_', ' ')}", "", tuple(scan.layers), rows)
+    rows = [values[place * count : (place + 1) * count] for place in range(len(scan.layers))]
+    return head_map(f"T_c by {of.replace('_', ' ')}", scan.layers, rows)
 
 
 def _peak_table(found: dict[PeakOf, list[CriticalTemperature]]) -> Table:

@@ -3,10 +3,14 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from natattn.files import replacing
+
+Advance = Callable[[int], None]  # told how many things a measure has done more
 SECTION_KEYS = ("name", "title", "findings", "tables", "maps", "pictures")
 Cell = str | float | int | None
 
@@ -43,6 +47,12 @@ class Picture:
     caption: str
     data: Table
     png: bytes = field(repr=False)
+
+    def write(self, folder: Path) -> None:
+        """As PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
+        for suffix, content in ((".png", self.png), (".csv", self.data.to_csv().encode())):
+            with replacing(folder / f"{self.name}{suffix}") as temporary:
+                temporary.write_bytes(content)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,11 @@ def interval_text(low: float, high: float) -> str:
 def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
     """A table from lists."""
     return Table(tuple(headings), tuple(tuple(row) for row in rows))
+
+
+def head_map(name: str, layers: Sequence[int], values: Iterable[Iterable[float]], unit: str = "") -> HeadMap:
+    """A map from values [layers, heads]."""
+    return HeadMap(name, unit, tuple(layers), tuple(tuple(map(float, row)) for row in values))
 
 
 def _is_nan(value: Cell) -> bool:

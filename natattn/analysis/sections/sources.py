@@ -70,7 +70,8 @@ def html_texts(tokenizer: Tokenizer, context: int, wanted: int) -> Iterator[Tree
     pages = pydoc.HTMLDoc()
     for seed, name in enumerate(MODULES[:wanted]):
         page = pages.docmodule(import_module(name))[:_LONGEST_PAGE]
-        starts = [match.start() for match in re.finditer("<", page) if match.start() >= page.find("<dl>")]
+        first = page.find("<dl>")
+        starts = [match.start() for match in re.finditer("<", page) if match.start() >= first]
         found = _excerpt(tokenizer, page, starts, context, partial(_elements_within, page), seed)
         if found is not None:
             yield TreeText("html", *found)

@@ -1,7 +1,7 @@
 """Sections on what happened in training: losses over the steps, and attention, with bands over seeds."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,12 +10,11 @@ from natattn.analysis.convergence import Lead, convergence, lead_of_peak, mean_l
 from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Line
 from natattn.analysis.run_set import RunSet, Treatment
-from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
 from natattn.statistics import LEAST_FOR_A_CLAIM, mean, t_interval
 
-Advance = Callable[[int], None]
 Panel = tuple[str, Sequence[Line], Mapping[str, float]]
 MOST_DRAWN = 8
 TRAINING_CURVES = (
@@ -52,7 +51,7 @@ def curves_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) ->
                 "steps to ¼, ½, ¾ of the fall", "gradient norm", "its largest")  # fmt: skip
     few = "" if len(drawn) == len(runs.treatments) else f" The {len(drawn)} of {len(runs.treatments)} with least loss."
     caption = "Means over seeds with 95 % t bands; the difference is paired by seed, data and initial weights." + few
-    drawing = run_figures.bands(panels, x_label="steps", logarithmic=True) if panels else None
+    drawing = run_figures.bands(panels) if panels else None
     pictures = () if drawing is None else (Picture("curves", caption, _as_table(panels), drawing),)
     least = min(runs.treatments, key=_final)
     finding = f"The least mean final loss is {shown(_final(least), 4)} nats/{runs.unit}, of {least.label}."
@@ -92,7 +91,7 @@ def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) 
         "training",
         "Means over layers, heads and the rows of a fixed probe batch; bands over seeds. Pattern divergence is from "
         "one evaluation to the next: what is low is stable.",
-        _as_table(panels), run_figures.bands(panels, x_label="steps", logarithmic=True),
+        _as_table(panels), run_figures.bands(panels),
     )  # fmt: skip
     findings.append(
         "Lead: log(step of the fastest fall of the loss per log step) − log(step of the heat capacity's peak), our "
@@ -105,8 +104,8 @@ def training_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) 
 def _convergence_row(treatment: Treatment) -> list[Cell]:
     found = [c for run, arm in treatment.runs if (c := convergence(metrics_of(run), arm.name)) is not None]
     finals = [arm.final_loss for _, arm in treatment.runs if arm.final_loss is not None]
-    reached = [list(c.steps_to.values()) for c in found]
-    steps = [mean([float(s) for s in column if s is not None]) for column in zip(*reached, strict=True)]
+    quarters = zip(*(c.steps_to_quarters for c in found), strict=True)
+    steps = [mean([float(step) for step in of_seeds if step is not None]) for of_seeds in quarters]
     return [
         treatment.label, len(treatment.runs), _with_half(finals), _with_half([c.area for c in found]),
         _with_half([c.slope[0] for c in found]), ", ".join(shown(step) for step in steps),
@@ -141,7 +140,7 @@ def _panels(treatments: Sequence[Treatment], curves: Sequence[tuple[str, str]]) 
 
 
 def _levels(runs: RunSet) -> dict[str, float]:
-    """Entropies of the data, where all runs have the same; those far below what was reached are left out."""
+    """Losses that need no attention, where all runs have the same data."""
     facts = {run.data.fingerprint: run.data for t in runs.treatments for run, _ in t.runs if run.data}
     if len(facts) != 1:
         return {}

@@ -1,26 +1,17 @@
 """The section about claim K1, from models of several widths."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from natattn.analysis.criticality import FiniteSize, PeakOf
+from natattn.analysis.criticality import PEAKS, FiniteSize, PeakOf
 from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
-from natattn.analysis.sections.section import Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.temperature_scan import ScanKind
-from natattn.analysis.widths import (
-    KINDS,
-    PAPER_WIDTH,
-    PEAKS,
-    Exponent,
-    HeadPeak,
-    WidthStudy,
-    check_widths,
-    study_widths,
-)
+from natattn.analysis.widths import KINDS, PAPER_WIDTH, Exponent, HeadPeak, WidthStudy, check_widths, study_widths
 from natattn.errors import UserError
 
 SYMBOLS: Mapping[PeakOf, str] = {"heat_capacity": "C", "susceptibility": "χ"}
@@ -37,7 +28,7 @@ def have_widths(runs: RunSet) -> bool:
     return all((run.folder / "arms" / arm.name / "model").is_dir() for t in treatments.values() for run, arm in t.runs)
 
 
-def widths_section(runs: RunSet, settings: AnalyzeSettings, advance: Callable[[int], None]) -> Section:
+def widths_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:
     """T_c over widths: exponents, whether a power fits at all, and whether the peaks grow and sharpen."""
     study = study_widths(runs, settings, advance)
     whole = [exponent for exponent in study.exponents if exponent.where == "all heads"]
