@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest_tasks import TASKS
+from small_tasks import TASKS
 
 from natattn import config
 from natattn.cli import main
