@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
+# By default submitit has a folder for each job, and makes it after it has started the process that opens its log
+# there: on a busy machine that process may be first, and the job is lost. One folder for all jobs is there before.
+SUBMITIT = ["hydra.launcher.timeout_min=10", "hydra.launcher.submitit_folder='${hydra.sweep.dir}/.submitit'"]
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
-    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=5"]),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", SUBMITIT),
     "ray": ("hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
 }
 
@@ -25,7 +28,7 @@ def test_a_sweep_on_a_launcher(tiny, tmp_path, launcher):
     command = [sys.executable, "-m", "natattn", "train", "-m", f"hydra/launcher={launcher}", *options, *overrides]
     result = subprocess.run(
         [*command, f"data.train={text},{tmp_path / 'missing.txt'}", "reference=none"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 2, result.stderr[-3000:]
     finished = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/*/*/run.json")]
