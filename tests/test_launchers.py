@@ -1,8 +1,10 @@
 """Sweeps on Hydra's launchers: the jobs run elsewhere, their folders and their failures come back."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -26,10 +28,16 @@ def test_a_sweep_on_a_launcher(tiny, tmp_path, launcher):
     text = next(entry.removeprefix("data.train=") for entry in tiny if entry.startswith("data.train="))
     overrides = [entry for entry in tiny if not entry.startswith("data.train=")]
     command = [sys.executable, "-m", "natattn", "train", "-m", f"hydra/launcher={launcher}", *options, *overrides]
-    result = subprocess.run(
-        [*command, f"data.train={text},{tmp_path / 'missing.txt'}", "reference=none"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    process = subprocess.Popen(
+        [*command, f"data.train={text},{tmp_path / 'missing.txt'}", "reference=none"], cwd=tmp_path, text=True,
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
-    assert result.returncode == 2, result.stderr[-3000:]
+    try:
+        _, said = process.communicate(timeout=600)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the launcher's processes too
+    logs = [path.read_text() for path in tmp_path.glob("outputs/*/.submitit/*_log.err")]
+    assert process.returncode == 2, "\n".join([said, *logs])[-5000:]
     finished = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/*/*/run.json")]
     assert finished == ["finished"]
