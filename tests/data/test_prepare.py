@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from damage import flip_a_byte
 from pydantic import TypeAdapter
 
 from natattn.data import (
@@ -73,11 +74,6 @@ def run(data: dict[str, Any], tokenizer: dict[str, Any], cache: Path) -> Tokeniz
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "lines.jsonl", [f"document number {i}, wörter" for i in range(100)])
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def entry_of(cache: Path, corpus: TokenizedCorpus) -> Path:
@@ -151,12 +147,6 @@ def test_the_fingerprint_follows_content_rule_and_tokenizer(lines: Path, cache: 
     assert lines.stat().st_size == before.st_size
     seen.append(fingerprint())
     assert len(set(seen)) == 6
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["train.bin", "validation.bin", "meta.json"])

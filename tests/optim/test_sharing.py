@@ -62,7 +62,10 @@ def test_work_is_shared_out_evenly(size):
     loads = [sum(cost for cost, owner in zip(costs, found, strict=True) if owner == rank) for rank in range(size)]
     assert set(found) == set(range(size))
     assert max(loads) <= sum(costs) / size + max(costs)
-    assert owners([(1, 1), (1, 1), (1, 2)], 2) == [1, 1, 0]  # the largest first: in their order two would be 3 to 1
+
+
+def test_the_largest_matrix_is_given_away_first():
+    assert owners([(1, 1), (1, 1), (1, 2)], 2) == [1, 1, 0]  # in their own order one rank would have 3 of 4 parts
 
 
 def test_a_rank_alone_asks_nobody():
