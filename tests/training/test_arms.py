@@ -195,6 +195,18 @@ def test_guards_pass_causal_arms_and_catch_a_leak(tiny):
         check_causality(natural, context, 257)
 
 
+def test_a_leak_from_the_middle_alone_is_seen(tiny, monkeypatch):
+    (arm, _), context = _arms(tiny)
+
+    def logits(_, tokens):
+        found = torch.randn(1, context, 257, generator=torch.Generator().manual_seed(0))
+        found[:, 0] += tokens[0, context // 2] % 2
+        return found
+
+    monkeypatch.setattr("natattn.training.guards._logits", logits)
+    assert causality_leak(arm, context, 257) > 0.1
+
+
 def test_guard_catches_labels_that_are_shifted_twice(tiny, monkeypatch):
     arm = _arms(tiny)[0][0]
     shifted_once = Arm.loss
