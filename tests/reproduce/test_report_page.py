@@ -87,7 +87,7 @@ def test_claims_with_verdicts_and_those_without(page: Path) -> None:
     assert "✓ supported</span></td>" in parts[0]
     assert "✗ refuted</span></h3>" in parts[1]
     assert "This claim is not in the ledger." in parts[2]
-    assert "Not measured here" in parts[2]
+    assert parts[2].index("Not measured here") > 0
     assert 'class="badge' not in parts[3]
     assert "a &lt; b" in parts[3]
     assert "2 refuted" not in text
