@@ -1,7 +1,9 @@
-"""Shared fixtures: a cache of its own, a small text, and the smallest model that still has every part."""
+"""Shared fixtures: folders of the tests' own, a small text, and the smallest model that still has every part."""
 
 import os
 import random
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,10 +29,19 @@ TINY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Token caches of tests never touch the user's, and are shared between tests."""
-    monkeypatch.setenv("NATATTN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is left in the user's token cache or the system's temporary folder, by processes that tests start either.
+
+    Of the session, so that they are set before the fixtures of modules, which train too.
+    """
+    temporary = tmp_path_factory.getbasetemp() / "tmp"
+    temporary.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATATTN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", None)  # read from TMPDIR again
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """On a GPU: the same numbers as on the CPU, no waiting inside a step, exact resumption. Skipped where there is none."""
 
-import json
 import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from run_metrics import lines
 
 from natattn import config
 from natattn.analysis.repetition import compare_runs
@@ -112,5 +112,5 @@ def test_a_deterministic_run_has_the_same_bits_twice(options, tiny, tmp_path):
 
 
 def _validation(folder: Path) -> list[float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = lines(folder)
     return [each["value"] for each in records if each["name"] == "validation/loss"]

@@ -1,9 +1,11 @@
 """Sweeps on Hydra's launchers: the jobs run elsewhere, their folders and their failures come back."""
 
+import contextlib
 import gc
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,9 +15,12 @@ from transformers import GPT2LMHeadModel
 from natattn.cli import main
 from natattn.sweep_callback import ReleaseJob
 
+# By default submitit has a folder for each job, and makes it after it has started the process that opens its log
+# there: on a busy machine that process may be first, and the job is lost. One folder for all jobs is there before.
+SUBMITIT = ["hydra.launcher.timeout_min=10", "hydra.launcher.submitit_folder='${hydra.sweep.dir}/.submitit'"]
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
-    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ["hydra.launcher.timeout_min=5"]),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", SUBMITIT),
     "ray": ("hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
 }
 
@@ -28,11 +33,17 @@ def test_a_sweep_on_a_launcher(tiny, tmp_path, launcher):
     text = next(entry.removeprefix("data.train=") for entry in tiny if entry.startswith("data.train="))
     overrides = [entry for entry in tiny if not entry.startswith("data.train=")]
     command = [sys.executable, "-m", "natattn", "train", "-m", f"hydra/launcher={launcher}", *options, *overrides]
-    result = subprocess.run(
-        [*command, f"data.train={text},{tmp_path / 'missing.txt'}", "reference=none"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    process = subprocess.Popen(
+        [*command, f"data.train={text},{tmp_path / 'missing.txt'}", "reference=none"], cwd=tmp_path, text=True,
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
-    assert result.returncode == 2, result.stderr[-3000:]
+    try:
+        _, said = process.communicate(timeout=600)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the launcher's processes too
+    logs = [path.read_text() for path in tmp_path.glob("outputs/*/.submitit/*_log.err")]
+    assert process.returncode == 2, "\n".join([said, *logs])[-5000:]
     finished = [json.loads(path.read_text())["status"] for path in tmp_path.glob("outputs/*/*/run.json")]
     assert finished == ["finished"]
 

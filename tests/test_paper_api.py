@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_metrics import lines
 
 import natattn
 from natattn import paper
@@ -66,7 +67,7 @@ def test_the_seeds_example_runs_as_it_stands(tmp_path, monkeypatch):
 
 def test_trains_both_models_for_the_epochs_asked(text, tmp_path):
     standard, natural = natattn.train_models(TINY, text, folder=tmp_path / "run")
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = lines(tmp_path / "run")
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     train = settings["train"]
     assert (train["sampling"], train["batch_size"]) == ("epochs", 4)

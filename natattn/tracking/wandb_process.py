@@ -29,11 +29,14 @@ def main() -> None:
         with contextlib.suppress(OSError):  # a training that was killed still gets its run finished
             print(json.dumps(state), file=states, flush=True)
 
-    try:
-        _mirror(messages, tell)
-        tell(state="finished")
-    except BaseException as error:  # wandb's login failure is a SystemExit in some versions
-        tell(state="failed", reason=_one_line(error))
+    # wandb makes folders when it is imported, and leaves it to its exit hooks to remove them.
+    with tempfile.TemporaryDirectory(prefix="natattn_wandb_", ignore_cleanup_errors=True) as tempfile.tempdir:
+        try:
+            _mirror(messages, tell)
+            outcome = {"state": "finished"}
+        except BaseException as error:  # wandb's login failure is a SystemExit in some versions
+            outcome = {"state": "failed", "reason": _one_line(error)}
+    tell(**outcome)
     # wandb's own exit hooks wait for a service that may be gone; it notices by itself that this process ended.
     os._exit(0)
 

@@ -67,3 +67,13 @@ def test_leads_are_averaged_over_seeds():
     centre, half, count = mean_lead(leads)
     assert count == 3
     assert centre - half < math.log(4) < centre + half
+
+
+def test_two_evaluations_have_a_slope_and_early_gradients_do_not_count(tmp_path):
+    with MetricsFile(tmp_path / "metrics.jsonl") as file:
+        for step, loss, norm in ((0, 5.0, 50.0), (100, 4.0, 2.0)):
+            file.log([Record(step, "a", "validation/loss", loss, 0.0)])
+            file.log([Record(step, "a", "train/gradient_norm", norm, 0.0)])
+    found = convergence(read_metrics(tmp_path / "metrics.jsonl"), "a")
+    assert found.slope[0] == pytest.approx(-1.0)  # of 100 steps
+    assert (found.gradient_norm, found.largest_gradient_norm) == (2.0, 2.0)

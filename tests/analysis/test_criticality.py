@@ -130,7 +130,14 @@ def test_powers_and_their_intervals():
 
 @pytest.mark.parametrize(
     ("height", "width", "verdict"),
-    [(0.5, -0.5, "grows and sharpens"), (-0.3, 0.2, "rounds off"), (0.0, 0.0, "undecided")],
+    [
+        (0.5, -0.5, "grows and sharpens"),
+        (-0.3, 0.2, "rounds off"),
+        (-0.3, 0.0, "rounds off"),
+        (0.0, 0.2, "rounds off"),
+        (0.5, 0.0, "undecided"),
+        (0.0, 0.0, "undecided"),
+    ],
 )
 def test_finite_size_verdicts(height, width, verdict):
     sizes = [64, 128, 256, 512]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_temperature_scan import MODELS, gpt2
+from small_models import MODELS, gpt2
 
 from natattn.analysis.patterns import attention_patterns, pattern_divergence, pattern_statistics
 from natattn.fisher.approximation import jensen_shannon

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from small_models import MODELS, bert, gpt2
 
 from natattn.analysis import temperature_scan
 from natattn.analysis.temperature_scan import scan_temperatures
@@ -17,33 +17,6 @@ GRID = [0.3, 1.0, 2.5]
 LENGTH = 10
 
 
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=2, n_head=2, initializer_range=0.7,
-                   resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1, bos_token_id=0, eos_token_id=0)
-    ).train()  # fmt: skip
-
-
-def llama():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.7)
-    )  # fmt: skip
-
-
-def bert():
-    torch.manual_seed(0)
-    return BertModel(
-        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-                   max_position_embeddings=16, initializer_range=0.7)
-    )  # fmt: skip
-
-
-MODELS = {"gpt2": gpt2, "llama": llama, "bert": bert}
-
-
 @pytest.fixture
 def tokens():
     return torch.randint(20, (5, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -52,12 +25,12 @@ def tokens():
 @pytest.mark.parametrize("name", MODELS)
 def test_at_its_own_temperature_a_scan_says_what_the_probe_says(name, tokens):
     model = MODELS[name]()
-    quantities = ("free_energy", "internal_energy", "entropy", "heat_capacity", "participation")
+    quantities = ("free_energy", "internal_energy", "entropy", "heat_capacity")
     scan = scan_temperatures(model, tokens, GRID, batch_size=2)
     with AttentionProbe(model, quantities=quantities, row_count=None) as probe, probe.step(0), torch.no_grad():
         model.eval()(input_ids=tokens)
     for place, layer in enumerate(scan.layers):
-        for quantity in quantities[:-1]:
+        for quantity in quantities:
             ours = scan.values[quantity][1, place].mean(-1).float()
             torch.testing.assert_close(ours, probe.statistics(layer)[quantity], rtol=1e-5, atol=1e-5)
 
@@ -140,7 +113,7 @@ def test_rows_in_chunks_are_rows(tokens, monkeypatch):
     torch.testing.assert_close(chunked.susceptibility, whole.susceptibility)
 
 
-def test_two_levels_have_their_closed_form(monkeypatch):
+def test_two_levels_have_their_closed_form():
     """One key of energy gap above the others: Z = e^(gap/T) + n − 1."""
     gap, count = 3.0, 8
     energy = torch.zeros(1, 1, 1, count)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Trained, build_model, loss_of
+from trained import Trained, build_model, loss_of
 
 
 def _weights(trained: Trained) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Trained, build_model, loss_of, settings_of
+from trained import Trained, build_model, loss_of, settings_of
 from transformers import (
     BertConfig,
     BertForMaskedLM,

@@ -60,9 +60,3 @@ def write_tables(folder: Path, tables: Mapping[str, Any]) -> Path:
         card += f"  - {{split: {split}, path: data/{split}.parquet}}\n"
     (folder / "README.md").write_text(card + "---\n")
     return folder
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)

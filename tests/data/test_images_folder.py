@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_pictures import flip_a_byte, pixels, png, write_classes, write_png
+from damage import flip_a_byte
+from make_pictures import pixels, png, write_classes, write_png
 from PIL import Image
 
 from natattn.data.images import ImageCorpus, ImageFolderSettings, prepare_images
@@ -34,11 +35,6 @@ def run(train: Path, cache: Path, **changes: Any) -> ImageCorpus:
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
     return write_classes(tmp_path / "pets" / "train", {"cat": 6, "dog": 4})
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def test_each_split_from_its_own_folder(train: Path, cache: Path, tmp_path: Path) -> None:

@@ -11,12 +11,9 @@ from natattn.data import hub
 from natattn.data.images import ImageCorpus, ImageHubSettings, prepare_images
 from natattn.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("own_hub_cache")
+
 NAMES = ["ant", "bee", "cow"]
-
-
-@pytest.fixture(autouse=True)
-def _own_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 def table(count: int, first: int = 0, label: Any = None, labels: list[Any] | None = None) -> datasets.Dataset:

@@ -36,11 +36,6 @@ def run(train: Path, cache: Path, tokenizer: TokenizerSettings = BYTE, **changes
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def train(tmp_path: Path) -> Path:
     """Ten pictures, the first of them in two files, with a caption of their number or several."""
     for number in range(10):

@@ -10,10 +10,7 @@ from natattn.data.images import CaptionHubSettings, PairCorpus, prepare_pairs
 from natattn.data.tokenizers import ByteSettings
 from natattn.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _own_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+pytestmark = pytest.mark.usefixtures("own_hub_cache")
 
 
 def table(count: int, first: int = 0, **columns: list[Any]) -> datasets.Dataset:

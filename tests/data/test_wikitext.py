@@ -63,7 +63,7 @@ def test_without_a_network_there_is_one_quick_and_clear_error(tmp_path: Path, mo
     with pytest.raises(UserError) as error:
         WikitextCorpus(settings).digest("train")
     hub.hub_reachable.cache_clear()
-    assert time.perf_counter() - start < 8
+    assert time.perf_counter() - start < 18  # six attempts on a network take 23
     message = str(error.value)
     assert "\n" not in message
     for part in ("Salesforce/wikitext", str(tmp_path / "cache"), "data=stdlib", "data.train=FILE", "data=grammar"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from forking import ForkServer
-from wholeness import Undisturbed, check_whole, leftovers, records, weights
+from run_metrics import records
+from wholeness import Undisturbed, check_whole, leftovers, weights
 
 pytestmark = pytest.mark.slow
 

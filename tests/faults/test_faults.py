@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from forking import ForkServer
-from wholeness import Undisturbed, check_whole, leftovers, records, weights
+from run_metrics import lines, records
+from wholeness import Undisturbed, check_whole, leftovers, weights
 
 pytestmark = pytest.mark.slow
 
@@ -106,11 +107,11 @@ def test_a_clock_that_runs_backwards(
     assert server.run(["train", *small, "hydra.run.dir=run"], fault=fault, **options) == 0
     assert stderr(tmp_path) == ""
     assert records(tmp_path / "run") == records(undisturbed.folder)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in lines]
+    written = lines(tmp_path / "run")
+    seconds = [line["seconds"] for line in written]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
-    assert all(line["value"] >= 0 for line in lines if line["name"].startswith("time/"))
+    assert all(line["value"] >= 0 for line in written if line["name"].startswith("time/"))
     assert server.run(["report", "run"], fault=fault, **options) == 0
 
 

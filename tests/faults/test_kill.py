@@ -5,6 +5,7 @@ each training step and evaluation of a split. Half of the kills are at one, half
 """
 
 import csv
+import json
 import random
 import signal
 from collections import Counter
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from forking import ForkServer
-from wholeness import Undisturbed, check_whole, leftovers, records, records_of, weights
+from run_metrics import records, without_clock
+from wholeness import Undisturbed, check_whole, leftovers, weights
 
 pytestmark = pytest.mark.slow
 
@@ -99,8 +101,8 @@ def _check_killed(folder: Path, sizes: Path, expected: list[tuple], where: str) 
     content = metrics.read_bytes()
     lasting = int(sizes.read_text() or 0)  # after the last evaluation of this sitting
     assert len(content) >= lasting, where
-    whole_lines = content[: content.rfind(b"\n") + 1]
-    found = records_of(whole_lines.decode())
+    whole_lines = content[: content.rfind(b"\n") + 1].splitlines()
+    found = without_clock([json.loads(line) for line in whole_lines])
     assert found == expected[: len(found)], where
 
 

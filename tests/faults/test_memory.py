@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from forking import ForkServer
-from wholeness import Undisturbed, records
+from run_metrics import records
+from wholeness import Undisturbed
 
 from natattn.cli import main
 from natattn.training.arms import Arm

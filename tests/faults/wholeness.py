@@ -24,17 +24,6 @@ class Undisturbed:
     cache: Path
 
 
-def records(folder: Path) -> list[tuple]:
-    """The metrics of a run without its clock."""
-    return records_of((folder / "metrics.jsonl").read_text())
-
-
-def records_of(text: str) -> list[tuple]:
-    """The same of the lines of a metrics file."""
-    read = [json.loads(line) for line in text.splitlines()]
-    return [(r["step"], r["arm"], r["name"], r["value"]) for r in read if not r["name"].startswith("time/")]
-
-
 def weights(folder: Path) -> dict[str, str]:
     """Of every exported model, its hash."""
     paths = sorted(folder.glob("arms/*/model/model.safetensors"))

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from learners import gpt2
 
 from natattn import config
 from natattn.attention.gpt2 import blocks_of
@@ -22,16 +22,6 @@ def paper_model(causal: bool = True):
     return build_published(
         n_layer=LAYERS, n_embd=16, n_head=2, context=16, initializer_range=0.02, vocab_size=30, end_token_id=0,
         causal=causal, seed=0,
-    )  # fmt: skip
-
-
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=30, n_positions=16, n_embd=16, n_layer=LAYERS, n_head=2, bos_token_id=0, eos_token_id=0,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )
     )  # fmt: skip
 
 

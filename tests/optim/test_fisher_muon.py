@@ -4,20 +4,16 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from learners import TOKENS, gpt2, loss_of
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from natattn import FisherMuon, NaturalMuon
 from natattn.fisher.probe import FisherProbe
 from natattn.optim.settings import read_settings
 
-TOKENS = {"vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0}
-
 
 def _gpt2(**changes):
-    torch.manual_seed(0)
-    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.2}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **dropout, **TOKENS, **changes)).train()
+    return gpt2(initializer_range=0.2, **changes)
 
 
 def _llama():
@@ -27,17 +23,11 @@ def _llama():
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, **TOKENS)).train()
 
 
-def _loss(model, step):
-    tokens = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(step))
-    tokens[:, 1:] = (tokens[:, :1] + torch.arange(1, 12)) % 30
-    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
-
-
 def _train(model, optimizer, steps):
     losses = []
     for step in steps:
         optimizer.zero_grad()
-        loss = _loss(model, step)
+        loss = loss_of(model, step)
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
@@ -78,7 +68,7 @@ def test_its_own_probe_does_what_a_given_one_does(kind):
     for step in range(12):
         with probe.step(step):
             optimizer.zero_grad()
-            loss = _loss(given, step)
+            loss = loss_of(given, step)
             loss.backward()
         optimizer.step()
         losses.append(float(loss))
@@ -92,7 +82,7 @@ def test_evaluation_between_steps_changes_nothing():
     for step in range(8):
         evaluated.eval()
         with torch.no_grad():
-            _loss(evaluated, 1000 + step)
+            loss_of(evaluated, 1000 + step)
         evaluated.train()
         losses += _train(evaluated, optimizer, [step])
     assert losses == expected
@@ -120,7 +110,7 @@ def test_schedulers_and_closures_work():
 
     def closure():
         optimizer.zero_grad()
-        loss = _loss(model, 0)
+        loss = loss_of(model, 0)
         loss.backward()
         return loss
 
@@ -165,6 +155,6 @@ def test_what_cannot_work_is_said():
     with pytest.raises(ValueError, match="learning_rate"):
         FisherMuon(model, lr=0.0)
     optimizer = FisherMuon(model.eval())
-    _loss(model, 0).backward()
+    loss_of(model, 0).backward()
     with pytest.raises(RuntimeError, match="training mode"):
         optimizer.step()

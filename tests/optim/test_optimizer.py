@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from learners import gpt2, loss_of
 
 from natattn import config
 from natattn.optim.directions.adam import Adam
@@ -17,24 +17,9 @@ def _settings(name: str, *overrides: str) -> OptimSettings:
     return config.settings_of(config.compose([f"optim={name}", *overrides])).optim
 
 
-def _model() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    settings = GPT2Config(
-        vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(settings)
-
-
-def _loss(model, step: int) -> torch.Tensor:
-    tokens = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(step))
-    tokens[:, 1:] = (tokens[:, :1] + torch.arange(1, 12)) % 30  # something that can be learned
-    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
-
-
 def test_adamw_equals_torch():
     # In float64: the gradient of the key's bias is zero but for rounding, which Adam would blow up.
-    model, twin = _model().double(), _model().double()
+    model, twin = gpt2().double(), gpt2().double()
     settings = _settings("adamw", "optim.weight_decay=0.1", "~optim.learning_rates.hidden")
     optimizer = settings.build(model)
     decayed = [p for p in twin.parameters() if p.ndim > 1]
@@ -44,7 +29,7 @@ def test_adamw_equals_torch():
     for step in range(5):
         for each, its in ((model, optimizer), (twin, reference)):
             its.zero_grad()
-            _loss(each, step).backward()
+            loss_of(each, step).backward()
             its.step()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
@@ -66,7 +51,7 @@ def test_the_fused_step_equals_the_written_direction():
 
 
 def test_muon_equals_torch_on_query_key_and_value_apart():
-    model = _model()
+    model = gpt2()
     settings = _settings("muon", "optim.weight_decay=0.1")
     optimizer = settings.build(model)
     weight = model.transformer.h[0].attn.c_attn.weight
@@ -76,7 +61,7 @@ def test_muon_equals_torch_on_query_key_and_value_apart():
     )
     for step in range(3):
         optimizer.zero_grad()
-        _loss(model, step).backward()
+        loss_of(model, step).backward()
         for part, gradient in zip(parts, weight.grad.split(16, dim=1), strict=True):
             part.grad = gradient.t().clone()
         optimizer.step()
@@ -130,7 +115,7 @@ def test_aif_scales_each_block_by_its_own_factor():
 def test_aif_with_constant_energies_is_adamw_almost_exactly():
     """AdamW is invariant to a constant scale of the gradient, but for eps."""
     # In float64: the gradient of the key's bias is zero but for rounding, which Adam would blow up.
-    model, twin = _model().double(), _model().double()
+    model, twin = gpt2().double(), gpt2().double()
     views = partition(model)
     scaled = DirectionalOptimizer(
         views, {"default": EnergyScaled(1.0, Adam((0.9, 0.999), 1e-16))}, learning_rate=1e-3, weight_decay=0.0,
@@ -142,15 +127,15 @@ def test_aif_with_constant_energies_is_adamw_almost_exactly():
     for step in range(3):
         for each, its in ((model, scaled), (twin, plain)):
             its.zero_grad()
-            _loss(each, step).backward()
+            loss_of(each, step).backward()
             its.step()
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
 def test_aif_without_statistics_says_what_it_needs():
-    model = _model()
+    model = gpt2()
     optimizer = _settings("aif").build(model)
-    _loss(model, 0).backward()
+    loss_of(model, 0).backward()
     with pytest.raises(ValueError, match="probe"):
         optimizer.step()

@@ -43,7 +43,7 @@ def placebo(kind, layers=3, heads=1, **options):
 @pytest.mark.parametrize(("layers", "heads"), [(2, 1), (4, 1), (3, 4), (1, 4)])
 def test_shuffled_factors_are_never_a_layers_own(layers, heads):
     source, found = placebo("shuffled", layers, heads)
-    orders = set()
+    orders, orders_of_heads = set(), set()
     for source.captures in range(60):
         shown = [found.average(layer, "query_input")[:, 0, 0] for layer in range(layers)]
         for layer, values in enumerate(shown):
@@ -54,7 +54,9 @@ def test_shuffled_factors_are_never_a_layers_own(layers, heads):
                 assert not bool((values == own).any())
         assert sorted(int(values[0]) for values in shown) == list(range(layers))
         orders.add(tuple(torch.cat(shown).tolist()))
+        orders_of_heads |= {tuple(values.sub(values.floor()).mul(10).round().tolist()) for values in shown}
     assert len(orders) > 1 or (layers, heads) == (2, 1)  # anew at every capture, where there is a choice
+    assert (len(orders_of_heads) > 1) == (heads > 1)
 
 
 def test_constant_identity_and_plain_factors():

@@ -64,6 +64,10 @@ def test_work_is_shared_out_evenly(size):
     assert max(loads) <= sum(costs) / size + max(costs)
 
 
+def test_the_largest_matrix_is_given_away_first():
+    assert owners([(1, 1), (1, 1), (1, 2)], 2) == [1, 1, 0]  # in their own order one rank would have 3 of 4 parts
+
+
 def test_a_rank_alone_asks_nobody():
     ranks = Ranks()
     values = [torch.ones(2)]

@@ -71,6 +71,7 @@ def test_all_studies_in_little_make_every_kind_of_result(everything: Path):
 def test_the_second_time_nothing_is_run_and_the_result_is_the_same(everything: Path):
     made = everything / "outputs" / "reproduce"
     before = {path: path.stat().st_mtime_ns for path in made.glob("runs/*/*")}
+    assert before
     first = tables(made / "all_smoke")
     again = run(everything, "study=all", "budget=smoke")
     assert again.returncode == 0, again.stderr

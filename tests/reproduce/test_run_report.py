@@ -148,9 +148,8 @@ def test_report_of_every_task(make_run: MakeRun, tmp_path: Path, capsys: pytest.
         assert f"{unit}s/s" in found
         assert set(names) <= set(found)
         assert not {"perplexity", "nats/byte", "below the bigram model"} & set(found)
-    units = "nats/pair or nats/token or nats/image"
     (last,) = (each for each in headings["Every run"] if each.startswith("candidate"))
-    assert set(last.split(", ")[1].split(" or ")) == set(units.split(" or "))
+    assert set(last.split(", ")[1].split(" or ")) == {"nats/pair", "nats/token", "nats/image"}
     assert "chance: loss 2.3026, accuracy 11.0 %" in text
     views = {view["label"].split(" · ")[0]: view for view in data_of(page)}
     assert views["vision_0"]["unit"] == "image"

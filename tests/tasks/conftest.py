@@ -1,3 +1,10 @@
 """Fixtures of the tasks beside language."""
 
-from conftest_tasks import small  # noqa: F401  (a fixture)
+import pytest
+from small_tasks import TASKS
+
+
+@pytest.fixture(params=TASKS)
+def small(request) -> list[str]:
+    """Overrides of a run of a few seconds, of each task."""
+    return TASKS[request.param]

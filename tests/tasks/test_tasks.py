@@ -3,12 +3,12 @@
 import json
 import re
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest_tasks import TASKS
+from run_metrics import records
+from small_tasks import TASKS
 
 from natattn import config
 from natattn.cli import main
@@ -146,7 +146,7 @@ def test_a_run_is_written_reported_and_goes_on_exactly(small, tmp_path, monkeypa
     assert "bigram" not in shown
     assert main(["train", *small, "hydra.run.dir=cut", "train.max_seconds=1e-9"]) == 0
     assert main(["train", "resume=cut", "train.max_seconds=null"]) == 0
-    assert _records(tmp_path / "cut") == _records(tmp_path / "whole")
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
     assert main(["report", "whole"]) == 0
     assert (tmp_path / "whole" / "report.html").exists()
     assert main(["analyze", "run=whole", "sections=[heads,patterns,spectra]", "law_replicas=0"]) == 0
@@ -172,11 +172,6 @@ def test_the_text_tower_is_looked_at_where_there_is_one(small, tmp_path, monkeyp
         assert re.fullmatch(r".*, \d+ captions × \d+ tokens of its validation split", subject["read"])
 
 
-def _records(folder: Path) -> list[tuple[object, ...]]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["arm"], r["name"], r["value"]) for r in records if not r["name"].startswith("time/")]
-
-
 @pytest.mark.parametrize("model", ["natural", "tempered_per_head"])
 def test_a_saved_arm_computes_the_same(model, small, tmp_path, monkeypatch):
     from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
@@ -192,7 +187,7 @@ def test_a_saved_arm_computes_the_same(model, small, tmp_path, monkeypatch):
         found = task.evaluate(
             loaded, "test", autocast=nullcontext, batch_size=64, device=torch.device("cpu"), ranks=Ranks()
         )
-    last = {name: value for _, arm, name, value in _records(tmp_path / "run") if arm == model}
+    last = {name: value for _, arm, name, value in records(tmp_path / "run") if arm == model}
     assert found == pytest.approx({name: last[f"test/{name}"] for name in found}, rel=1e-4, abs=1e-4)
     processor = AutoImageProcessor.from_pretrained(folder)
     assert (tuple(processor.image_mean), tuple(processor.image_std)) == (task.corpus.mean, task.corpus.std)

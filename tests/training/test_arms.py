@@ -135,7 +135,6 @@ def test_loss_is_the_shifted_cross_entropy(tiny, tokens):
     arm = _arms(tiny)[0][0]
     arm.model.eval()
     with torch.no_grad():
-        expected = arm.model(input_ids=tokens, labels=tokens).loss if tokens.shape[1] <= 16 else None
         short = tokens[:, :16]
         expected = arm.model(input_ids=short, labels=short).loss
         torch.testing.assert_close(arm.loss(short), expected)
@@ -194,6 +193,18 @@ def test_guards_pass_causal_arms_and_catch_a_leak(tiny):
         natural.model.transformer.wte.weight.fill_(float("nan"))
     with pytest.raises(Exception, match="arm natural: its logits are not finite"):
         check_causality(natural, context, 257)
+
+
+def test_a_leak_from_the_middle_alone_is_seen(tiny, monkeypatch):
+    (arm, _), context = _arms(tiny)
+
+    def logits(_, tokens):
+        found = torch.randn(1, context, 257, generator=torch.Generator().manual_seed(0))
+        found[:, 0] += tokens[0, context // 2] % 2
+        return found
+
+    monkeypatch.setattr("natattn.training.guards._logits", logits)
+    assert causality_leak(arm, context, 257) > 0.1
 
 
 def test_guard_catches_labels_that_are_shifted_twice(tiny, monkeypatch):

@@ -11,15 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from run_metrics import lines, records
 
 from natattn.cli import main
-
-
-def _records(folder: Path) -> list[tuple]:
-    """The metrics of a run without its clock."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [r for r in records if not r["name"].startswith("time/")]
-    return [(r["step"], r["arm"], r["name"], r["value"]) for r in kept]
 
 
 def _weights(folder: Path) -> dict[str, bytes]:
@@ -42,7 +36,7 @@ def uninterrupted(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-def _kill_when(process: subprocess.Popen, ready, timeout: float = 60.0) -> None:
+def _kill_when(process: subprocess.Popen, ready, timeout: float = 300.0) -> None:
     deadline = time.monotonic() + timeout
     while process.poll() is None and not ready() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -71,7 +65,7 @@ def test_killed_at_any_moment_and_resumed_it_has_the_same_metrics(attempt, tiny,
         assert json.loads((folder / "run.json").read_text())["status"] == "running"
         command = [sys.executable, "-m", "natattn", "train", f"resume={folder}"]
     assert main(["train", f"resume={folder}"]) == 0
-    assert _records(folder) == _records(uninterrupted)
+    assert records(folder) == records(uninterrupted)
     assert _weights(folder) == _weights(uninterrupted)
 
 
@@ -80,7 +74,7 @@ def test_ctrl_c_saves_and_exits_with_130_and_resumes_exactly(tiny, tmp_path, uni
     process = subprocess.Popen(
         _command(folder, [*tiny, *LONG]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
@@ -89,7 +83,7 @@ def test_ctrl_c_saves_and_exits_with_130_and_resumes_exactly(tiny, tmp_path, uni
     assert f"resume={folder}" in errors
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert main(["train", f"resume={folder}"]) == 0
-    assert sorted(map(str, _records(folder))) == sorted(map(str, _records(uninterrupted)))
+    assert sorted(map(str, records(folder))) == sorted(map(str, records(uninterrupted)))
     assert _weights(folder) == _weights(uninterrupted)
 
 
@@ -103,7 +97,7 @@ def test_a_damaged_newest_checkpoint_still_resumes_to_the_same_metrics(tiny, tmp
     victim.write_bytes(victim.read_bytes()[:100])
     assert main(["train", f"resume={folder}"]) == 0
     assert newest.name in "".join(capsys.readouterr())
-    assert _records(folder) == _records(uninterrupted)
+    assert records(folder) == records(uninterrupted)
 
 
 def test_a_finished_run_says_so_and_does_nothing(uninterrupted, capsys):
@@ -140,7 +134,7 @@ def test_a_constant_schedule_can_be_made_longer(tiny, tmp_path):
     constant[-1] = f"hydra.run.dir={tmp_path / 'long'}"
     assert main(["train", *base, *constant, "train.steps=12"]) == 0
     assert _weights(tmp_path / "short") == _weights(tmp_path / "long")
-    assert _records(tmp_path / "short") == _records(tmp_path / "long")
+    assert records(tmp_path / "short") == records(tmp_path / "long")
 
 
 def test_the_time_limit_ends_a_run_that_can_go_on(tiny, tmp_path):
@@ -149,11 +143,11 @@ def test_the_time_limit_ends_a_run_that_can_go_on(tiny, tmp_path):
     assert main(["train", *tiny, *limited, f"hydra.run.dir={folder}"]) == 0
     facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "time_limit"
-    last = max(step for step, _, name, _ in _records(folder) if name == "validation/loss")
+    last = max(step for step, _, name, _ in records(folder) if name == "validation/loss")
     assert 0 < last < 100000
-    spent = max(json.loads(line)["seconds"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+    spent = max(line["seconds"] for line in lines(folder))
     assert main(["train", f"resume={folder}", f"train.max_seconds={spent + 1}"]) == 0
-    assert max(step for step, _, name, _ in _records(folder) if name == "validation/loss") > last
+    assert max(step for step, _, name, _ in records(folder) if name == "validation/loss") > last
 
 
 def test_a_run_without_a_checkpoint_starts_over(tiny, tmp_path, uninterrupted):
@@ -162,7 +156,7 @@ def test_a_run_without_a_checkpoint_starts_over(tiny, tmp_path, uninterrupted):
     shutil.rmtree(folder / "checkpoints")
     (folder / "run.json").unlink()
     assert main(["train", f"resume={folder}"]) == 0
-    assert _records(folder) == _records(uninterrupted)
+    assert records(folder) == records(uninterrupted)
 
 
 def test_a_second_process_on_a_run_folder_is_refused(tiny, tmp_path, uninterrupted, capsys):
@@ -189,13 +183,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, uninterrupted, capsy
 def test_a_run_that_lost_its_last_steps_repeats_them(options, tiny, tmp_path):
     folder = tmp_path / "run"
     assert main(["train", *tiny, *LONG, *options, f"hydra.run.dir={folder}"]) == 0
-    expected = _records(folder), _weights(folder)
+    expected = records(folder), _weights(folder)
     for checkpoint in sorted(folder.glob("checkpoints/step-*"))[1:]:
         shutil.rmtree(checkpoint)
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**facts, "status": "running"}))
     assert main(["train", f"resume={folder}"]) == 0
-    assert (_records(folder), _weights(folder)) == expected
+    assert (records(folder), _weights(folder)) == expected
 
 
 def test_without_a_whole_checkpoint_nothing_is_lost(tiny, tmp_path, uninterrupted, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_metrics import records
 from safetensors.torch import load_file
 
 from natattn.cli import main
@@ -33,15 +34,9 @@ def _base(tiny, overrides) -> list[str]:
     return [each for each in tiny if not each.startswith(tuple(dropped))]
 
 
-def _records(folder: Path) -> list[tuple]:
-    """The metrics without the clock."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["arm"], r["name"], r["value"]) for r in records if not r["name"].startswith("time/")]
-
-
 def _assert_alike(first: Path, second: Path, tolerance: float = 2e-3) -> None:
     """Two runs of one seed: the same records, the same facts but for the clock, and nearly the same weights."""
-    for one, other in zip(_records(first), _records(second), strict=True):
+    for one, other in zip(records(first), records(second), strict=True):
         assert one[:3] == other[:3]
         assert one[3] == pytest.approx(other[3], abs=tolerance, rel=tolerance), one
     facts = [json.loads((folder / "run.json").read_text()) for folder in (first, second)]
@@ -78,7 +73,7 @@ def test_a_seed_of_several_is_the_run_of_that_seed(seed, tiny, tmp_path, togethe
 
 
 def test_the_seeds_differ_and_are_reported_as_runs_of_one_setting(together, capsys):
-    losses = {_records(together / f"seed{seed}")[0][3] for seed in (4, 5, 6)}
+    losses = {records(together / f"seed{seed}")[0][3] for seed in (4, 5, 6)}
     assert len(losses) == 3
     assert main(["report", str(together)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "fisher_adam" in line]
@@ -118,7 +113,7 @@ def test_a_signal_stops_all_seeds_at_one_step_and_each_is_resumed(tiny, tmp_path
         assert json.loads((own / "run.json").read_text())["status"] == "interrupted"
         assert main(["train", f"resume={own}", f"train.steps={steps[-1] + 3}"]) == 0
         assert json.loads((own / "run.json").read_text())["status"] == "finished"
-        assert max(record[0] for record in _records(own)) == steps[-1] + 3
+        assert max(record[0] for record in records(own)) == steps[-1] + 3
     assert steps[0] == steps[1] > 0
 
 
@@ -141,7 +136,7 @@ def test_a_seed_that_diverges_does_so_alone(tiny, tmp_path, monkeypatch):
     assert facts["arms"]["natural"]["cause"] == "the training loss is nan at step 1"
     assert facts["arms"]["standard"]["status"] == "finished"
     standard = [
-        [record for record in _records(tmp_path / name / "seed1") if record[1] == "standard"]
+        [record for record in records(tmp_path / name / "seed1") if record[1] == "standard"]
         for name in ("poisoned", "whole")
     ]
     assert [record[3] for record in standard[0]] == pytest.approx([record[3] for record in standard[1]], abs=1e-5)
@@ -150,7 +145,7 @@ def test_a_seed_that_diverges_does_so_alone(tiny, tmp_path, monkeypatch):
 def test_the_time_limit_stops_all_seeds_at_one_step(tiny, tmp_path):
     options = ["seeds=2", "train.steps=100000", "train.max_seconds=2", "train.evaluate_every=100000"]
     assert _train(tiny, tmp_path / "run", *options) == 0
-    last = {max(record[0] for record in _records(tmp_path / "run" / f"seed{seed}")) for seed in (0, 1)}
+    last = {max(record[0] for record in records(tmp_path / "run" / f"seed{seed}")) for seed in (0, 1)}
     assert len(last) == 1
     for seed in (0, 1):
         assert json.loads((tmp_path / "run" / f"seed{seed}" / "run.json").read_text())["status"] == "time_limit"

@@ -1,7 +1,5 @@
 """The smallest runs of the tasks beside language."""
 
-import pytest
-
 SMALL = (
     "size.n_layer=2",
     "size.n_embd=16",
@@ -22,9 +20,3 @@ TASKS = {
         "data.test_galleries=1",
     ],
 }  # fmt: skip
-
-
-@pytest.fixture(params=TASKS)
-def small(request) -> list[str]:
-    """Overrides of a run of a few seconds, of each task."""
-    return TASKS[request.param]
