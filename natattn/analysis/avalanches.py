@@ -1,4 +1,4 @@
-"""Cascades of activity: their sizes, and the branching ratio (claim K2).
+"""Cascades of activity: sizes, durations, branching ratio and the collapse of their shapes (claim K2).
 
 The papers speak of avalanches without saying of what. Ours are those of neuronal recordings (Beggs and Plenz 2003):
 
@@ -6,7 +6,7 @@ The papers speak of avalanches without saying of what. Ours are those of neurona
   capacity, …) and time the token, or a unit is a head at a token and time the layer;
 - a unit is active when its signal is more than ``threshold`` standard deviations from its mean over time;
 - the activity at a time is the number of active units, and a cascade is a maximal run of times with any activity, its
-  size the activity summed over it.
+  size the activity summed over it and its duration the number of times.
 
 All of it depends on the threshold, so ``threshold_scan`` is the result to look at, not one row of it.
 """
@@ -19,9 +19,21 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST_LAGS = 20
 LEAST_PAIRS = 3  # of activity now and later, for a slope
+LEAST_SHAPES = 10  # cascades of a duration, for their mean shape
+SHAPE_POINTS = 21
+
+
+@dataclass(frozen=True, eq=False)
+class Cascades:
+    """Cascades of one or more series of activity; ``shapes`` is the activity over each."""
+
+    sizes: Counts
+    durations: Counts
+    shapes: tuple[Counts, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,20 @@ class Branching:
     naive: float
     robust: float
     slopes: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Collapse:
+    """Mean shapes on [0, 1] that fall on one curve when divided by duration^(exponent − 1).
+
+    ``exponent`` is γ of mean size ∝ duration^γ; ``durations`` and ``profiles`` [durations, points] are what was
+    averaged, and ``error`` the variance between rescaled profiles over that of their mean: 0 for a perfect collapse.
+    """
+
+    exponent: float
+    durations: Counts
+    profiles: Floats
+    error: float
 
 
 def activity(signals: ArrayLike, threshold: float) -> Counts:
@@ -61,17 +87,21 @@ def activity(signals: ArrayLike, threshold: float) -> Counts:
     return np.asarray(((np.abs(centred) > threshold * spread) & (spread > 1e-12 * largest)).sum(0), dtype=np.int64)
 
 
-def cascade_sizes(series: Iterable[ArrayLike]) -> Counts:
-    """Sizes of the cascades in series of activity, one for each sequence; those cut by an end of theirs are left out.
+def cascades(series: Iterable[ArrayLike]) -> Cascades:
+    """Cascades in series of activity, one for each sequence; those cut by an end of their series are left out.
 
     A cut cascade has an unknown size: counting it would bend the distribution at large sizes.
     """
-    sizes: list[int] = []
+    shapes = []
     for values in series:
         counts = np.asarray(values, dtype=np.int64)
         quiet = np.flatnonzero(counts == 0)
-        sizes += [int(counts[start:stop].sum()) for start, stop in pairwise(quiet) if stop > start + 1]
-    return np.array(sizes, dtype=np.int64)
+        shapes += [counts[start + 1 : stop] for start, stop in pairwise(quiet) if stop > start + 1]
+    return Cascades(
+        np.array([shape.sum() for shape in shapes], dtype=np.int64),
+        np.array([len(shape) for shape in shapes], dtype=np.int64),
+        tuple(shapes),
+    )
 
 
 def branching_ratio(series: Sequence[ArrayLike]) -> Branching | None:
@@ -110,10 +140,34 @@ def branching_ratio(series: Sequence[ArrayLike]) -> Branching | None:
     return Branching(naive, float(np.exp(slope)), tuple(slopes))
 
 
+def shape_collapse(found: Cascades, *, least_count: int = 10, shortest: int = 3, points: int = 21) -> Collapse | None:
+    """Mean shapes of the durations that occur often enough, and the exponent that makes them fall on one curve.
+
+    γ is the least-squares slope of log mean size on log duration, weighted by the number of cascades, over durations of
+    ``shortest`` and more. Short ones are the most frequent and the furthest from any scaling: critical branching has
+    γ = 2, and from a duration of 3 on the slope is 1.6.
+
+    Returns: None with fewer than two such durations.
+    """
+    durations, counts = np.unique(found.durations, return_counts=True)
+    chosen = durations[(counts >= least_count) & (durations >= shortest)]
+    if len(chosen) < 2:
+        return None
+    weights = counts[np.isin(durations, chosen)]
+    sizes = np.array([found.sizes[found.durations == duration].mean() for duration in chosen])
+    exponent = float(np.polyfit(np.log(chosen), np.log(sizes), 1, w=np.sqrt(weights))[0])
+    grid = np.linspace(0, 1, points)
+    profiles = np.stack([_mean_shape(found, int(duration), grid) for duration in chosen])
+    rescaled = profiles / chosen[:, None] ** (exponent - 1)
+    mean = rescaled.mean(0)
+    error = float(((rescaled - mean) ** 2).mean() / max((mean**2).mean(), 1e-300))
+    return Collapse(exponent, chosen.astype(np.int64), profiles, error)
+
+
 def threshold_scan(
     sequences: Sequence[ArrayLike], thresholds: Sequence[float]
-) -> dict[float, tuple[Counts, Branching | None]]:
-    """Sizes of cascades and branching ratio at every threshold.
+) -> dict[float, tuple[Cascades, Branching | None]]:
+    """Cascades and branching ratio at every threshold.
 
     Args:
         sequences: signals [units, time] of each sequence; means and deviations are the sequence's own.
@@ -121,5 +175,12 @@ def threshold_scan(
     result = {}
     for threshold in thresholds:
         series = [activity(signals, threshold) for signals in sequences]
-        result[float(threshold)] = cascade_sizes(series), branching_ratio(series)
+        result[float(threshold)] = cascades(series), branching_ratio(series)
     return result
+
+
+def _mean_shape(found: Cascades, duration: int, grid: Floats) -> Floats:
+    shapes = np.array([shape for shape in found.shapes if len(shape) == duration], dtype=np.float64)
+    # A duration of n is n bins: their middles lie half a bin inside.
+    middles = (np.arange(duration) + 0.5) / duration
+    return np.asarray(np.interp(grid, middles, shapes.mean(0)))
