@@ -2,6 +2,5 @@
 
 from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
 from natattn.fisher.rotary import Rotary
-from natattn.fisher.running import KroneckerFactors
 
-__all__ = ["FACTORS", "FactorName", "KroneckerFactors", "Rotary", "first_sequences", "kronecker_factors"]
+__all__ = ["FACTORS", "FactorName", "Rotary", "first_sequences", "kronecker_factors"]

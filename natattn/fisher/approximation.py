@@ -1,6 +1,4 @@
-"""How good an approximation of a Fisher matrix is: distances, eigenspaces, conditioning, and what it predicts."""
-
-from dataclasses import dataclass
+"""How good an approximation of a Fisher matrix is: distances and eigenspaces."""
 
 import torch
 from torch import Tensor
@@ -31,71 +29,10 @@ def eigenspace_overlap(approximate: Tensor, exact: Tensor, k: int) -> Tensor:
     return (approximate_vectors.mT @ exact_vectors).square().sum((-2, -1)) / k
 
 
-def condition_number(matrix: Tensor) -> Tensor:
-    """λ_max / λ_min of a symmetric positive semi-definite matrix; infinite where λ_min is 0 to rounding."""
-    values = torch.linalg.eigvalsh(matrix)
-    smallest, largest = values[..., 0], values[..., -1]
-    rounding = largest * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
-    return torch.where(smallest > rounding, largest / smallest, torch.inf)
-
-
-def preconditioned(fisher: Tensor, inverse_root: Tensor) -> Tensor:
-    """P^(−1/2) F P^(−1/2): its spectrum is what a step preconditioned by P sees of the Fisher F."""
-    return inverse_root @ fisher @ inverse_root
-
-
 def rotary_key_error(inputs: AttentionInputs, input_BSN: Tensor, rotary: Rotary, form: KeyForm = "averaged") -> Tensor:
     """Relative Frobenius error per key head, [G], of a ``factored_key_fisher`` under rotary embedding."""
     factored = factored_key_fisher(inputs, input_BSN, rotary, form)
     return relative_frobenius_error(factored, key_fisher(inputs, input_BSN, rotary))
-
-
-@dataclass(frozen=True)
-class PatternChange:
-    """Kullback–Leibler divergence of the patterns before a step from those after it, summed over rows, in nats.
-
-    Attributes:
-        predicted: ½ δᵀ F δ.
-        measured: Σ_i KL(a_i ‖ a_i').
-    """
-
-    predicted: float
-    measured: float
-
-    @property
-    def ratio(self) -> float:
-        """Measured over predicted: tends to 1 as the step shrinks, with an error of its first order."""
-        return self.measured / self.predicted
-
-
-def pattern_change(
-    fisher: Tensor, step: Tensor, scores: Tensor, scores_after: Tensor, allowed: Tensor
-) -> PatternChange:
-    """What a Fisher matrix says that a step does to the attention patterns, and what it did.
-
-    Args:
-        fisher: [P, P], summed over rows, in the layout of ``step.flatten()``.
-        step: δ, the change of the parameter.
-        scores, scores_after: z of each row before and after the step, [..., S].
-        allowed: bool, broadcastable to the scores; rows without an allowed key change nothing.
-    """
-    flat = step.flatten()
-    predicted = 0.5 * flat @ fisher @ flat
-    allowed = allowed.expand_as(scores)
-    has_key = allowed.any(-1, keepdim=True)
-    before, after = (
-        torch.log_softmax(z.masked_fill(~allowed & has_key, -torch.inf), -1) for z in (scores, scores_after)
-    )
-    divergence = before.exp() * (before - after).masked_fill(~allowed, 0.0)
-    return PatternChange(predicted=float(predicted), measured=float(divergence.sum()))
-
-
-def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """H((p + q)/2) − (H(p) + H(q))/2 of rows over the last dimension, in nats, float64: 0 if equal, at most log 2."""
-    first, second = first.double(), second.double()
-    entropy = torch.special.entr
-    gap: Tensor = entropy((first + second) / 2).sum(-1) - (entropy(first).sum(-1) + entropy(second).sum(-1)) / 2
-    return gap.clamp_min(0.0)
 
 
 def _norm(matrix: Tensor) -> Tensor:

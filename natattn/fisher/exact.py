@@ -51,33 +51,6 @@ def model_fisher(logits: Callable[[Parameters], Tensor], parameters: Parameters)
     return (gradients * probability[:, None]).mT @ gradients
 
 
-def monte_carlo_fisher(
-    logits: Callable[[Parameters], Tensor], parameters: Parameters, *, samples: int, generator: torch.Generator
-) -> Tensor:
-    """An unbiased estimate of ``model_fisher`` from labels drawn from the model's own predictions.
-
-    Rows are independent given the input, so every row's gradient enters by its own outer product: the products of two
-    rows' gradients are 0 on average and would only add variance.
-
-    Args:
-        logits, parameters: as in ``model_fisher``.
-        samples: labels drawn per row; the estimate is their mean.
-        generator: the only source of randomness.
-
-    Returns: float64 [P, P]; memory O(samples · rows · P).
-    """
-    vector, as_parameters = _flatten(parameters)
-    probability = torch.softmax(logits(as_parameters(vector)).detach(), -1).flatten(0, -2)
-    labels = torch.multinomial(probability, samples, replacement=True, generator=generator)
-
-    def sampled_log_probabilities(flat: Tensor) -> Tensor:
-        log_probability = torch.log_softmax(logits(as_parameters(flat)), -1).flatten(0, -2)
-        return log_probability.gather(-1, labels)
-
-    gradients: Tensor = jacrev(sampled_log_probabilities)(vector).detach().flatten(0, -2)
-    return gradients.mT @ gradients / samples
-
-
 def _flatten(parameters: Parameters) -> tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]:
     """All parameters as one float64 vector, and the way back."""
     shapes = {name: parameter.shape for name, parameter in parameters.items()}

@@ -109,7 +109,7 @@ class FisherProbe(AttentionProbe):
         if owner not in self.covariances if name == "covariance" else name not in self.factors:
             raise KeyError(f"the probe keeps no {name} of {owner}")
         found = self._averages.get(f"{owner}.{name}")
-        return None if found is None else found.average_or_identity()
+        return None if found is None else found.average()
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -1,34 +1,22 @@
-"""Damped inverse square roots of symmetric matrices, in batches: by eigendecomposition, or by products alone."""
+"""Damped inverses of symmetric matrices and roots of these, in batches."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-RootMethod = Literal["automatic", "eigh", "newton_schulz"]
-
-# ‖Z(A + δI)Z − I‖_F / √dim up to which a Newton–Schulz root counts as converged. Float32 leaves about 1e-7 times the
-# condition number, and a root that is wrong by 1e-3 changes an update less than the noise of its factors.
-NEWTON_SCHULZ_TOLERANCE = 1e-3
 # Condition number up to which an inverse by float32 Cholesky is as good as its factors' noise allows.
 FLOAT32_CONDITION = 1e5
 
 
-def inverse_square_root(
-    matrices: Tensor, damping: float | Tensor, method: RootMethod = "automatic"
-) -> tuple[Tensor, Tensor]:
-    """(A + damping · (tr A / dim) · I)^(−1/2) for symmetric positive semi-definite A.
+def inverse_square_root(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(A + damping · (tr A / dim) · I)^(−1/2) for symmetric positive semi-definite A, by eigendecomposition in float64.
 
     Damping is relative to the mean eigenvalue, so that c·A has the root divided by √c.
 
     Args:
         matrices: [..., dim, dim].
         damping: > 0, broadcastable to the batch dimensions.
-        method: "eigh" in float64; "newton_schulz" by products in the dtype of ``matrices``, and eigh for those where it
-            does not converge; "automatic" takes the second on CUDA and the first elsewhere.
 
     Returns: the roots, in the dtype of ``matrices``, and a bool [...] that says which are good. A root is bad where the
     matrix is not finite or has no positive trace, and where the decomposition failed; its entries mean nothing.
@@ -42,11 +30,7 @@ def inverse_square_root(
     mean = torch.where(usable, trace / matrices.shape[-1], 1.0)
     unit = torch.where(usable[..., None, None], matrices / mean[..., None, None], identity)
     damped = unit + damping[..., None, None] * identity
-    if method == "newton_schulz" or (method == "automatic" and matrices.is_cuda):
-        roots = _by_newton_schulz(damped, damping)
-    else:
-        roots = _by_eigh(damped, damping)
-    roots = roots / mean.sqrt()[..., None, None]
+    roots = _by_eigh(damped, damping) / mean.sqrt()[..., None, None]
     return roots, usable & roots.isfinite().all(-1).all(-1)
 
 
@@ -118,55 +102,3 @@ def _by_eigh(damped: Tensor, floor: Tensor) -> Tensor:
     values = torch.maximum(values, floor[..., None].double())
     roots: Tensor = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
     return roots.to(damped.dtype)
-
-
-def _by_newton_schulz(damped: Tensor, damping: Tensor) -> Tensor:
-    """Newton–Schulz, with eigh for the matrices that it leaves further from the root than the tolerance."""
-    roots, residual = newton_schulz_root(damped, float(damping.min()))
-    failed = ~(residual <= NEWTON_SCHULZ_TOLERANCE)  # true for nan, too
-    if bool(failed.any()):
-        roots = roots.clone()
-        roots[failed] = _by_eigh(damped[failed], damping[failed])
-    return roots
-
-
-def newton_schulz_root(damped: Tensor, least_eigenvalue: float) -> tuple[Tensor, Tensor]:
-    """The coupled Newton–Schulz iteration for A^(−1/2) (Higham, Functions of Matrices, 2008, chapter 6).
-
-    From Y = A/c and Z = I with c = tr A ≥ λ_max: T = (3I − ZY)/2, Y ← YT, Z ← TZ; Z → (A/c)^(−1/2). While an eigenvalue
-    of ZY is far below 1 a step multiplies it by 9/4, which fixes the number of steps beforehand: no step waits for a
-    value from the device.
-
-    Args:
-        damped: [..., dim, dim], symmetric positive definite.
-        least_eigenvalue: a lower bound that holds for all of them.
-
-    Returns: the roots, and ‖ZAZ − I‖_F / √dim of each, [...].
-    """
-    dim = damped.shape[-1]
-    identity = torch.eye(dim, dtype=damped.dtype, device=damped.device)
-    scale = damped.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    Y, Z = damped / scale, identity.expand_as(damped)
-    # The largest trace of the batch bounds its worst condition number.
-    condition = max(float(scale.max()) / least_eigenvalue, 1.0)
-    steps = math.ceil(math.log(condition) / math.log(9 / 4)) + 6
-    with _full_precision_products(damped.device.type):
-        for _ in range(steps):
-            T = 1.5 * identity - 0.5 * (Z @ Y)
-            Y, Z = Y @ T, T @ Z
-        root = Z / scale.sqrt()
-        residual = torch.linalg.matrix_norm(root @ damped @ root - identity) / math.sqrt(dim)
-    return root, residual
-
-
-@contextmanager
-def _full_precision_products(device_type: str) -> Iterator[None]:
-    """Neither autocast nor TensorFloat-32: with ten-bit mantissas the iteration would not converge."""
-    matmul = torch.backends.cuda.matmul
-    previous = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        matmul.fp32_precision = previous

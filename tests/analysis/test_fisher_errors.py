@@ -18,8 +18,9 @@ from natattn.analysis.sections.fisher import fisher_section
 from natattn.analysis.sections.fisher_query import jackknife
 from natattn.analysis.subject import Subject
 from natattn.attention.energy import AttentionInputs
+from natattn.attention.patterns import row_patterns
 from natattn.fisher.approximation import cosine, eigenspace_overlap, relative_frobenius_error
-from natattn.fisher.decomposition import query_fisher, row_patterns, score_fisher, softcap_slope
+from natattn.fisher.decomposition import query_fisher, score_fisher, softcap_slope
 from natattn.fisher.exact import model_fisher
 
 WIDTH, HEAD_DIM = 5, 3

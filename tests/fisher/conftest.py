@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from natattn.attention.energy import AttentionInputs
-from natattn.fisher.decomposition import with_ones
 from natattn.fisher.rotary import Rotary
 
 BATCH, HEADS, LENGTH, HEAD_DIM, WIDTH = 2, 4, 6, 4, 5
@@ -34,7 +33,7 @@ class Layer:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         x = normal(BATCH, LENGTH, WIDTH)
-        self.input = with_ones(x) if self.bias else x
+        self.input = torch.nn.functional.pad(x, (0, 1), value=1.0) if self.bias else x
         self.query_weight = normal(HEADS, HEAD_DIM, self.input.shape[-1])
         self.key_weight = normal(self.key_heads, HEAD_DIM, self.input.shape[-1])
 

@@ -1,18 +1,11 @@
-"""Damped inverse square roots against torch.linalg in float64."""
+"""Damped inverses and their roots against torch.linalg in float64."""
 
 import math
 
 import pytest
 import torch
 
-from natattn.fisher import roots
-from natattn.fisher.roots import (
-    NEWTON_SCHULZ_TOLERANCE,
-    damped_inverse,
-    inverse_cholesky,
-    inverse_square_root,
-    newton_schulz_root,
-)
+from natattn.fisher.roots import damped_inverse, inverse_cholesky, inverse_square_root
 
 
 def _factors(decades, dim=24, heads=3, dtype=torch.float64):
@@ -28,11 +21,10 @@ def _damped(matrices, damping):
     return matrices + damping[..., None, None] * torch.eye(matrices.shape[-1], dtype=matrices.dtype)
 
 
-@pytest.mark.parametrize("method", ["eigh", "newton_schulz"])
 @pytest.mark.parametrize("damping", [1e-3, 0.1, torch.tensor([0.01, 0.1, 1.0])], ids=["small", "large", "per head"])
-def test_root_squares_to_the_inverse(method, damping):
+def test_root_squares_to_the_inverse(damping):
     matrices = _factors(4)
-    root, good = inverse_square_root(matrices, damping, method)
+    root, good = inverse_square_root(matrices, damping)
     assert good.all()
     expected = torch.linalg.inv(_damped(matrices, damping))
     torch.testing.assert_close(root @ root, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
@@ -67,58 +59,20 @@ def test_cholesky_says_which_matrices_are_bad(decompose, bad):
     torch.testing.assert_close(found[good], expected[good])
 
 
-@pytest.mark.parametrize("method", ["eigh", "newton_schulz"])
-def test_damping_is_in_units_of_the_mean_eigenvalue(method):
+def test_damping_is_in_units_of_the_mean_eigenvalue():
     matrices = _factors(3)
-    root, _ = inverse_square_root(matrices, 0.05, method)
-    scaled, _ = inverse_square_root(matrices * 1e-12, 0.05, method)
+    root, _ = inverse_square_root(matrices, 0.05)
+    scaled, _ = inverse_square_root(matrices * 1e-12, 0.05)
     torch.testing.assert_close(scaled * 1e-6, root)
 
 
-@pytest.mark.parametrize("decades", [0, 2, 4, 8])
-@pytest.mark.parametrize("damping", [0.1, 0.01, 0.001])
-def test_newton_schulz_in_float32_agrees_with_eigh(decades, damping):
-    matrices = _factors(decades, dim=64, dtype=torch.float32)
-    exact, _ = inverse_square_root(matrices.double(), damping, "eigh")
-    damped = _damped(matrices, damping)
-    mean = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)
-    root, residual = newton_schulz_root(damped / mean[:, None, None], damping)
-    error = torch.linalg.matrix_norm(root.double() / mean.sqrt()[:, None, None] - exact) / torch.linalg.matrix_norm(
-        exact
-    )
-    # The residual that decides on the fallback bounds the error, and both stay near eps · condition number.
-    assert (error <= residual + 1e-6).all()
-    assert (residual < NEWTON_SCHULZ_TOLERANCE).all()
-    assert (residual < 4 * torch.finfo(torch.float32).eps * torch.linalg.cond(damped.double()) + 1e-5).all()
-
-
-def test_newton_schulz_falls_back_where_it_does_not_converge(monkeypatch):
-    called = []
-    by_eigh = roots._by_eigh
-
-    def counting(damped, floor):
-        called.append(damped.shape[0])
-        return by_eigh(damped, floor)
-
-    monkeypatch.setattr(roots, "_by_eigh", counting)
-    easy, hard = _factors(1, dtype=torch.float32)[:2], _factors(12, dtype=torch.float32)[2:]
-    matrices = torch.cat([easy, hard])
-    root, good = inverse_square_root(matrices, 1e-7, "newton_schulz")
-    assert called == [1]
-    assert good.all()
-    exact, _ = inverse_square_root(matrices, 1e-7, "eigh")
-    torch.testing.assert_close(root[2], exact[2])
-    torch.testing.assert_close(root[:2], exact[:2], rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("method", ["eigh", "newton_schulz"])
 @pytest.mark.parametrize("entry", [math.nan, math.inf])
-def test_bad_matrices_are_told_and_do_not_spoil_the_others(method, entry):
+def test_bad_matrices_are_told_and_do_not_spoil_the_others(entry):
     matrices = _factors(2, heads=4)
-    expected, _ = inverse_square_root(matrices, 0.1, method)
+    expected, _ = inverse_square_root(matrices, 0.1)
     matrices[1, 2, 3] = entry
     matrices[3] = 0.0  # no positive trace: nothing to be relative to
-    root, good = inverse_square_root(matrices, 0.1, method)
+    root, good = inverse_square_root(matrices, 0.1)
     assert good.tolist() == [True, False, True, False]
     torch.testing.assert_close(root[[0, 2]], expected[[0, 2]])
 
@@ -126,7 +80,7 @@ def test_bad_matrices_are_told_and_do_not_spoil_the_others(method, entry):
 def test_rounding_below_zero_does_not_pass_the_damping():
     """A factor that rounding made indefinite has no eigenvalue of the root above the damping's own."""
     matrix = torch.diag(torch.tensor([1.0, 1.0, -1e-3], dtype=torch.float64))[None]
-    root, good = inverse_square_root(matrix, 1e-3, "eigh")
+    root, good = inverse_square_root(matrix, 1e-3)
     assert good.all()
     mean = float(matrix.diagonal(dim1=-2, dim2=-1).mean())
     assert torch.linalg.eigvalsh(root).max() <= (1e-3 * mean) ** -0.5 * (1 + 1e-9)
@@ -137,32 +91,5 @@ def test_failed_decomposition_is_told(monkeypatch):
         raise torch.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fails)
-    _, good = inverse_square_root(_factors(2), 0.1, "eigh")
+    _, good = inverse_square_root(_factors(2), 0.1)
     assert not good.any()
-
-
-def test_products_keep_full_precision_whatever_the_settings():
-    matrices = _factors(3, dtype=torch.float32)
-    expected, _ = inverse_square_root(matrices, 0.01, "newton_schulz")
-    matmul = torch.backends.cuda.matmul
-    previous = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            root, _ = inverse_square_root(matrices, 0.01, "newton_schulz")
-        assert matmul.fp32_precision == "tf32"
-    finally:
-        matmul.fp32_precision = previous
-    assert torch.equal(root, expected)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_takes_newton_schulz_and_agrees_with_eigh(monkeypatch):
-    matrices = _factors(4, dim=256, dtype=torch.float32).cuda()
-    exact, _ = inverse_square_root(matrices, 0.01, "eigh")
-    monkeypatch.setattr(roots, "_by_eigh", lambda damped, floor: pytest.fail("fell back to eigh"))
-    root, good = inverse_square_root(matrices, 0.01)
-    assert good.all()
-    assert (
-        torch.linalg.matrix_norm(root - exact).max() < NEWTON_SCHULZ_TOLERANCE * torch.linalg.matrix_norm(exact).min()
-    )
