@@ -1,25 +1,22 @@
 """Adam's direction (Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from natattn.optim.directions.base import Direction, Place, State, Statistics
-from natattn.settings import Settings
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from natattn.settings import Decay, Positive, Settings
 
 
 class AdamSettings(Settings):
     """u = m̂ / (√v̂ + eps)."""
 
     kind: Literal["adam"]
-    betas: tuple[Beta, Beta]
-    eps: float = Field(gt=0)
+    betas: tuple[Decay, Decay]
+    eps: Positive
 
     def build(self) -> "Adam":
         """The direction itself."""
