@@ -1,10 +1,13 @@
-"""The exponential average of a Kronecker factor over captures."""
+"""Exponential averages of Kronecker factors over captures, the same on all ranks that share the batches."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from natattn.ranks import Ranks
 
 
 @dataclass(eq=False)
@@ -40,3 +43,81 @@ class RunningAverage:
         identity = torch.eye(self.total.shape[-1], dtype=self.total.dtype, device=self.total.device)
         weight = self.weight[:, None, None]
         return torch.where(weight > 0, self.total / weight, identity)
+
+
+class RunningAverages:
+    """The averages of several factors, by name.
+
+    What this rank captures is from its part of the batch: with several ranks it waits in ``reduce`` for that of the
+    others, so that all keep the same averages.
+
+    Args:
+        decay: of the averages, in [0, 1); they are bias-corrected.
+        sequences: how many sequences of the whole batch are captured, the first ones.
+        ranks: the processes that share each batch, in their order.
+    """
+
+    def __init__(self, decay: float, sequences: int, ranks: Ranks) -> None:
+        self.decay = decay
+        self.sequences = sequences
+        self.ranks = ranks
+        self._averages: dict[str, RunningAverage] = {}
+        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # what the other ranks have yet to hear of, by weight
+
+    def own_sequences(self, batch: int) -> int:
+        """How many of this rank's sequences are captured: at least one, which may count for nothing."""
+        return min(max(self.sequences - self.ranks.rank * batch, 1), batch)
+
+    def enter(self, name: str, factor: Tensor, rows: Tensor | int, batch: int) -> None:
+        """Enter a factor that is a mean over ``rows``, of a forward pass over ``batch`` sequences."""
+        if self.ranks.size == 1:
+            self._enter(name, factor)
+            return
+        counts = self.ranks.rank * batch < self.sequences
+        weight = torch.as_tensor(rows, dtype=factor.dtype, device=factor.device).mean() * counts
+        # Of a rank whose sequences are not captured the factor says only what shape it has.
+        self._captured[name] = (factor if counts else torch.zeros_like(factor)), weight
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Enter what all ranks have captured, as means weighted by their numbers of rows.
+
+        Of a mask that differs between heads it is the mean number.
+        """
+        if self._captured:
+            names, parts = list(self._captured), list(self._captured.values())
+            self._captured = {}
+            weighted = ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
+            factors, weights = weighted[: len(names)], weighted[len(names) :]
+            for name, factor, weight in zip(names, factors, weights, strict=True):
+                self._enter(name, factor / weight)
+
+    def average(self, name: str) -> Tensor | None:
+        """As of ``RunningAverage``; None where nothing has been entered."""
+        found = self._averages.get(name)
+        return None if found is None else found.average()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """By factor, how many captures of a head were left out because they were not finite."""
+        return {name: int(average.skipped.sum()) for name, average in self._averages.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was entered, as tensors under flat names."""
+        return {
+            f"{name}/{field.name}": getattr(average, field.name)
+            for name, average in self._averages.items()
+            for field in fields(average)
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``state_dict`` gave."""
+        names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
+        self._averages = {
+            name: RunningAverage(*(tensors[f"{name}/{field.name}"].clone() for field in fields(RunningAverage)))
+            for name in names
+        }
+
+    def _enter(self, name: str, factor: Tensor) -> None:
+        if name not in self._averages:
+            self._averages[name] = RunningAverage.start(factor)
+        self._averages[name].enter(factor, self.decay)
