@@ -35,8 +35,8 @@ class Adam(Direction):
     def initial_state(self, parameter: Tensor) -> State:
         """Zero averages and step 0 (a float32 scalar on the parameter's device, as the fused kernel wants it)."""
         return {
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         }
 

@@ -47,7 +47,7 @@ class Momentum(Direction):
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum."""
-        return {"momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+        return {"momentum": torch.zeros_like(parameter)}
 
     def updates(
         self,

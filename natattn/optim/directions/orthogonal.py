@@ -42,7 +42,7 @@ class Orthogonal(Direction):
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum."""
-        return {"momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+        return {"momentum": torch.zeros_like(parameter)}
 
     def updates(
         self,

@@ -97,7 +97,7 @@ class Whitened(Direction):
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum; roots are added when the first factors arrive."""
         return {
-            "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "momentum": torch.zeros_like(parameter),
             "host_step": torch.zeros((), dtype=torch.int64),
             "failed": torch.zeros((), dtype=torch.int64, device=parameter.device),
         }
