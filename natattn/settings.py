@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of an exponential average
 # What becomes a part of a path.
 Name = Annotated[str, Field(pattern=r"^[\w-]+$", max_length=100)]
 

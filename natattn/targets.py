@@ -7,16 +7,14 @@ never left out, for that would reward an arm for its failures (protocol, 4). Low
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from natattn.statistics import mean, time_to_target
+from natattn.statistics import time_to_target
 
 Floats = NDArray[np.float64]
 Run = tuple[ArrayLike, ArrayLike, float, float]  # steps, values, target, budget
-Bound = Literal["exact", "at least", "at most"]
 LARGEST_RATIO = 4.0  # of a performance profile, as in AlgoPerf
 _ROUNDING = 1e-12  # times whose ratio is a profile's factor but for rounding are within it
 
@@ -26,34 +24,13 @@ class TimesToTarget:
     """One time for every run, in their order and in the unit of their steps.
 
     Attributes:
-        times: of reaching the target; the budget where the run did not.
+        times: of reaching the target; the budget where the run did not, so that their mean is the restricted mean
+            survival time, which is below the mean time if one was censored.
         reached: whether it did.
-        budgets: what each run was given.
     """
 
     times: tuple[float, ...]
     reached: tuple[bool, ...]
-    budgets: tuple[float, ...]
-
-    @property
-    def share(self) -> float:
-        """Of the runs that reached their target; nan for no runs."""
-        return mean([float(reached) for reached in self.reached])
-
-    @property
-    def restricted_mean(self) -> float:
-        """Mean of min(time, budget), the restricted mean survival time; below the mean time if one was censored."""
-        return mean(self.times)
-
-    @property
-    def median(self) -> tuple[float, Bound]:
-        """The median, and ``at least`` where a censored time is in it; nan and ``exact`` for no runs.
-
-        A censored time sorts behind all that were reached, for it is known only to be longer than its own budget.
-        """
-        order = sorted(zip(self.times, self.reached, strict=True), key=lambda pair: (not pair[1], pair[0]))
-        middle = order[(len(order) - 1) // 2 : len(order) // 2 + 1] if order else []
-        return mean([time for time, _ in middle]), "exact" if all(reached for _, reached in middle) else "at least"
 
     @property
     def for_profile(self) -> tuple[float, ...]:
@@ -72,7 +49,7 @@ def times_to_target(runs: Iterable[Run]) -> TimesToTarget:
 
     Raises: ValueError for a budget that is not a positive number.
     """
-    times, has_reached, budgets = [], [], []
+    times, has_reached = [], []
     for steps, values, target, budget in runs:
         if not 0 < budget < math.inf:
             raise ValueError(f"a budget of {budget}: must be a positive number")
@@ -80,8 +57,7 @@ def times_to_target(runs: Iterable[Run]) -> TimesToTarget:
         reached = found is not None and found <= budget
         times.append(float(found) if found is not None and reached else float(budget))
         has_reached.append(reached)
-        budgets.append(float(budget))
-    return TimesToTarget(tuple(times), tuple(has_reached), tuple(budgets))
+    return TimesToTarget(tuple(times), tuple(has_reached))
 
 
 def performance_profile(times: Mapping[str, Sequence[float]], ratios: ArrayLike) -> dict[str, Floats]:
@@ -103,25 +79,18 @@ def performance_profile(times: Mapping[str, Sequence[float]], ratios: ArrayLike)
 
 
 def profile_scores(times: Mapping[str, Sequence[float]], largest: float = LARGEST_RATIO) -> dict[str, Floats]:
-    """What each workload adds to ``profile_area``: (largest − x)/(largest − 1) at ratio x, 0 beyond the range.
+    """What each workload adds to an arm's score: (largest − x)/(largest − 1) at ratio x, 0 beyond the range.
 
-    Raises: as ``profile_area``.
+    Their mean is that of ρ_arm(r) over 1 ≤ r ≤ largest, in [0, 1]: AlgoPerf's score (Dahl et al. 2023), exact without a
+    grid. Like the profile it depends on which arms are compared.
+
+    Raises: as ``performance_profile``, and ValueError for ``largest`` ≤ 1.
     """
     if largest <= 1:
         raise ValueError(f"largest={largest}: must be above 1")
     return {
         arm: np.clip((largest - of_arm) / (largest - 1), 0, 1) for arm, of_arm in _ratios_to_best(times).items()
     }  # fmt: skip
-
-
-def profile_area(times: Mapping[str, Sequence[float]], largest: float = LARGEST_RATIO) -> dict[str, float]:
-    """Mean of ρ_arm(r) over 1 ≤ r ≤ largest, in [0, 1]: AlgoPerf's score (Dahl et al. 2023). Exact, without a grid.
-
-    Like the profile it depends on which arms are compared.
-
-    Raises: as ``performance_profile``, and ValueError for ``largest`` ≤ 1.
-    """
-    return {arm: float(scores.mean()) for arm, scores in profile_scores(times, largest).items()}
 
 
 def _ratios_to_best(times: Mapping[str, Sequence[float]]) -> dict[str, Floats]:

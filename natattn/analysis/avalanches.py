@@ -23,8 +23,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST_LAGS = 20
 LEAST_PAIRS = 3  # of activity now and later, for a slope
-LEAST_SHAPES = 10  # cascades of a duration, for their mean shape
-SHAPE_POINTS = 21
+SHAPE_POINTS = 21  # at which mean shapes are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +139,7 @@ def branching_ratio(series: Sequence[ArrayLike]) -> Branching | None:
     return Branching(naive, float(np.exp(slope)), tuple(slopes))
 
 
-def shape_collapse(found: Cascades, *, least_count: int = 10, shortest: int = 3, points: int = 21) -> Collapse | None:
+def shape_collapse(found: Cascades, *, least_count: int = 10, shortest: int = 3) -> Collapse | None:
     """Mean shapes of the durations that occur often enough, and the exponent that makes them fall on one curve.
 
     γ is the least-squares slope of log mean size on log duration, weighted by the number of cascades, over durations of
@@ -156,7 +155,7 @@ def shape_collapse(found: Cascades, *, least_count: int = 10, shortest: int = 3,
     weights = counts[np.isin(durations, chosen)]
     sizes = np.array([found.sizes[found.durations == duration].mean() for duration in chosen])
     exponent = float(np.polyfit(np.log(chosen), np.log(sizes), 1, w=np.sqrt(weights))[0])
-    grid = np.linspace(0, 1, points)
+    grid = np.linspace(0, 1, SHAPE_POINTS)
     profiles = np.stack([_mean_shape(found, int(duration), grid) for duration in chosen])
     rescaled = profiles / chosen[:, None] ** (exponent - 1)
     mean = rescaled.mean(0)

@@ -11,9 +11,10 @@ from natattn.analysis.fisher_errors import QueryGradients, QueryRows
 from natattn.analysis.patterns import captured
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.modules import attention_layers
+from natattn.attention.patterns import row_patterns
 from natattn.attention.projections import projection_name
 from natattn.attention.site import AttentionSite
-from natattn.fisher.decomposition import row_patterns, softcap_slope, temperature_factor
+from natattn.fisher.decomposition import softcap_slope
 from natattn.randomness import addressed_seed
 
 Place = tuple[int, int]  # layer, head
@@ -171,7 +172,7 @@ def row_covariances(
     mean = (weight * steepness) @ key_BSD
     outer_BSF = (key_BSD[..., :, None] * key_BSD[..., None, :]).flatten(2)
     second = ((weight * steepness.square()) @ outer_BSF).view(*mean.shape, -1)
-    temperature = torch.as_tensor(temperature_factor(inputs), dtype=mean.dtype, device=mean.device).flatten()
+    temperature = torch.as_tensor(inputs.broadcast_temperature, dtype=mean.dtype, device=mean.device).flatten()
     scale = inputs.scaling / temperature[head % len(temperature)]
     return (second - mean[..., :, None] * mean[..., None, :]) * scale.square()
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs
+from natattn.attention.patterns import jensen_shannon, row_patterns
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.site import AttentionSite
-from natattn.fisher.approximation import jensen_shannon
-from natattn.fisher.decomposition import row_patterns
 
 CHUNK_ROWS = 128
 # Whole patterns are L × L for every head of every layer: of longer sequences only the beginning is looked at so.

@@ -16,7 +16,7 @@ from natattn.attention.modules import (
     attention_layers,
     use_implementation,
 )
-from natattn.attention.projections import projection
+from natattn.attention.projections import projection, query_norm_name, scale_heads
 
 
 def attach(model: Any, parameters: NaturalGradient | Tempered) -> None:
@@ -57,7 +57,8 @@ def set_temperature(model: nn.Module, temperature: float | Sequence[float]) -> N
             with torch.no_grad():
                 current.copy_(values.to(current.device).expand_as(current))
         else:
-            replacement = float(values) if values.numel() == 1 else values
+            device = next(found.module.parameters()).device
+            replacement = float(values) if values.numel() == 1 else values.to(device)
             setattr(found.module, PARAMETERS_ATTRIBUTE, Tempered(replacement))
 
 
@@ -78,8 +79,7 @@ def fold_temperature(model: Any, implementation: str = "sdpa") -> None:
     with torch.no_grad():
         for factor, weights in zip(factors, slices, strict=True):
             for weight in weights:
-                per_row = factor.to(weight.device).repeat_interleave(weight.shape[0] // factor.numel())
-                weight.copy_(weight * per_row.view(-1, *[1] * (weight.ndim - 1)))
+                scale_heads(weight, factor)
     detach(model, implementation)
 
 
@@ -94,13 +94,14 @@ def _temperature_of(found: AttentionLayer) -> Tensor:
 def _query_slices(found: AttentionLayer) -> list[Tensor]:
     """Views of W_Q with the heads along the first dimension, [H·head_dim, inputs], and of its bias if there is one."""
     module = found.module
-    for obstacle in ("q_norm", "query_norm", "q_layernorm", "attn_logit_softcapping", "relative_attention_bias"):
-        if getattr(module, obstacle, None) is not None:
-            raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has {obstacle}")
+    own = ("attn_logit_softcapping", "relative_attention_bias")
+    obstacle = query_norm_name(module) or next((name for name in own if getattr(module, name, None) is not None), None)
     if vars(module).get(STABILISERS_ATTRIBUTE):
-        raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has stabilisers")
-    if hasattr(module, "compute_bias"):  # T5: the bias of the first layer reaches all the others
-        raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has a position bias")
+        obstacle = "stabilisers"
+    elif obstacle is None and hasattr(module, "compute_bias"):  # T5: the bias of the first layer reaches all the others
+        obstacle = "a position bias"
+    if obstacle is not None:
+        raise ValueError(f"the temperature of {found.name} cannot be folded into its queries: it has {obstacle}")
     slices = projection(module, "query")
     if slices is None:
         raise ValueError(f"the temperature of {found.name} cannot be folded: no query projection was found on it")

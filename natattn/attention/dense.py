@@ -18,8 +18,7 @@ def dense_statistics(inputs: AttentionInputs, quantities: Collection[str]) -> En
     rows_L = torch.arange(inputs.length, device=inputs.query.device)
     energy = inputs.energies(rows_L)
     allowed = inputs.allowed(rows_L).expand_as(energy)
-    temperature = inputs.temperature
-    T = temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature
+    T = inputs.broadcast_temperature
     T_row = T[..., 0] if isinstance(T, Tensor) else T
 
     has_key = allowed.any(-1)

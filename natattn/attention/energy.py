@@ -57,6 +57,11 @@ class AttentionInputs:
         return self.key.shape[2]
 
     @property
+    def broadcast_temperature(self) -> float | Tensor:
+        """T in a form that divides [B, H, R, S]."""
+        return self.temperature.view(-1, 1, 1) if isinstance(self.temperature, Tensor) else self.temperature
+
+    @property
     def masks_the_future(self) -> bool:
         """Whether the causal rule, and no explicit mask, decides which pairs are allowed."""
         return self.attention_mask is None and self.is_causal and self.length > 1

@@ -22,9 +22,8 @@ def read_exponents(value: Any) -> Any:
     if not (isinstance(value, str) and value.endswith(".json")):
         return value
     try:
-        table = parsed_json(Path(os.path.expanduser(value)).read_text(encoding="utf-8"))["sections"]["widths"][
-            "tables"
-        ][0]
+        analysis = parsed_json(Path(os.path.expanduser(value)).read_text(encoding="utf-8"))
+        table = analysis["sections"]["widths"]["tables"][0]
         rows = [dict(zip(table["headings"], row, strict=True)) for row in table["rows"]]
         fitted = [row for row in rows if (row["scan"], row["T_c by"]) == _FITTED and row["k"].startswith("rank ")]
         found = tuple(float(row["α"]) for row in sorted(fitted, key=lambda row: int(row["k"].removeprefix("rank "))))

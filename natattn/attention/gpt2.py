@@ -5,8 +5,8 @@ and no dropout: ``attn_pdrop`` and ``resid_pdrop`` of the configuration have no 
 it is causal unless ``causal=False``, and no L×L matrix is kept: energies are computed from queries and keys when asked.
 """
 
-import math
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -22,8 +22,8 @@ from natattn.attention.energy import AttentionInputs
 from natattn.attention.interface import natural_attention, register
 from natattn.attention.masks import head_factors, whole_mask
 from natattn.attention.modules import IMPLEMENTATIONS, PARAMETERS_ATTRIBUTE, TEMPERED, Tempered
+from natattn.attention.patterns import row_patterns
 from natattn.attention.quantities import QUANTITIES
-from natattn.attention.softmax import masked_softmax
 from natattn.attention.statistics import EnergyStatistics
 from natattn.attention.streaming import streaming_statistics
 
@@ -127,7 +127,10 @@ class NaturalAttention(nn.Module):
 
         Raises: RuntimeError before the first forward.
         """
-        return _all_energies(self.observed)
+        inputs = self.observed
+        # Autocast would round the products to half precision.
+        with torch.autocast(inputs.query.device.type, enabled=False):
+            return inputs.energies(torch.arange(inputs.length, device=inputs.query.device))
 
     def energy_statistics(self, quantities: Collection[str] = tuple(QUANTITIES)) -> EnergyStatistics:
         """Statistics of the last forward's energies over its allowed pairs only, per head; padding counts nowhere.
@@ -269,29 +272,18 @@ def _scaling(config: GPT2Config, head_dim: int, layer_idx: int | None) -> float:
     return scaling / (layer_idx + 1)
 
 
-def _all_energies(inputs: AttentionInputs) -> Tensor:
-    # Autocast would round the products to half precision.
-    with torch.autocast(inputs.query.device.type, enabled=False):
-        return inputs.energies(torch.arange(inputs.length, device=inputs.query.device))
-
-
 def _weights(inputs: AttentionInputs, head_factor: Tensor | None) -> Tensor:
     """The pattern softmax(E/T), times the head mask, [batch, heads, queries, keys]."""
-    rows_L = torch.arange(inputs.length, device=inputs.query.device)
-    temperature = inputs.temperature
-    per_head = temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature
-    scores = (_all_energies(inputs) / per_head).masked_fill(~inputs.allowed(rows_L), -math.inf)
-    weights = masked_softmax(scores)
+    with torch.autocast(inputs.query.device.type, enabled=False):  # as for the energies
+        weights = row_patterns(inputs)
     return weights if head_factor is None else weights * head_factor
 
 
 def _detached(inputs: AttentionInputs) -> AttentionInputs:
     mask = inputs.attention_mask
-    return AttentionInputs(
-        inputs.query.detach(),
-        inputs.key.detach(),
-        inputs.scaling,
-        None if mask is None else mask.detach(),
-        inputs.is_causal,
-        temperature=inputs.temperature,
+    return replace(
+        inputs,
+        query=inputs.query.detach(),
+        key=inputs.key.detach(),
+        attention_mask=None if mask is None else mask.detach(),
     )

@@ -32,17 +32,6 @@ from natattn.attention.modules import (
 )
 from natattn.attention.softmax import explicit_attention
 
-__all__ = [
-    "NATURAL",
-    "NATURAL_GRADIENT",
-    "SITE_ATTRIBUTE",
-    "TEMPERED",
-    "natural_attention",
-    "natural_gradient_attention",
-    "register",
-    "tempered_attention",
-]
-
 Output = tuple[Tensor, None]
 Parameters = TypeVar("Parameters", NaturalGradient, Tempered)
 
@@ -182,9 +171,8 @@ def _output(output_BHLD: Tensor) -> Output:
 
 def _with_temperature_folded(inputs: AttentionInputs) -> AttentionInputs:
     """The same pattern at T = 1: scores and biases divided by T."""
-    temperature = inputs.temperature
+    per_head = inputs.broadcast_temperature
     mask, bias = inputs.attention_mask, inputs.position_bias
-    per_head = temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature
     if mask is not None and mask.dtype != torch.bool:
         mask = (mask / per_head).to(mask.dtype).clamp_min(torch.finfo(mask.dtype).min)
     query, scaling = inputs.query, inputs.scaling
@@ -208,6 +196,6 @@ def _parameters(module: nn.Module, kind: type[Parameters]) -> Parameters:
     if not isinstance(parameters, kind):
         raise ValueError(
             f"{kind.implementation} attention without its parameters: "
-            f"natattn.attention.modules.attach(model, {kind.__name__}(...)) sets them"
+            f"natattn.attention.attach.attach(model, {kind.__name__}(...)) sets them"
         )
     return parameters

@@ -12,6 +12,7 @@ _NAMES: dict[Projected, tuple[str, ...]] = {
     "value": ("v_proj", "value", "v_lin", "v"),
 }
 _ORDER: tuple[Projected, ...] = ("query", "key", "value")
+_QUERY_NORMS = ("q_norm", "query_norm", "q_layernorm")
 
 
 def projection(module: nn.Module, which: Projected) -> list[Tensor] | None:
@@ -20,9 +21,9 @@ def projection(module: nn.Module, which: Projected) -> list[Tensor] | None:
     GPT-2 fuses W_Q, W_K, W_V as [inputs, 3·outputs] (in cross-attention W_K and W_V); the views are slices of that.
 
     Returns: [weight [heads·head_dim, inputs], bias [heads·head_dim]], or None where the layer has no projection of a
-        known name.
+        known name and layout.
     """
-    if isinstance(getattr(module, "c_attn", None), nn.Module):
+    if type(getattr(module, "c_attn", None)).__name__ == "Conv1D":  # GPT-BigCode cuts its linear one otherwise
         return _of_gpt2(module, which)
     for name in _NAMES[which]:
         linear = getattr(module, name, None)
@@ -37,6 +38,22 @@ def projection_name(module: nn.Module, which: Projected) -> str | None:
         is_own_query = which == "query" and isinstance(getattr(module, "q_attn", None), nn.Module)
         return "q_attn" if is_own_query else "c_attn"
     return next((name for name in _NAMES[which] if isinstance(getattr(module, name, None), nn.Linear)), None)
+
+
+def query_norm_name(module: nn.Module) -> str | None:
+    """Name, inside the attention layer, of the norm between its query projection and the softmax."""
+    return next((name for name in _QUERY_NORMS if getattr(module, name, None) is not None), None)
+
+
+def scale_heads(tensor: Tensor, factor_H: Tensor) -> None:
+    """Multiply the rows of each head in place; in the factor's precision, rounded once.
+
+    Args:
+        tensor: as of ``projection``, [heads·head_dim, …].
+        factor_H: [heads], or [1] for all of them.
+    """
+    per_row = factor_H.to(tensor.device).repeat_interleave(tensor.shape[0] // factor_H.numel())
+    tensor.copy_(tensor * per_row.view(-1, *[1] * (tensor.ndim - 1)))
 
 
 def head_counts(module: nn.Module) -> tuple[int, int] | None:

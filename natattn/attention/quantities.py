@@ -42,8 +42,7 @@ class Rows:
         self.allowed = inputs.allowed(rows_R)
         self.energy = inputs.energies(rows_R).mul_(self.allowed)  # 0 on forbidden pairs
         self._first_token = first_token
-        temperature = inputs.temperature
-        self.temperature = temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature
+        self.temperature = inputs.broadcast_temperature
 
     @computed_once
     def present(self) -> Tensor:

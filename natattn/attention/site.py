@@ -111,30 +111,29 @@ class AttentionSite:
         return replace(self, counts=MaskCounts(), recording=False, capture=None)
 
     def observe(self, inputs: AttentionInputs, *, record: bool = True) -> None:
-        """Tell whoever looks at this forward pass about it; padded queries are not shown.
+        """Tell whoever looks at this forward pass about it, unless it repeats one for activation checkpointing.
+
+        Padded queries are not shown.
 
         Args:
             record: False where its statistics have been added already.
         """
-        if not self.is_cross_attention and (self.recording or self.capture is not None):
-            inputs = self.counts.unpadded(inputs)
-        if self.recording and record:
-            self.record(inputs)
-        if self.capture is not None:
-            self._captured(inputs)
-
-    def _captured(self, inputs: AttentionInputs) -> None:
-        # As in ``record``.
-        if self.capture is not None and (torch.compiler.is_compiling() or not _inside_backward()):
-            self.capture(self, replace(inputs, query=inputs.query.detach(), key=inputs.key.detach()))
-
-    @torch.no_grad()
-    def record(self, inputs: AttentionInputs) -> None:
-        """Add this forward pass to the statistics of the step, unless it repeats one for activation checkpointing."""
+        if not (self.recording or self.capture is not None):
+            return
         # A compiled checkpoint recomputes the traced graph and not this code.
         if not torch.compiler.is_compiling() and _inside_backward():
             return
+        if not self.is_cross_attention:
+            inputs = self.counts.unpadded(inputs)
         inputs = replace(inputs, query=inputs.query.detach(), key=inputs.key.detach())
+        if self.recording and record:
+            self._record(inputs)
+        if self.capture is not None:
+            self.capture(self, inputs)
+
+    @torch.no_grad()
+    def _record(self, inputs: AttentionInputs) -> None:
+        """Add this forward pass to the statistics of the step."""
         # Under autocast the products would be rounded to bfloat16: statistics are float32 always.
         with torch.autocast(inputs.query.device.type, enabled=False):
             statistics = self.observation.measure(inputs, self.offset, self.counts.of(inputs))

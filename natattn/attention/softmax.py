@@ -14,6 +14,14 @@ def masked_softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1).masked_fill(without_keys, 0.0)
 
 
+def masked_scores(inputs: AttentionInputs, rows_R: Tensor) -> Tensor:
+    """E/T of the given query rows, [B, H, R, S]; −inf on forbidden pairs."""
+    scores = inputs.energies(rows_R)
+    if isinstance(inputs.temperature, Tensor) or inputs.temperature != 1.0:  # else a pass over the matrix for nothing
+        scores = scores / inputs.broadcast_temperature
+    return scores.masked_fill(~inputs.allowed(rows_R), -torch.inf)
+
+
 def natural_score_gradient(pattern: Tensor, pattern_gradient: Tensor, damping: float) -> Tensor:
     """(1+λ)(F + λI)⁻¹ g per row, for F = diag(a) − aaᵀ and g = F h the plain gradient of the scores.
 
@@ -81,12 +89,7 @@ def explicit_attention(
     rows_L = torch.arange(inputs.length, device=query_BHLD.device)
     # Scores and softmax in float32, as the fused kernels accumulate them.
     with torch.autocast(query_BHLD.device.type, enabled=False):
-        scores = inputs.energies(rows_L)
-        if isinstance(inputs.temperature, Tensor):
-            scores = scores / inputs.temperature.view(-1, 1, 1)
-        elif inputs.temperature != 1.0:
-            scores = scores / inputs.temperature
-        scores = scores.masked_fill(~inputs.allowed(rows_L), -torch.inf)
+        scores = masked_scores(inputs, rows_L)
         pattern = masked_softmax(scores) if damping is None else natural_gradient_softmax(scores, damping)
         pattern = torch.nn.functional.dropout(pattern, dropout).to(value_BGSD.dtype)
         batch, heads, length, keys = pattern.shape

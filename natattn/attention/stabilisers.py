@@ -22,10 +22,9 @@ from natattn.attention.modules import (
     attention_layers,
     use_implementation,
 )
-from natattn.attention.projections import projection
+from natattn.attention.projections import projection, query_norm_name, scale_heads
 
 CONFIG_KEY = "natattn_stabilisers"
-_OWN_NORMS = ("q_norm", "query_norm", "q_layernorm")
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,6 @@ def attach_stabilisers(model: Any, stabilisers: Stabilisers) -> None:
     for found in layers:
         setattr(found.module, STABILISERS_ATTRIBUTE, stabilisers)
     setattr(model.config, CONFIG_KEY, asdict(stabilisers))
-
-
-def detach_stabilisers(model: Any) -> None:
-    """Undo ``attach_stabilisers``; the attention function keeps its name."""
-    for found in attention_layers(model, cross_attention=True):
-        vars(found.module).pop(STABILISERS_ATTRIBUTE, None)
-    vars(model.config).pop(CONFIG_KEY, None)
 
 
 def saved_stabilisers(config: Any) -> Stabilisers:
@@ -136,9 +128,9 @@ def clip_query_key_weights(model: nn.Module, maxima: Mapping[int, Tensor], thres
         factor = torch.where(maximum > threshold, threshold / maximum.clamp_min(threshold), 1.0)
         query, key, is_grouped = slices[layer]
         for tensor in query:
-            _scale_heads(tensor, factor if is_grouped else factor.sqrt())
+            scale_heads(tensor, factor if is_grouped else factor.sqrt())
         for tensor in [] if is_grouped else key:
-            _scale_heads(tensor, factor.sqrt())
+            scale_heads(tensor, factor.sqrt())
         factors[layer] = factor
     return factors
 
@@ -156,18 +148,12 @@ def _clippable(found: AttentionLayer, heads: int) -> tuple[list[Tensor], list[Te
     """W_Q and W_K with their biases, and whether several query heads share a key head."""
     module = found.module
     stabilisers = vars(module).get(STABILISERS_ATTRIBUTE, Stabilisers())
-    if stabilisers.query_key_norm or any(getattr(module, name, None) is not None for name in _OWN_NORMS):
+    if stabilisers.query_key_norm or query_norm_name(module) is not None:
         raise ValueError(f"{found.name} normalises its queries: clipping their weights would change nothing")
     query, key = projection(module, "query"), projection(module, "key")
     if query is None or key is None:
         raise ValueError(f"{found.name}: its query and key projections were not found")
     return query, key, query[0].shape[0] != key[0].shape[0]
-
-
-def _scale_heads(tensor: Tensor, factor_H: Tensor) -> None:
-    """Multiply the rows of each head in place; in the factor's precision, rounded once."""
-    per_row = factor_H.to(tensor.device).repeat_interleave(tensor.shape[0] // factor_H.numel())
-    tensor.copy_(tensor * per_row.view(-1, *[1] * (tensor.ndim - 1)))
 
 
 def _unit_mean_square(vectors: Tensor) -> Tensor:
@@ -176,7 +162,7 @@ def _unit_mean_square(vectors: Tensor) -> Tensor:
 
 def _check_absent(found: AttentionLayer, stabilisers: Stabilisers) -> None:
     module = found.module
-    if stabilisers.query_key_norm and any(getattr(module, name, None) is not None for name in _OWN_NORMS):
+    if stabilisers.query_key_norm and query_norm_name(module) is not None:
         raise ValueError(f"query_key_norm: {found.name} normalises its queries and keys already")
     own_cap = getattr(module, "attn_logit_softcapping", None)
     if stabilisers.softcap is not None and own_cap is not None:

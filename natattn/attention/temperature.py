@@ -8,9 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from natattn.attention.exponents import Exponents
-from natattn.settings import Settings
-
-Positive = Annotated[float, Field(gt=0)]
+from natattn.settings import Positive, Settings
 
 
 class ConstantTemperature(Settings):

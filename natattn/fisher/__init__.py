@@ -2,6 +2,6 @@
 
 from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
 from natattn.fisher.rotary import Rotary
-from natattn.fisher.running import KroneckerFactors
+from natattn.fisher.solver import KroneckerFactors
 
 __all__ = ["FACTORS", "FactorName", "KroneckerFactors", "Rotary", "first_sequences", "kronecker_factors"]

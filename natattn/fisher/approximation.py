@@ -90,14 +90,6 @@ def pattern_change(
     return PatternChange(predicted=float(predicted), measured=float(divergence.sum()))
 
 
-def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """H((p + q)/2) − (H(p) + H(q))/2 of rows over the last dimension, in nats, float64: 0 if equal, at most log 2."""
-    first, second = first.double(), second.double()
-    entropy = torch.special.entr
-    gap: Tensor = entropy((first + second) / 2).sum(-1) - (entropy(first).sum(-1) + entropy(second).sum(-1)) / 2
-    return gap.clamp_min(0.0)
-
-
 def _norm(matrix: Tensor) -> Tensor:
     """Frobenius norm over the last two dimensions."""
     return matrix.square().sum((-2, -1)).sqrt()

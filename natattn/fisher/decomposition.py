@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs, row_energies
-from natattn.attention.softmax import masked_softmax
+from natattn.attention.patterns import row_patterns
 from natattn.fisher.rotary import Rotary
 
 KeyForm = Literal["averaged", "plain"]
@@ -26,22 +26,6 @@ KeyForm = Literal["averaged", "plain"]
 def with_ones(input_BLN: Tensor) -> Tensor:
     """[x, 1]: the input of a projection whose bias is its last column, [B, L, N+1]."""
     return torch.nn.functional.pad(input_BLN, (0, 1), value=1.0)
-
-
-def row_patterns(inputs: AttentionInputs, rows_R: Tensor | None = None) -> Tensor:
-    """a_i = softmax_j(E_ij / T) over each row's allowed keys, [B, H, R, S]; 0 where forbidden and in rows without keys.
-
-    Args:
-        rows_R: int64 [R], the query rows; None for all.
-    """
-    rows_R = torch.arange(inputs.length, device=inputs.query.device) if rows_R is None else rows_R
-    scores = inputs.energies(rows_R) / temperature_factor(inputs)
-    return masked_softmax(scores.masked_fill(~inputs.allowed(rows_R), -torch.inf))
-
-
-def temperature_factor(inputs: AttentionInputs) -> Tensor | float:
-    """T in a form that divides [B, H, R, S]."""
-    return inputs.temperature.view(-1, 1, 1) if isinstance(inputs.temperature, Tensor) else inputs.temperature
 
 
 def softcap_slope(inputs: AttentionInputs, rows_R: Tensor) -> Tensor | None:
@@ -130,7 +114,7 @@ def factored_key_fisher(
     pattern = row_patterns(inputs)
     slope = softcap_slope(inputs, torch.arange(inputs.length, device=pattern.device))
     covariance = _covariance(pattern, slope, input_BSN.to(pattern.dtype)[:, None])
-    scale = inputs.scaling / temperature_factor(inputs)
+    scale = inputs.scaling / inputs.broadcast_temperature
     if rotary is not None and form == "averaged":
         turned = _turned_back_queries(inputs, rotary, pattern)
         moment = torch.einsum("bhij,bhijd,bhije->bhide", pattern, turned, turned)
@@ -161,7 +145,7 @@ def _key_covariances(inputs: AttentionInputs) -> Tensor:
 def _score_slopes(inputs: AttentionInputs, pattern: Tensor) -> Tensor:
     """∂z_ij/∂(q_i·k_j), [B, H, L, S]."""
     slope = softcap_slope(inputs, torch.arange(inputs.length, device=pattern.device))
-    scale = inputs.scaling / temperature_factor(inputs)
+    scale = inputs.scaling / inputs.broadcast_temperature
     return (torch.ones_like(pattern) if slope is None else slope) * scale
 
 

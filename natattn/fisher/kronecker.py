@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs
-from natattn.fisher.decomposition import row_patterns, softcap_slope, temperature_factor
+from natattn.attention.patterns import row_patterns
+from natattn.fisher.decomposition import softcap_slope
 from natattn.fisher.rotary import Rotary
 
 FactorName = Literal[
@@ -229,7 +230,7 @@ class _SampledRows:
     @property
     def _scaled_row_weight(self) -> Tensor:
         """Row weight times (scaling/T)², to multiply [H, ·, ·]."""
-        return self.row_weight[:, None, None] * (self.inputs.scaling / temperature_factor(self.inputs)) ** 2
+        return self.row_weight[:, None, None] * (self.inputs.scaling / self.inputs.broadcast_temperature) ** 2
 
     @cached_property
     def _slope(self) -> Tensor | None:

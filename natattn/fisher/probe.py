@@ -17,7 +17,7 @@ from natattn.attention.projections import projection, projection_name
 from natattn.attention.site import AttentionSite
 from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
 from natattn.fisher.rotary import Rotary, matching_rotary
-from natattn.fisher.running import RunningAverage
+from natattn.fisher.running import RunningAverages
 from natattn.randomness import addressed_seed
 from natattn.ranks import Ranks
 
@@ -69,16 +69,12 @@ class FisherProbe(AttentionProbe):
         self.factors = tuple(factors)
         self.covariances = tuple(covariances)
         self.capture_every = capture_every
-        self.sequences = sequences
         self.capture_rows = capture_rows
-        self.decay = decay
         self.shared_key_input = shared_key_input
-        self.ranks = ranks or Ranks()
+        self._averages = RunningAverages(decay, sequences, ranks or Ranks())
         self.captures = 0  # steps that were captured so far
         self.capturing = False
         self._offset = 0.5
-        self._averages: dict[str, RunningAverage] = {}
-        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # what the other ranks have yet to hear of, by weight
         # Of the capture under way: projections' inputs, and what a compiled pass leaves to be entered after it.
         self._inputs: dict[str, Tensor] = {}
         self._moments: dict[str, tuple[Tensor, int, int]] = {}
@@ -108,13 +104,12 @@ class FisherProbe(AttentionProbe):
         """
         if owner not in self.covariances if name == "covariance" else name not in self.factors:
             raise KeyError(f"the probe keeps no {name} of {owner}")
-        found = self._averages.get(f"{owner}.{name}")
-        return None if found is None else found.average_or_identity()
+        return self._averages.average(f"{owner}.{name}")
 
     @property
     def skipped(self) -> dict[str, int]:
         """By factor, how many captures of a head were left out because they were not finite."""
-        return {name: int(average.skipped.sum()) for name, average in self._averages.items()}
+        return self._averages.skipped
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -135,18 +130,11 @@ class FisherProbe(AttentionProbe):
     def reduce(self, ranks: Ranks | None = None) -> None:
         """As of ``AttentionProbe``; what the ranks have captured enters the averages of all of them.
 
-        A factor is a mean over query rows (a covariance over tokens), so that the ranks' factors are averaged with
-        their numbers of rows as weights; those of a mask that differs between heads with the mean number.
+        A factor is a mean over query rows, a covariance one over tokens: the ranks' numbers of these are its weights.
         """
         ranks = ranks or Ranks.of_group()
         super().reduce(ranks)
-        if self._captured:
-            names, parts = list(self._captured), list(self._captured.values())
-            self._captured = {}
-            weighted = ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
-            factors, weights = weighted[: len(names)], weighted[len(names) :]
-            for name, factor, weight in zip(names, factors, weights, strict=True):
-                self._average(name, factor / weight)
+        self._averages.reduce(ranks)
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -156,22 +144,15 @@ class FisherProbe(AttentionProbe):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was last recorded, and the averages."""
-        state = super().state_dict() | {f"{_PREFIX}captures": torch.tensor(self.captures)}
-        for name, average in self._averages.items():
-            for part in ("total", "weight", "skipped"):
-                state[f"{_PREFIX}{name}/{part}"] = getattr(average, part)
-        return state
+        own = {"captures": torch.tensor(self.captures), **self._averages.state_dict()}
+        return super().state_dict() | {_PREFIX + name: tensor for name, tensor in own.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what ``state_dict`` gave."""
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
         super().load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
         self.captures = int(own.pop("captures", torch.tensor(0)))
-        names = dict.fromkeys(name.rpartition("/")[0] for name in own)
-        self._averages = {
-            name: RunningAverage(*(own[f"{name}/{part}"].clone() for part in ("total", "weight", "skipped")))
-            for name in names
-        }
+        self._averages.load_state_dict(own)
 
     def _begin(self) -> None:
         self.capturing = True
@@ -182,7 +163,7 @@ class FisherProbe(AttentionProbe):
     def _enter_compiled(self) -> None:
         """Enter what a compiled forward pass has left."""
         for name, (moment, rows, batch) in self._moments.items():
-            self._enter(f"{name}.covariance", moment, rows, batch)
+            self._averages.enter(f"{name}.covariance", moment, rows, batch)
         for site in self.sites:
             if site.layer in self._attention:
                 self._enter_attention(site, *self._attention[site.layer])
@@ -224,7 +205,7 @@ class FisherProbe(AttentionProbe):
             if not (self.capturing and module.training and module is owner):
                 return
             batch = arguments[0].shape[0]
-            inputs = arguments[0].detach()[: self._own_sequences(batch)]
+            inputs = arguments[0].detach()[: self._averages.own_sequences(batch)]
             if keep:
                 self._inputs.setdefault(name, inputs)
             if average and name not in self._seen:
@@ -236,7 +217,7 @@ class FisherProbe(AttentionProbe):
                 if torch.compiler.is_compiling():
                     self._moments[name] = moment, rows.shape[0], batch
                 else:
-                    self._enter(f"{name}.covariance", moment, rows.shape[0], batch)
+                    self._averages.enter(f"{name}.covariance", moment, rows.shape[0], batch)
 
         return hook
 
@@ -244,7 +225,7 @@ class FisherProbe(AttentionProbe):
         def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             embeddings = keywords.get("position_embeddings")
             if self.capturing and embeddings is not None:
-                cos, sin = (part.detach()[: self._own_sequences(part.shape[0])] for part in embeddings)
+                cos, sin = (part.detach()[: self._averages.own_sequences(part.shape[0])] for part in embeddings)
                 self._rotary[layer] = cos, sin
 
         return hook
@@ -254,7 +235,7 @@ class FisherProbe(AttentionProbe):
             return
         self._seen.add(site.name)
         batch = inputs.query.shape[0]
-        inputs = first_sequences(inputs, self._own_sequences(batch))
+        inputs = first_sequences(inputs, self._averages.own_sequences(batch))
         if torch.compiler.is_compiling():
             self._attention[site.layer] = inputs, batch
         else:
@@ -282,7 +263,7 @@ class FisherProbe(AttentionProbe):
             counted_rows=counted_rows,
         )
         for name, factor in factors.items():
-            self._enter(f"{site.layer}.{name}", factor, counted_rows, batch)
+            self._averages.enter(f"{site.layer}.{name}", factor, counted_rows, batch)
 
     def _rotary_of(self, site: AttentionSite, inputs: AttentionInputs, query_input: Tensor) -> Rotary | None:
         """The layer's rotations; which convention it has is found out by turning the first queries."""
@@ -294,25 +275,6 @@ class FisherProbe(AttentionProbe):
         before = torch.nn.functional.linear(query_input[:1, :COMPARED].to(weight.dtype), weight, *bias)
         before_BHLD = before.view(1, -1, inputs.query.shape[1], inputs.query.shape[-1]).transpose(1, 2)
         return matching_rotary(*self._rotary[site.layer], before_BHLD, inputs.query[:1, :, :COMPARED])
-
-    def _own_sequences(self, batch: int) -> int:
-        """How many of this rank's sequences are captured: at least one, which may count for nothing."""
-        return min(max(self.sequences - self.ranks.rank * batch, 1), batch)
-
-    def _enter(self, name: str, factor: Tensor, rows: Tensor | int, batch: int) -> None:
-        """Enter a factor that is a mean over ``rows``, of a forward pass over ``batch`` sequences."""
-        if self.ranks.size == 1:
-            self._average(name, factor)
-            return
-        counts = self.ranks.rank * batch < self.sequences
-        weight = torch.as_tensor(rows, dtype=factor.dtype, device=factor.device).mean() * counts
-        # Of a rank whose sequences are not captured the factor says only what shape it has.
-        self._captured[name] = (factor if counts else torch.zeros_like(factor)), weight
-
-    def _average(self, name: str, factor: Tensor) -> None:
-        if name not in self._averages:
-            self._averages[name] = RunningAverage.start(factor)
-        self._averages[name].enter(factor, self.decay)
 
 
 def _check(factors: Collection[str], decay: float, **counts: int | None) -> None:

@@ -1,21 +1,13 @@
-"""Running Kronecker factors: their exponential averages, the damped inverse roots, and what is solved with these."""
+"""Exponential averages of Kronecker factors over captures, the same on all ranks that share the batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from natattn.fisher.kronecker import FactorName
-from natattn.fisher.roots import RootMethod, inverse_square_root
-
-Projection = Literal["query", "key", "value"]
-SIDES: dict[Projection, tuple[FactorName | None, FactorName]] = {
-    "query": ("query_output", "query_input"),
-    "key": ("key_output", "key_input"),
-    "value": (None, "value_input"),  # S_V is the gradient's own business, not attention's
-}
+from natattn.ranks import Ranks
 
 
 @dataclass(eq=False)
@@ -47,149 +39,85 @@ class RunningAverage:
         self.skipped = self.skipped + ~finite
 
     def average(self) -> Tensor:
-        """Bias-corrected; nan for a head that has no finite factor yet."""
-        return self.total / self.weight[:, None, None]
-
-    def average_or_identity(self) -> Tensor:
-        """The same, with the identity for a head that has no finite factor yet."""
+        """Bias-corrected, [heads, dim, dim]; the identity for a head that has no finite factor yet."""
         identity = torch.eye(self.total.shape[-1], dtype=self.total.dtype, device=self.total.device)
-        return torch.where((self.weight > 0)[:, None, None], self.average(), identity)
+        weight = self.weight[:, None, None]
+        return torch.where(weight > 0, self.total / weight, identity)
 
 
-@dataclass(eq=False)
-class _Running(RunningAverage):
-    """An average with its root.
+class RunningAverages:
+    """The averages of several factors, by name.
 
-    Attributes:
-        root: inverse square root of the damped average as of the last good refresh; the identity before the first.
-        failed: per head, refreshes that gave no root.
-    """
-
-    root: Tensor
-    failed: Tensor
-
-    @classmethod
-    def start(cls, factor: Tensor) -> Self:
-        """Nothing seen yet."""
-        heads, dim, _ = factor.shape
-        root = torch.eye(dim, dtype=factor.dtype, device=factor.device).repeat(heads, 1, 1)
-        start = RunningAverage.start(factor)
-        return cls(start.total, start.weight, start.skipped, root, torch.zeros_like(start.skipped))
-
-    def refresh(self, damping: float | Tensor, method: RootMethod) -> None:
-        """A head whose decomposition fails keeps its root. A damping per head makes one root per head."""
-        root, good = inverse_square_root(self.average(), damping, method)
-        self.root = torch.where(good[:, None, None], root, self.root)
-        self.failed = self.failed + ~good
-
-
-class KroneckerFactors:
-    """What an optimizer keeps of one attention layer's Kronecker factors.
-
-    Heads are batched everywhere; a factor whose first dimension is 1 is shared by the heads. Until a head's factors
-    have been finite once, and for a side whose factor is never given, the identity stands for the inverse.
+    What this rank captures is from its part of the batch: with several ranks it waits in ``reduce`` for that of the
+    others, so that all keep the same averages.
 
     Args:
-        decay: of the exponential averages, in [0, 1); they are bias-corrected.
-        damping: > 0, in units of each factor's mean eigenvalue; a tensor [heads] damps every head by its own, where
-            there are as many key heads as query heads. May be changed; the next refresh uses it.
-        refresh_every: updates from one decomposition to the next, the first being at the first update.
-        method: see ``inverse_square_root``.
-
-    Raises: ValueError for arguments out of range.
+        decay: of the averages, in [0, 1); they are bias-corrected.
+        sequences: how many sequences of the whole batch are captured, the first ones.
+        ranks: the processes that share each batch, in their order.
     """
 
-    def __init__(
-        self, *, decay: float, damping: float | Tensor, refresh_every: int, method: RootMethod = "automatic"
-    ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: must be in [0, 1)")
-        if not bool((torch.as_tensor(damping) > 0).all()):
-            raise ValueError(f"damping={damping}: must be above 0, there is no inverse without it")
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every={refresh_every}: must be at least 1")
+    def __init__(self, decay: float, sequences: int, ranks: Ranks) -> None:
         self.decay = decay
-        self.damping = damping
-        self.refresh_every = refresh_every
-        self.method = method
-        self.updates = 0
-        self._running: dict[FactorName, _Running] = {}
+        self.sequences = sequences
+        self.ranks = ranks
+        self._averages: dict[str, RunningAverage] = {}
+        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # what the other ranks have yet to hear of, by weight
 
-    def update(self, factors: Mapping[FactorName, Tensor]) -> None:
-        """Enter one step's factors, as ``kronecker_factors`` returns them, and refresh the roots when that is due.
+    def own_sequences(self, batch: int) -> int:
+        """How many of this rank's sequences are captured: at least one, which may count for nothing."""
+        return min(max(self.sequences - self.ranks.rank * batch, 1), batch)
 
-        With several ranks, average the factors over them first, so that all keep the same.
+    def enter(self, name: str, factor: Tensor, rows: Tensor | int, batch: int) -> None:
+        """Enter a factor that is a mean over ``rows``, of a forward pass over ``batch`` sequences."""
+        if self.ranks.size == 1:
+            self._enter(name, factor)
+            return
+        counts = self.ranks.rank * batch < self.sequences
+        weight = torch.as_tensor(rows, dtype=factor.dtype, device=factor.device).mean() * counts
+        # Of a rank whose sequences are not captured the factor says only what shape it has.
+        self._captured[name] = (factor if counts else torch.zeros_like(factor)), weight
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Enter what all ranks have captured, as means weighted by their numbers of rows.
+
+        Of a mask that differs between heads it is the mean number.
         """
-        for name, factor in factors.items():
-            if name not in self._running:
-                self._running[name] = _Running.start(factor)
-            self._running[name].enter(factor, self.decay)
-        if self.updates % self.refresh_every == 0:
-            self.refresh()
-        self.updates += 1
+        if self._captured:
+            names, parts = list(self._captured), list(self._captured.values())
+            self._captured = {}
+            weighted = ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
+            factors, weights = weighted[: len(names)], weighted[len(names) :]
+            for name, factor, weight in zip(names, factors, weights, strict=True):
+                self._enter(name, factor / weight)
 
-    def refresh(self) -> None:
-        """Decompose the averages now."""
-        for running in self._running.values():
-            running.refresh(self.damping, self.method)
-
-    def average(self, name: FactorName) -> Tensor:
-        """The factor's bias-corrected average, [heads or 1, dim, dim]. Raises KeyError if it was never given."""
-        return self._running[name].average()
-
-    def inverse_root(self, name: FactorName) -> Tensor:
-        """(factor + damping · mean eigenvalue · I)^(−1/2) as of the last refresh, [heads or 1, dim, dim]."""
-        return self._running[name].root
-
-    def inverse(self, name: FactorName) -> Tensor:
-        """The square of ``inverse_root``."""
-        root = self._running[name].root
-        return root @ root
-
-    def solve(self, projection: Projection, matrix_HDN: Tensor) -> Tensor:
-        """S⁻¹ M A⁻¹ per head, damped: the solution U of S U A = M, in the dtype of M, [heads, head_dim, N]."""
-        return self._apply(projection, matrix_HDN, lambda root, matrix: root @ (root @ matrix))
-
-    def whiten(self, projection: Projection, matrix_HDN: Tensor) -> Tensor:
-        """S^(−1/2) M A^(−1/2) per head, damped, in the dtype of M, [heads, head_dim, N]."""
-        return self._apply(projection, matrix_HDN, torch.matmul)
-
-    def _apply(
-        self, projection: Projection, matrix_HDN: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        output_side, input_side = SIDES[projection]
-        result = matrix_HDN
-        if output_side in self._running:
-            root = self._running[output_side].root
-            result = multiply(root, result.to(root.dtype))
-        if input_side in self._running:
-            root = self._running[input_side].root
-            result = multiply(root, result.to(root.dtype).mT).mT  # roots are symmetric
-        return result.to(matrix_HDN.dtype)
+    def average(self, name: str) -> Tensor | None:
+        """As of ``RunningAverage``; None where nothing has been entered."""
+        found = self._averages.get(name)
+        return None if found is None else found.average()
 
     @property
-    def skipped(self) -> dict[FactorName, Tensor]:
-        """Per factor and head, how many updates were left out because they were not finite; int64 [heads or 1]."""
-        return {name: running.skipped for name, running in self._running.items()}
-
-    @property
-    def failed(self) -> dict[FactorName, Tensor]:
-        """Per factor and head, how many refreshes kept the previous root; int64 [heads or 1]."""
-        return {name: running.failed for name, running in self._running.items()}
+    def skipped(self) -> dict[str, int]:
+        """By factor, how many captures of a head were left out because they were not finite."""
+        return {name: int(average.skipped.sum()) for name, average in self._averages.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was accumulated, as tensors under flat names."""
-        state = {"updates": torch.tensor(self.updates)}
-        for name, running in self._running.items():
-            state |= {f"{name}.{field.name}": getattr(running, field.name) for field in fields(running)}
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a ``state_dict``, on the device where its tensors are."""
-        self.updates = int(state["updates"])
-        names: list[FactorName] = [name for sides in SIDES.values() for name in sides if name is not None]
-        self._running = {
-            name: _Running(**{field.name: state[f"{name}.{field.name}"].clone() for field in fields(_Running)})
-            for name in names
-            if f"{name}.total" in state
+        """Everything that was entered, as tensors under flat names."""
+        return {
+            f"{name}/{field.name}": getattr(average, field.name)
+            for name, average in self._averages.items()
+            for field in fields(average)
         }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``state_dict`` gave."""
+        names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
+        self._averages = {
+            name: RunningAverage(*(tensors[f"{name}/{field.name}"].clone() for field in fields(RunningAverage)))
+            for name in names
+        }
+
+    def _enter(self, name: str, factor: Tensor) -> None:
+        if name not in self._averages:
+            self._averages[name] = RunningAverage.start(factor)
+        self._averages[name].enter(factor, self.decay)

@@ -18,7 +18,7 @@ from natattn.attention.temperature import (
     critical_temperatures,
 )
 from natattn.errors import UserError
-from natattn.settings import Settings
+from natattn.settings import Positive, Settings
 
 
 class StabiliserSettings(Settings):
@@ -28,8 +28,8 @@ class StabiliserSettings(Settings):
     """
 
     qk_norm: bool = False
-    qk_clip: Annotated[float, Field(gt=0)] | None = None
-    softcap: Annotated[float, Field(gt=0)] | None = None
+    qk_clip: Positive | None = None
+    softcap: Positive | None = None
 
     @property
     def of_the_forward_pass(self) -> Stabilisers:

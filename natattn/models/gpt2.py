@@ -18,7 +18,7 @@ from natattn.explain import first_line
 from natattn.files import pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
 from natattn.models.foreign import check_foreign
-from natattn.settings import Name, Settings
+from natattn.settings import Name, Positive, Settings
 
 SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
 
@@ -32,7 +32,7 @@ class SizeSettings(Settings):
     n_head: Annotated[int, Field(ge=1, le=2**20)] | None
     context: Annotated[int, Field(ge=2, le=2**24)] | None
     n_inner: Annotated[int, Field(ge=1, le=2**24)] | None = None  # hidden units of the MLP; None: four times n_embd
-    initializer_range: Annotated[float, Field(gt=0)] | None  # standard deviation of the initial weights
+    initializer_range: Positive | None  # standard deviation of the initial weights
 
 
 class ModelSettings(Settings):

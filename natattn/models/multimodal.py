@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from natattn.models.gpt2 import SDPA, ModelSettings, SizeSettings, whole_size
-from natattn.models.vision import vit_config
+from natattn.models.gpt2 import SDPA, ModelSettings, SizeSettings
+from natattn.models.vision import encoder_sizes, vit_config
 
 
 def build_dual_encoder(
@@ -38,14 +38,10 @@ def build_dual_encoder(
     from transformers import CLIPTextConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
     vision = vit_config(model, size, image_size=image_size, channels=channels, patch_size=patch_size)
-    sizes = whole_size(size)
     text = CLIPTextConfig(
+        **encoder_sizes(size),
         vocab_size=vocab_size,
-        hidden_size=sizes["n_embd"],
-        num_hidden_layers=sizes["n_layer"],
-        num_attention_heads=sizes["n_head"],
-        intermediate_size=sizes["n_inner"] or 4 * sizes["n_embd"],
-        projection_dim=sizes["n_embd"],
+        projection_dim=vision.hidden_size,
         max_position_embeddings=context,
         bos_token_id=end_token_id,
         eos_token_id=end_token_id,
@@ -54,7 +50,7 @@ def build_dual_encoder(
         hidden_act="gelu_pytorch_tanh",
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        vision, text, projection_dim=sizes["n_embd"], logit_scale_init_value=-math.log(initial_temperature)
+        vision, text, projection_dim=vision.hidden_size, logit_scale_init_value=-math.log(initial_temperature)
     )
     config._attn_implementation = SDPA
     with torch.random.fork_rng(devices=[]):

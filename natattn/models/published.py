@@ -12,6 +12,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention
 from natattn.attention.interface import register as register_attention
+from natattn.attention.modules import NATURAL
 
 
 class PublishedConfig(GPT2Config):  # type: ignore[no-untyped-call]
@@ -114,7 +115,7 @@ def build_published(
         use_cache=causal,
         is_causal=causal,
     )
-    config._attn_implementation = "natural"
+    config._attn_implementation = NATURAL
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PublishedLMHeadModel(config)

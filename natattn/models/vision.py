@@ -23,6 +23,20 @@ from natattn.models.gpt2 import (
 )
 
 
+def encoder_sizes(size: SizeSettings) -> dict[str, Any]:
+    """Width, depth, heads and inner width as the configurations of ViT and CLIP name them.
+
+    Raises: as ``whole_size``.
+    """
+    sizes = whole_size(size)
+    return {
+        "hidden_size": sizes["n_embd"],
+        "num_hidden_layers": sizes["n_layer"],
+        "num_attention_heads": sizes["n_head"],
+        "intermediate_size": sizes["n_inner"] or 4 * sizes["n_embd"],
+    }
+
+
 def vit_config(model: ModelSettings, size: SizeSettings, *, image_size: int, channels: int, patch_size: int) -> Any:
     """The configuration of a ViT that reads square images in patches of ``patch_size`` pixels.
 
@@ -35,13 +49,9 @@ def vit_config(model: ModelSettings, size: SizeSettings, *, image_size: int, cha
             f"task.patch_size={patch_size}: does not divide data.image_size={image_size}; "
             f"valid: a divisor, such as {nearest_divisor(image_size, patch_size)}"
         )
-    sizes = whole_size(size)
     return ViTConfig(
-        hidden_size=sizes["n_embd"],
-        num_hidden_layers=sizes["n_layer"],
-        num_attention_heads=sizes["n_head"],
-        intermediate_size=sizes["n_inner"] or 4 * sizes["n_embd"],
-        initializer_range=sizes["initializer_range"],
+        **encoder_sizes(size),
+        initializer_range=whole_size(size)["initializer_range"],
         image_size=image_size,
         num_channels=channels,
         patch_size=patch_size,
@@ -92,6 +102,19 @@ def _forget_classes(model: Any, seed: int) -> None:
             model.classifier.bias.zero_()
 
 
+def _check_images(config: Any, path: str, *, image_size: int, channels: int, patch_size: int) -> None:
+    """Raises: UserError naming the key, where a pretrained model reads other images."""
+    wanted = {"data.image_size": (image_size, "image_size"), "task.patch_size": (patch_size, "patch_size")}
+    for key, (own, name) in wanted.items():
+        if getattr(config, name, None) not in (None, own, [own, own]):
+            raise UserError(f"{key}={own}: the model at init.path={path} has {getattr(config, name)}; give that")
+    if getattr(config, "num_channels", channels) != channels:
+        raise UserError(
+            f"data: {channels} channel{'s' * (channels > 1)}, the model at init.path={path} reads "
+            f"{config.num_channels}; valid: images of {config.num_channels} channels"
+        )
+
+
 def _load_classifier(
     model: ModelSettings,
     size: SizeSettings,
@@ -105,17 +128,9 @@ def _load_classifier(
 ) -> nn.Module:
     from transformers import AutoModelForImageClassification
 
-    found = check_init(init)
-    check_against_pretrained(size, found, init.path)
-    wanted = {"data.image_size": (image_size, "image_size"), "task.patch_size": (patch_size, "patch_size")}
-    for key, (own, name) in wanted.items():
-        if getattr(found, name, None) not in (None, own, [own, own]):
-            raise UserError(f"{key}={own}: the model at init.path={init.path} has {getattr(found, name)}; give that")
-    if getattr(found, "num_channels", channels) != channels:
-        raise UserError(
-            f"data: {channels} channel{'s' * (channels > 1)}, the model at init.path={init.path} reads "
-            f"{found.num_channels}; valid: images of {found.num_channels} channels"
-        )
+    config = check_init(init)
+    check_against_pretrained(size, config, init.path)
+    _check_images(config, init.path, image_size=image_size, channels=channels, patch_size=patch_size)
     try:
         with without_progress_bars(), without_reports(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the new last layer, where there is one
@@ -131,13 +146,13 @@ def _load_classifier(
             )
     except Exception as error:  # a damaged file raises whatever its reader does
         raise UserError(f"init.path={init.path}: cannot be loaded: {first_line(error)}") from error
-    lacking = [*report["missing_keys"], *(found[0] for found in report["mismatched_keys"])]
+    lacking = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
     missing = sorted(name for name in lacking if not name.startswith("classifier"))
     if missing:
         raise UserError(
             f"init.path={init.path}: {len(missing)} weights are missing or do not fit, {missing[0]} among them"
         )
-    if list(found.id2label.values()) != list(labels["id2label"].values()):
+    if list(config.id2label.values()) != list(labels["id2label"].values()):
         _forget_classes(loaded, seed)
     set_dropout(loaded, model.dropout)
     built: nn.Module = loaded

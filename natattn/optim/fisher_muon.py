@@ -59,7 +59,11 @@ class _OfModel(DirectionalOptimizer):
             settings.check_probe(model, probe)
         assert probe is not None
         self.probe: FisherProbe = probe
-        super().__init__(partition(model), statistics=probe, ranks=ranks, **settings.optimizer_arguments())
+        try:
+            super().__init__(partition(model), statistics=probe, ranks=ranks, **settings.optimizer_arguments())
+        except BaseException:
+            self.detach()
+            raise
         self._open()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

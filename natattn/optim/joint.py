@@ -234,12 +234,6 @@ class JointStatistics:
         """Of all models."""
         return [number * _STRIDE + layer for number, each in enumerate(self.sources) for layer in each.recorded_layers]
 
-    @property
-    def captures(self) -> int:
-        """Alike in all."""
-        captures: int = self.sources[0].captures
-        return captures
-
     def mean_absolute_energy(self, layer: int) -> Tensor:
         """See ``Statistics``; read once in a step."""
         if layer not in self._energies:

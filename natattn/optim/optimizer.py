@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from natattn.optim.directions.base import Direction, State, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
 from natattn.optim.measurements import Conditions, measured, preconditioner_metrics
-from natattn.optim.partition import ROLES, ParameterView
+from natattn.optim.partition import ROLES, ParameterView, Role
 from natattn.optim.placebo import PlaceboStatistics
 from natattn.optim.sharing import Sharing
 from natattn.optim.slots import Slot, key_of
@@ -98,23 +98,28 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         if not has_decay and all(parameter.ndim != 2 for parameter in param_group["params"]):
             param_group["weight_decay"] = 0.0
-        role = param_group.pop("role", None)
+        try:
+            slots = self._added(param_group["params"], param_group.pop("role", None))
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        for slot in slots:
+            self._slots[slot.view.parameter] = [slot]
+            self.sharing.add(slot)
+
+    def _added(self, parameters: list[nn.Parameter], role: Role | None) -> list[Slot]:
+        """Slots of those parameters that have none."""
         key = "default" if role is None else key_of(self.directions, role) if role in ROLES else None
-        for number, parameter in enumerate(param_group["params"]):
+        slots = []
+        for number, parameter in enumerate(parameters):
             if parameter in self._slots:
                 continue
             if key not in self.directions:
-                self.param_groups.remove(param_group)
                 raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
             view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
-            slot = Slot(view, str(key), 1.0, (view,))
-            try:
-                self.directions[slot.direction].check(slot.place)
-            except ValueError:
-                self.param_groups.remove(param_group)
-                raise
-            self._slots[parameter] = [slot]
-            self.sharing.add(slot)
+            slots.append(Slot(view, str(key), 1.0, (view,)))
+            self.directions[str(key)].check(slots[-1].place)
+        return slots
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -306,11 +311,6 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             if isinstance(direction, EnergyScaled) and self.statistics is not None:
                 return direction.energy_factors(self.statistics)  # type: ignore[arg-type]
         return {}
-
-    def failed_decompositions(self) -> int:
-        """How often a factor could not be entered or decomposed and the last good one was used; on this rank."""
-        skipped: dict[str, int] = getattr(self.statistics, "skipped", {})
-        return (self._failed() or 0) + sum(skipped.values())
 
     def _failed(self) -> int | None:
         """Failed decompositions; None where nothing is decomposed."""

@@ -32,7 +32,8 @@ class PlaceboStatistics:
       heads permuted, anew at every capture (in a model of one layer, a head those of another); distances are permuted
       over heads.
     - identity: energies are 0, so that their factors are 1; attention's factors are the identity.
-    - plain: attention's input factors are the covariance of the layer's plain inputs, its output factors the identity.
+    - plain: attention's input factors are the covariance of the layer's plain inputs, its output factors the identity;
+      energies are 0.
 
     Input covariances are no attention and pass through.
 
@@ -148,9 +149,7 @@ class PlaceboStatistics:
         if self.kind == "constant":
             return torch.full_like(like, self.energy) if self.energy is not None else seen.mean().to(like.dtype)
         if self.kind == "shuffled":
-            generator = torch.Generator().manual_seed(
-                addressed_seed(self.seed, f"placebo energies {layer}", self._step)
-            )
+            generator = self._generator("energies", self._step, layer)
             return seen.history[int(torch.randint(len(seen.history), (), generator=generator))]
         return torch.zeros_like(like)
 

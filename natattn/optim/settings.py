@@ -1,6 +1,6 @@
 """The schema of `optim=`: which direction each role takes, and the optimizer and probe that are built from it."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, field_validator, model_validator
@@ -13,10 +13,10 @@ from natattn.fisher.probe import FisherProbe
 from natattn.optim.directions import Direction, DirectionSettings, Statistics
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import ROLES, ParameterView, partition
-from natattn.optim.placebo import PlaceboStatistics
+from natattn.optim.placebo import PlaceboKind, PlaceboStatistics
 from natattn.optim.slots import DIRECTION_KEYS, key_of
 from natattn.ranks import Ranks
-from natattn.settings import Name, Settings
+from natattn.settings import Decay, Name, Positive, Settings
 
 _ROLE_OF_PLAIN = ("query", "key", "value")
 
@@ -27,7 +27,7 @@ class FactorSettings(Settings):
     every: int = Field(ge=1)
     sequences: int = Field(ge=1)
     rows: int | None = Field(ge=1)
-    decay: float = Field(ge=0, lt=1)
+    decay: Decay
     shared_key_input: bool
 
 
@@ -40,12 +40,12 @@ class OptimSettings(Settings):
     """
 
     name: Name
-    learning_rate: float = Field(gt=0)
+    learning_rate: Positive
     weight_decay: float = Field(ge=0)
     directions: dict[str, DirectionSettings]
-    learning_rates: dict[str, Annotated[float, Field(gt=0)]]
+    learning_rates: dict[str, Positive]
     factors: FactorSettings | None = None
-    placebo: Literal["constant", "shuffled", "identity", "plain"] | None = None
+    placebo: PlaceboKind | None = None
     placebo_energy: float | None = None
 
     @field_validator("directions", "learning_rates")
@@ -66,16 +66,21 @@ class OptimSettings(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "OptimSettings":
-        wanted = {name for role, direction in self._by_role() for name in direction.factors(role)}
+        wanted = self._factors
         if wanted and self.factors is None:
             raise ValueError(f"factors: the directions read {', '.join(sorted(wanted))}; say how they are captured")
-        if self.placebo is not None and not (self.quantities or wanted & set(FACTORS)):
+        if self.placebo is not None and not self.reads_attention:
             raise ValueError(f"placebo={self.placebo}: the optimizer reads nothing of attention; valid: null")
         if self.placebo == "plain" and not wanted & set(FACTORS):
             raise ValueError("placebo=plain: there are no factors to replace; valid: constant, shuffled, identity")
         if self.placebo_energy is not None and self.placebo != "constant":
             raise ValueError("placebo_energy: only the constant placebo has one")
         return self
+
+    @property
+    def _factors(self) -> set[str]:
+        """Factors that the directions read, plain covariances among them."""
+        return {name for role, direction in self._by_role() for name in direction.factors(role)}
 
     def _by_role(self) -> list[tuple[str, Direction]]:
         return [(role, self.directions[str(key_of(self.directions, role))].build()) for role in ROLES]
@@ -93,8 +98,7 @@ class OptimSettings(Settings):
     @property
     def reads_attention(self) -> bool:
         """Whether a direction reads attention, so that the model must be observable; plain inputs are no attention."""
-        wanted = {name for role, direction in self._by_role() for name in direction.factors(role)}
-        return bool(self.quantities or wanted & set(FACTORS))
+        return bool(self.quantities or self._factors & set(FACTORS))
 
     def build(
         self, model: nn.Module, statistics: Statistics | None = None, *, seed: int = 0, ranks: Ranks | None = None

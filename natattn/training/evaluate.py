@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs
+from natattn.attention.patterns import jensen_shannon, row_patterns
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.site import AttentionSite
-from natattn.fisher.approximation import jensen_shannon
-from natattn.fisher.decomposition import row_patterns
 from natattn.models.unpacked import one_sequence_per_row
 from natattn.tasks.base import HeldOut
 from natattn.training.arms import Arm

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from natattn.analysis.avalanches import activity, branching_ratio, cascade_sizes, threshold_scan
+from natattn.analysis.avalanches import activity, branching_ratio, cascades, shape_collapse, threshold_scan
 from natattn.analysis.powerlaw import analyse_power_law
 
 
@@ -51,9 +51,11 @@ def test_nan_is_no_activity_and_does_not_hide_the_rest():
 
 
 def test_cascades_are_runs_between_quiet_times_and_cut_ones_are_left_out():
-    found = cascade_sizes([[3, 0, 1, 2, 0, 0, 5, 0, 7], [0, 0, 4, 4, 4, 0], [1, 1]])
-    assert found.tolist() == [3, 5, 12]
-    assert len(cascade_sizes([])) == 0
+    found = cascades([[3, 0, 1, 2, 0, 0, 5, 0, 7], [0, 0, 4, 4, 4, 0], [1, 1]])
+    assert found.sizes.tolist() == [3, 5, 12]
+    assert found.durations.tolist() == [2, 1, 3]
+    assert [shape.tolist() for shape in found.shapes] == [[1, 2], [5], [4, 4, 4]]
+    assert len(cascades([]).sizes) == 0
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.9, 0.98])
@@ -78,18 +80,27 @@ def test_activity_without_memory_has_ratio_zero_and_none_without_activity():
     assert branching_ratio([]) is None
 
 
-def test_critical_trees_have_the_exponent_of_the_mean_field():
-    found = cascade_sizes(trees(1.0, 20_000))
-    law = analyse_power_law(found, discrete=True, minimum=10.0)
+def test_critical_trees_have_the_exponent_and_the_shape_of_the_mean_field():
+    found = cascades(trees(1.0, 20_000))
+    law = analyse_power_law(found.sizes, discrete=True, minimum=10.0)
     assert law.fit.exponent == pytest.approx(1.5, abs=0.05)
+    collapse = shape_collapse(found, least_count=30, shortest=12)
+    assert collapse.exponent == pytest.approx(2.0, abs=0.2)  # approached from below as durations grow
+    assert collapse.error < 0.05
+    middle = collapse.profiles[-1][len(collapse.profiles[-1]) // 2]
+    assert middle > 1.3 * collapse.profiles[-1][[0, -1]].max()  # an arch
 
 
 def test_subcritical_trees_have_a_cutoff():
-    found = cascade_sizes(trees(0.8, 20_000))
-    law = analyse_power_law(found, discrete=True, minimum=2.0)
+    found = cascades(trees(0.8, 20_000))
+    law = analyse_power_law(found.sizes, discrete=True, minimum=2.0)
     assert law.rivals["cutoff"].log_ratio < 0
     assert law.rivals["cutoff"].p_value < 1e-6
     assert law.cutoff == pytest.approx(1 / (0.8 - 1 - np.log(0.8)), rel=0.35)  # Borel's law
+
+
+def test_shapes_need_two_durations():
+    assert shape_collapse(cascades([[0, 1, 0, 1, 0]])) is None
 
 
 def test_a_scan_has_a_row_for_every_threshold():
@@ -97,7 +108,7 @@ def test_a_scan_has_a_row_for_every_threshold():
     sequences = [generator.normal(size=(8, 400)) for _ in range(3)]
     found = threshold_scan(sequences, [1.0, 2.0, 3.0])
     assert list(found) == [1.0, 2.0, 3.0]
-    assert found[1.0][0].sum() > found[3.0][0].sum()
+    assert found[1.0][0].sizes.sum() > found[3.0][0].sizes.sum()
     assert found[2.0][1].robust < 0.2
 
 

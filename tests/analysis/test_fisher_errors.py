@@ -13,8 +13,9 @@ from natattn.analysis.fisher_conditioning import PRECONDITIONERS, conditioning, 
 from natattn.analysis.fisher_errors import QueryGradients, QueryRows, ScoreFisher, query_products, true_cosines
 from natattn.analysis.sections.fisher_query import jackknife
 from natattn.attention.energy import AttentionInputs
+from natattn.attention.patterns import row_patterns
 from natattn.fisher.approximation import cosine, eigenspace_overlap, relative_frobenius_error
-from natattn.fisher.decomposition import query_fisher, row_patterns, score_fisher, softcap_slope
+from natattn.fisher.decomposition import query_fisher, score_fisher, softcap_slope
 
 WIDTH, HEAD_DIM = 5, 3
 

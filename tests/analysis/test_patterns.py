@@ -7,7 +7,7 @@ import torch
 from small_models import MODELS, gpt2
 
 from natattn.analysis.patterns import attention_patterns, pattern_divergence, pattern_statistics
-from natattn.fisher.approximation import jensen_shannon
+from natattn.attention.patterns import jensen_shannon
 
 LENGTH = 10
 

@@ -1,8 +1,21 @@
 """The attention types inside transformers models: outputs, gradients, temperature, export."""
 
+import importlib
+import re
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, Qwen3Config, Qwen3ForCausalLM, T5Config, T5Model
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5Model,
+)
 
 from natattn.attention.attach import attach, detach, fold_temperature, set_temperature
 from natattn.attention.modules import PARAMETERS_ATTRIBUTE, NaturalGradient, Tempered, attention_layers
@@ -208,10 +221,32 @@ def test_what_cannot_be_folded_is_refused_before_anything_changes(tokens):
         assert model.config._attn_implementation == "tempered"
 
 
+@pytest.mark.parametrize("multi_query", [True, False])
+def test_fused_weights_in_another_layout_than_gpt2s_are_not_folded(tokens, multi_query):
+    sizes = {"vocab_size": 50, "n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_inner": 16}
+    model = GPTBigCodeForCausalLM(GPTBigCodeConfig(**sizes, multi_query=multi_query, bos_token_id=0, eos_token_id=0))
+    attach(model, Tempered(2.0))
+    with pytest.raises(ValueError, match="no query projection was found"):
+        fold_temperature(model)
+
+
 @pytest.mark.parametrize("implementation", ["natural_gradient", "tempered"])
 def test_missing_parameters_are_named(gpt2, tokens, implementation):
-    with pytest.raises(ValueError, match=f"{implementation} attention without its parameters: .*attach"):
+    with pytest.raises(ValueError, match=f"{implementation} attention without its parameters: ") as raised:
         gpt2(implementation)(tokens)
+    named = re.search(r"(natattn\S+)\.(\w+)\(model", str(raised.value))
+    assert getattr(importlib.import_module(named[1]), named[2]) is attach
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_temperatures_of_heads_follow_the_model_to_its_device(gpt2, tokens):
+    logits = []
+    for device in ("cpu", "cuda"):
+        model = gpt2().to(device).eval()
+        attach(model, Tempered(1.0))
+        set_temperature(model, [1.0, 2.0])
+        logits.append(model(tokens.to(device)).logits.cpu())
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-3)
 
 
 def test_bad_parameters_are_refused(gpt2):

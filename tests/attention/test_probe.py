@@ -9,8 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from natattn.attention.attach import attach
-from natattn.attention.interface import SITE_ATTRIBUTE
-from natattn.attention.modules import Tempered, attention_layers
+from natattn.attention.modules import SITE_ATTRIBUTE, Tempered, attention_layers
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.quantities import QUANTITIES
 

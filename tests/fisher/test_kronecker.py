@@ -10,8 +10,8 @@ from natattn.attention.streaming import systematic_rows
 from natattn.fisher.approximation import relative_frobenius_error, rotary_key_error
 from natattn.fisher.decomposition import key_fisher, query_fisher
 from natattn.fisher.kronecker import FACTORS, first_sequences, kronecker_factors
+from natattn.fisher.roots import damped_inverse
 from natattn.fisher.rotary import Rotary
-from natattn.fisher.running import KroneckerFactors
 
 
 def _all_rows(inputs):
@@ -311,8 +311,10 @@ def test_solutions_follow_a_change_of_units(make_layer):
     steps = []
     for factor in (1.0, c):
         inputs = layer.inputs(layer.query_weight * factor, layer.key_weight / factor)
-        running = KroneckerFactors(decay=0.9, damping=0.1, refresh_every=1)
-        running.update(kronecker_factors(inputs, layer.input, _all_rows(inputs)))
-        steps.append((running.solve("query", gradient / factor), running.solve("key", gradient * factor)))
+        factors = kronecker_factors(inputs, layer.input, _all_rows(inputs))
+        inverse = {name: damped_inverse(matrices, 0.1)[0] for name, matrices in factors.items()}
+        query = inverse["query_output"] @ (gradient / factor) @ inverse["query_input"]
+        key = inverse["key_output"] @ (gradient * factor) @ inverse["key_input"]
+        steps.append((query, key))
     torch.testing.assert_close(steps[1][0], steps[0][0] * c)
     torch.testing.assert_close(steps[1][1], steps[0][1] / c)

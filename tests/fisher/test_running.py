@@ -1,175 +1,108 @@
-"""Running factors: averages, cadence, solves, and what happens to factors that are not finite."""
+"""Running averages of factors, what happens to factors that are not finite, and a probe that cannot keep any."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from natattn.fisher.probe import FisherProbe
-from natattn.fisher.running import KroneckerFactors
+from natattn.fisher.running import RunningAverage, RunningAverages
+from natattn.ranks import Ranks
 
-HEADS, HEAD_DIM, WIDTH = 3, 4, 6
+HEADS, WIDTH = 3, 6
 
 
-def _factor(seed, dim, heads=HEADS):
-    half = torch.randn(heads, dim, 2 * dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _factor(seed):
+    half = torch.randn(HEADS, WIDTH, 2 * WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return half @ half.mT
 
 
-def _layer(seed):
-    return {
-        "query_input": _factor(seed, WIDTH, heads=1),
-        "query_output": _factor(seed + 1, HEAD_DIM),
-        "key_input": _factor(seed + 2, WIDTH),
-        "key_output": _factor(seed + 3, HEAD_DIM),
-        "value_input": _factor(seed + 4, WIDTH),
-    }
-
-
-def _inverse(matrix, damping):
-    mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return torch.linalg.inv(matrix + damping * mean * torch.eye(matrix.shape[-1], dtype=matrix.dtype))
+def _running(factors, decay):
+    running = RunningAverage.start(factors[0])
+    for factor in factors:
+        running.enter(factor, decay)
+    return running
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.8])
 def test_averages_are_exponential_and_bias_corrected(decay):
-    running = KroneckerFactors(decay=decay, damping=0.1, refresh_every=100)
-    layers = [_layer(10 * step) for step in range(4)]
-    for layer in layers:
-        running.update(layer)
+    factors = [_factor(seed) for seed in range(4)]
     weights = [decay ** (3 - step) for step in range(4)]
-    for name in layers[0]:
-        expected = sum(w * layer[name] for w, layer in zip(weights, layers, strict=True)) / sum(weights)
-        torch.testing.assert_close(running.average(name), expected)
-
-
-@pytest.mark.parametrize("method", ["eigh", "newton_schulz"])
-def test_solve_and_whiten_apply_both_sides(method):
-    damping = 0.05
-    running = KroneckerFactors(decay=0.9, damping=damping, refresh_every=1, method=method)
-    layer = _layer(0)
-    running.update(layer)
-    matrix = torch.randn(HEADS, HEAD_DIM, WIDTH, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    for side in ("query", "key"):
-        left, right = _inverse(layer[f"{side}_output"], damping), _inverse(layer[f"{side}_input"], damping)
-        torch.testing.assert_close(running.solve(side, matrix), left @ matrix @ right)
-        # The same as one solve with the Kronecker product, in the layout of the gradient's own flatten().
-        product = torch.kron(left[1].contiguous(), right.expand(HEADS, -1, -1)[1].contiguous())
-        torch.testing.assert_close(running.solve(side, matrix)[1].flatten(), product @ matrix[1].flatten())
-        torch.testing.assert_close(running.inverse(f"{side}_output"), left)
-        twice = running.whiten(side, running.whiten(side, matrix))
-        torch.testing.assert_close(twice, left @ matrix @ right)
-    torch.testing.assert_close(running.solve("value", matrix), matrix @ _inverse(layer["value_input"], damping))
-
-
-def test_every_head_has_its_own_damping():
-    damping = torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64)
-    running = KroneckerFactors(decay=0.5, damping=damping, refresh_every=1)
-    layer = _layer(0)
-    running.update(layer)
-    for head in range(HEADS):
-        for name in ("query_input", "query_output"):
-            factor = layer[name].expand(HEADS, -1, -1)[head]
-            torch.testing.assert_close(running.inverse(name)[head], _inverse(factor, float(damping[head])))
-
-
-def test_before_anything_is_given_the_matrix_stays():
-    running = KroneckerFactors(decay=0.9, damping=0.1, refresh_every=1)
-    matrix = torch.ones(HEADS, HEAD_DIM, WIDTH)
-    assert torch.equal(running.solve("query", matrix), matrix)
-    running.update({"query_output": _factor(0, HEAD_DIM)})
-    solved = running.solve("query", matrix)
-    assert solved.dtype == matrix.dtype
-    torch.testing.assert_close(solved, (_inverse(_factor(0, HEAD_DIM), 0.1) @ matrix.double()).float())
-
-
-def test_roots_are_refreshed_every_n_updates():
-    running = KroneckerFactors(decay=0.5, damping=0.1, refresh_every=3)
-    roots = []
-    for step in range(7):
-        running.update(_layer(10 * step))
-        roots.append(running.inverse_root("key_input"))
-    changed = [not torch.equal(roots[step], roots[step - 1]) for step in range(1, 7)]
-    assert changed == [False, False, True, False, False, True]
+    expected = sum(w * factor for w, factor in zip(weights, factors, strict=True)) / sum(weights)
+    torch.testing.assert_close(_running(factors, decay).average(), expected)
 
 
 @pytest.mark.parametrize("entry", [math.nan, math.inf])
 def test_factors_that_are_not_finite_are_left_out_and_counted(entry):
-    running = KroneckerFactors(decay=0.9, damping=0.1, refresh_every=1)
-    clean = KroneckerFactors(decay=0.9, damping=0.1, refresh_every=1)
-    for step in range(3):
-        layer = _layer(10 * step)
-        spoiled = {name: factor.clone() for name, factor in layer.items()}
-        if step == 1:
-            spoiled["key_input"][2, 0, 0] = entry
-        running.update(spoiled)
-        clean.update(layer)
-        if step == 1:
-            # Head 2 still has the first average and its root, the other heads went on.
-            torch.testing.assert_close(running.average("key_input")[2], _layer(0)["key_input"][2])
-    torch.testing.assert_close(running.average("key_input")[:2], clean.average("key_input")[:2])
-    torch.testing.assert_close(running.inverse_root("key_input")[:2], clean.inverse_root("key_input")[:2])
-    weights = torch.tensor([0.9, 1.0], dtype=torch.float64)  # steps 0 and 2, as though step 1 had not been
-    first, last = _layer(0)["key_input"][2], _layer(20)["key_input"][2]
-    torch.testing.assert_close(running.average("key_input")[2], (weights[0] * first + last) / weights.sum())
-    assert running.skipped["key_input"].tolist() == [0, 0, 1]
-    assert all(not counts.any() for name, counts in running.skipped.items() if name != "key_input")
-    assert all(not counts.any() for counts in running.failed.values())
+    factors = [_factor(seed) for seed in range(3)]
+    spoiled = [factor.clone() for factor in factors]
+    spoiled[1][2, 0, 0] = entry
+    running = _running(spoiled, 0.9)
+    torch.testing.assert_close(running.average()[:2], _running(factors, 0.9).average()[:2])
+    # Head 2 goes on from step 0 to step 2, as though step 1 had not been.
+    torch.testing.assert_close(running.average()[2], _running(factors[::2], 0.9).average()[2])
+    assert running.skipped.tolist() == [0, 0, 1]
 
 
-def test_failed_refresh_keeps_the_last_good_root(monkeypatch):
-    running = KroneckerFactors(decay=0.9, damping=0.1, refresh_every=1)
-    running.update(_layer(0))
-    before = running.inverse_root("query_output").clone()
-
-    def fails(matrix):
-        raise torch.linalg.LinAlgError("did not converge")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.linalg, "eigh", fails)
-        running.update(_layer(10))
-    assert torch.equal(running.inverse_root("query_output"), before)
-    assert running.failed["query_output"].tolist() == [1, 1, 1]
-    running.update(_layer(20))
-    assert not torch.equal(running.inverse_root("query_output"), before)
+def test_before_a_finite_factor_the_average_is_the_identity():
+    running = _running([torch.full((HEADS, WIDTH, WIDTH), math.nan)], 0.9)
+    assert torch.equal(running.average(), torch.eye(WIDTH).expand(HEADS, -1, -1))
+    running.enter(_factor(0).float(), 0.9)
+    torch.testing.assert_close(running.average(), _factor(0).float())
 
 
-def test_first_factor_that_is_not_finite_leaves_the_identity():
-    running = KroneckerFactors(decay=0.9, damping=0.1, refresh_every=1)
-    running.update({"key_output": torch.full((HEADS, HEAD_DIM, HEAD_DIM), math.nan)})
-    assert torch.equal(running.inverse_root("key_output"), torch.eye(HEAD_DIM).expand(HEADS, -1, -1))
-    running.update({"key_output": _factor(0, HEAD_DIM).float()})
-    torch.testing.assert_close(running.average("key_output"), _factor(0, HEAD_DIM).float())
+def test_ranks_average_what_they_captured_by_their_rows():
+    """Three ranks with two sequences each, of which three are captured: two, one, and none of the last rank's."""
+    ranks = [RunningAverages(0.9, 3, Ranks(number, 3)) for number in range(3)]
+    assert [each.own_sequences(2) for each in ranks] == [2, 1, 1]
+    factors, rows = [_factor(seed) for seed in range(3)], [8, 4, 4]
+    said = []
+
+    def total(tensors):
+        said.append(tensors)
+        return [sum(parts) for parts in zip(*said, strict=True)]
+
+    for each, factor, count in zip(ranks, factors, rows, strict=True):
+        each.enter("factor", factor, count, 2)
+        assert each.average("factor") is None  # the others have not been heard
+        each.reduce(SimpleNamespace(sum=total))
+    # The last to speak has heard all.
+    torch.testing.assert_close(ranks[-1].average("factor"), (8 * factors[0] + 4 * factors[1]) / 12)
 
 
-def test_state_continues_where_it_was():
-    arguments = {"decay": 0.9, "damping": 0.1, "refresh_every": 2}
-    whole, first = KroneckerFactors(**arguments), KroneckerFactors(**arguments)
-    for step in range(2):
-        whole.update(_layer(10 * step))
-        first.update(_layer(10 * step))
-    second = KroneckerFactors(**arguments)
-    second.load_state_dict(first.state_dict())
-    for step in range(2, 5):
-        whole.update(_layer(10 * step))
-        second.update(_layer(10 * step))
-        for name, tensor in whole.state_dict().items():
-            assert torch.equal(tensor, second.state_dict()[name]), name
-    assert first.state_dict()["key_input.skipped"].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(("key", "value"), [("decay", 1.0), ("decay", -0.1), ("damping", 0.0), ("refresh_every", 0)])
-def test_arguments_out_of_range_are_named(key, value):
-    arguments = {"decay": 0.9, "damping": 0.1, "refresh_every": 1, key: value}
-    with pytest.raises(ValueError, match=key):
-        KroneckerFactors(**arguments)
+def _gpt2():
+    return GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=30))
 
 
 def test_a_probe_that_cannot_be_made_leaves_the_model_as_it_was():
-    model = GPT2LMHeadModel(GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=2, vocab_size=30))
+    model = _gpt2()
     before = model.config._attn_implementation
     with pytest.raises(ValueError, match="no module 'nowhere'"):
         FisherProbe(model, factors=("query_input",), covariances=("transformer.h.0.mlp.c_fc", "nowhere"))
     assert model.config._attn_implementation == before
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"decay": 1.0}, ValueError, "decay=1.0"),
+        ({"capture_every": 0}, ValueError, "capture_every=0"),
+        ({"sequences": 0}, ValueError, "sequences=0"),
+        ({"capture_rows": 0}, ValueError, "capture_rows=0"),
+        ({"factors": ("queries",)}, KeyError, "unknown factor 'queries'"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments, error, said):
+    with pytest.raises(error, match=said):
+        FisherProbe(_gpt2(), **arguments)
+
+
+def test_what_is_not_kept_cannot_be_asked_for():
+    with FisherProbe(_gpt2(), factors=("query_input",)) as probe:
+        assert probe.average(0, "query_input") is None
+        for owner, name in ((0, "key_input"), ("transformer.h.0.mlp.c_fc", "covariance")):
+            with pytest.raises(KeyError, match=f"keeps no {name} of {owner}"):
+                probe.average(owner, name)

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from natattn import FisherMuon, NaturalMuon
 from natattn.fisher.probe import FisherProbe
+from natattn.optim.directions.whitened import Whitened
 from natattn.optim.settings import read_settings
 
 
@@ -140,6 +141,18 @@ def test_detach_leaves_the_model_as_it_was():
     assert model.config._attn_implementation == "natural"
     _train(model, optimizer, range(2))
     optimizer.detach()
+    assert model.config._attn_implementation == "eager"
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_optimizer_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch):
+    def refuse(direction, place):
+        raise ValueError("cannot serve it")
+
+    model = _gpt2(attn_implementation="eager")
+    monkeypatch.setattr(Whitened, "check", refuse)
+    with pytest.raises(ValueError, match="cannot serve it"):
+        FisherMuon(model)
     assert model.config._attn_implementation == "eager"
     assert not any(module._forward_pre_hooks for module in model.modules())
 

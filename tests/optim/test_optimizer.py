@@ -139,3 +139,29 @@ def test_aif_without_statistics_says_what_it_needs():
     loss_of(model, 0).backward()
     with pytest.raises(ValueError, match="probe"):
         optimizer.step()
+
+
+def test_a_group_that_is_refused_leaves_nothing_behind():
+    optimizer = _settings("muon").build(gpt2())
+    matrix, vector = torch.nn.Parameter(torch.ones(4, 6)), torch.nn.Parameter(torch.ones(4))
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 3))]})  # a group of as many entries
+    groups = list(optimizer.param_groups)
+    for parameters, role in (([matrix], "nothing"), ([matrix, vector], "mlp")):
+        with pytest.raises(ValueError, match=r"role=nothing|for matrices"):
+            optimizer.add_param_group({"params": parameters, "role": role})
+        assert all(own is before for own, before in zip(optimizer.param_groups, groups, strict=True))
+    optimizer.add_param_group({"params": [matrix, vector], "role": "vector"})
+    assert [slot.direction for slot in optimizer.slots_of(matrix)] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"directions": {"heads": {"kind": "adam", "betas": (0.9, 0.99), "eps": 1e-8}}}, "unknown role 'heads'"),
+        ({"directions": {"hidden": {"kind": "adam", "betas": (0.9, 0.99), "eps": 1e-8}}}, "no direction for role 'emb"),
+        ({"learning_rates": {"attention": 1e-3}}, "unknown role 'attention'"),
+    ],
+)
+def test_roles_that_are_not_known_or_not_served_are_named(changes, said):
+    with pytest.raises(ValueError, match=said):
+        OptimSettings.model_validate(_settings("adamw").model_dump() | changes)

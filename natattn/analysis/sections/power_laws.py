@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.avalanches import threshold_scan
+from natattn.analysis.avalanches import shape_collapse, threshold_scan
 from natattn.analysis.patterns import row_entropies
 from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
@@ -16,6 +16,9 @@ from natattn.analysis.spectra import weight_spectra
 from natattn.analysis.subject import Subject
 
 Floats = NDArray[np.float64]
+_CASCADE_HEADINGS = (
+    "threshold", "cascades", "mean size", "branching, naive", "branching, robust", "shape exponent", "misfit of shapes",
+)  # fmt: skip
 _LAW_HEADINGS = ("τ", "95 % interval", "from", "p", "cutoff", "better rival")
 
 
@@ -29,24 +32,26 @@ def cascades_section(subject: Subject, settings: AnalyzeSettings, advance: Advan
         signals.extend(entropies[..., skipped:].transpose(0, 1).flatten(1, 2).numpy())
         advance(len(batch))
     rows, samples, laws, accepted = [], [], [], []
-    for threshold, (counts, branching) in threshold_scan(signals, settings.thresholds).items():
-        sizes = counts.astype(float)
+    for threshold, (found, branching) in threshold_scan(signals, settings.thresholds).items():
+        sizes = found.sizes.astype(float)
+        collapse = shape_collapse(found)
         law = _law(sizes, settings)
         fit = None if law is None else law.fit
         rows.append((
             threshold, len(sizes), float(sizes.mean()) if len(sizes) else None,
             None if branching is None else branching.naive, None if branching is None else branching.robust,
+            None if collapse is None else collapse.exponent, None if collapse is None else collapse.error,
             *_law_cells(law), *cutoff_cells(sizes, law, replicas=settings.law_replicas, seed=settings.seed),
         ))  # fmt: skip
         samples.append((f"threshold {threshold:g}", sizes))
         laws.append(None if fit is None else (fit.exponent, fit.minimum, fit.tail / len(sizes)))
         if law is not None and law.p_value is not None and law.p_value >= 0.1:
             accepted.append(threshold)
-    own = ("threshold", "cascades", "mean size", "branching, naive", "branching, robust")
-    headings = (*own, *_LAW_HEADINGS, *CUTOFF_HEADINGS)
+    headings = (*_CASCADE_HEADINGS, *_LAW_HEADINGS, *CUTOFF_HEADINGS)
     findings = (
         f"A power law of the sizes is not refuted (p ≥ 0.1) at thresholds {', '.join(map(shown, accepted)) or 'none'}.",
-        "An exponent of 3/2 is what critical branching would give (claim K2); it has to hold over thresholds.",
+        "An exponent of 3/2 is what critical branching would give (claim K2); it has to hold over thresholds. It would "
+        "also give mean shapes that collapse on one curve (misfit near 0) under an exponent of 2.",
     )
     result = table(headings, rows)
     if not any(len(sizes) for _, sizes in samples):

@@ -1,25 +1,22 @@
 """Adam's direction (Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from natattn.optim.directions.base import Direction, Place, State, Statistics
-from natattn.settings import Settings
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from natattn.settings import Decay, Positive, Settings
 
 
 class AdamSettings(Settings):
     """u = m̂ / (√v̂ + eps)."""
 
     kind: Literal["adam"]
-    betas: tuple[Beta, Beta]
-    eps: float = Field(gt=0)
+    betas: tuple[Decay, Decay]
+    eps: Positive
 
     def build(self) -> "Adam":
         """The direction itself."""
@@ -38,8 +35,8 @@ class Adam(Direction):
     def initial_state(self, parameter: Tensor) -> State:
         """Zero averages and step 0 (a float32 scalar on the parameter's device, as the fused kernel wants it)."""
         return {
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         }
 

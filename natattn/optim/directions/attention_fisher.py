@@ -6,7 +6,7 @@ serves both and only the direction differs. Shape suffixes: H heads, D rows of a
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -15,13 +15,11 @@ from torch import Tensor
 from natattn.attention.energy import working_dtype
 from natattn.attention.exponents import Exponents
 from natattn.attention.temperature import critical_temperatures
-from natattn.optim.directions.adam import Adam, Beta
+from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.base import Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.levels import Levels, levels_of
 from natattn.optim.directions.whitened import damped_condition_numbers, heads_of, refresh, sides_of
-from natattn.settings import Settings
-
-Positive = Annotated[float, Field(gt=0)]
+from natattn.settings import Decay, Positive, Settings
 
 
 class AttentionFisherSettings(Settings):
@@ -36,7 +34,7 @@ class AttentionFisherSettings(Settings):
     """
 
     kind: Literal["attention_fisher"]
-    betas: tuple[Beta, Beta]
+    betas: tuple[Decay, Decay]
     eps: Positive
     form: Literal["inverse", "additive", "printed"]
     damping: Positive
@@ -110,11 +108,9 @@ class AttentionFisher(Direction):
             return None
         name = sides_of(place.role, "input")[0]
         average = statistics.average(place.layer, str(name))  # type: ignore[attr-defined]
-        return (
-            None
-            if average is None
-            else damped_condition_numbers(average, state["input_root"], "root", self.settings.damping)
-        )
+        if average is None:
+            return None
+        return damped_condition_numbers(average, state["input_root"], "root", self.settings.damping)
 
     def _of_matrix(
         self, adam_update: Tensor, momentum: Tensor, state: State, place: Place, statistics: FactorStatistics

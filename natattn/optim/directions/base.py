@@ -49,10 +49,6 @@ class Statistics(Protocol):
 class FactorStatistics(Statistics, Protocol):
     """What a preconditioner may ask as well; a ``FisherProbe`` answers it."""
 
-    @property
-    def captures(self) -> int:
-        """How often factors have been captured."""
-
     def average(self, owner: str | int, name: str) -> Tensor | None:
         """A factor's running average, [heads or 1, dim, dim]; None before its first capture."""
 

@@ -1,16 +1,13 @@
 """Heads sorted into levels by how far they attend: local, middle, global (paper F, 4.2)."""
 
-from typing import Annotated
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from natattn.optim.directions.base import State
-from natattn.settings import Settings
+from natattn.settings import Positive, Settings
 
 LEVELS = 3
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Levels(Settings):

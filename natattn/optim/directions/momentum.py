@@ -1,23 +1,20 @@
 """Gradient descent with momentum (Polyak 1964; Nesterov 1983), and the momentum that other directions start from."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from natattn.optim.directions.base import Direction, Place, State, Statistics
-from natattn.settings import Settings
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+from natattn.settings import Decay, Settings
 
 
 class MomentumSettings(Settings):
     """u = the average of the gradients, (1 − momentum)·Σ momentumᵏ g."""
 
     kind: Literal["momentum"]
-    momentum: Fraction
+    momentum: Decay
     nesterov: bool
 
     def build(self) -> "Momentum":
@@ -50,7 +47,7 @@ class Momentum(Direction):
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum."""
-        return {"momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+        return {"momentum": torch.zeros_like(parameter)}
 
     def updates(
         self,

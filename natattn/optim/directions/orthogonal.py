@@ -11,7 +11,7 @@ from torch import Tensor
 from natattn.optim.directions.base import ADAM_RMS, Direction, Place, State, Statistics
 from natattn.optim.directions.momentum import average_gradients
 from natattn.optim.directions.orthogonalise import newton_schulz
-from natattn.settings import Settings
+from natattn.settings import Decay, Settings
 
 _LEAST_NORM = 1e-7  # as in torch.optim.Muon; a zero matrix stays zero
 
@@ -24,7 +24,7 @@ class OrthogonalSettings(Settings):
     """
 
     kind: Literal["orthogonal"]
-    momentum: float = Field(ge=0, lt=1)
+    momentum: Decay
     nesterov: bool
     newton_schulz_steps: int = Field(ge=1, lt=100)
     match_rms: bool
@@ -42,7 +42,7 @@ class Orthogonal(Direction):
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum."""
-        return {"momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+        return {"momentum": torch.zeros_like(parameter)}
 
     def updates(
         self,

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from natattn.attention.energy import working_dtype
 from natattn.optim.directions.base import ADAM_RMS, Direction, Place, State, Statistics
-from natattn.optim.directions.momentum import Fraction
 from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
-from natattn.settings import Settings
+from natattn.settings import Decay, Positive, Settings
 
 
 class SoapSettings(Settings):
@@ -22,9 +21,9 @@ class SoapSettings(Settings):
     """
 
     kind: Literal["soap"]
-    betas: tuple[Fraction, Fraction]
-    factor_decay: Fraction
-    eps: float = Field(gt=0)
+    betas: tuple[Decay, Decay]
+    factor_decay: Decay
+    eps: Positive
     refresh_every: int = Field(ge=1)
     orthogonalise: bool
     newton_schulz_steps: int = Field(ge=1, lt=100, default=5)
@@ -46,17 +45,13 @@ class Soap(Direction):
 
     def initial_state(self, parameter: Tensor) -> State:
         """Zero averages and factors; bases come with the first gradient."""
-        rows, columns = parameter.shape
+        (rows, columns), dtype = parameter.shape, working_dtype(parameter)
         return {
             "host_step": torch.zeros((), dtype=torch.int64),
-            "exp_avg": torch.zeros_like(
-                parameter, dtype=working_dtype(parameter), memory_format=torch.contiguous_format
-            ),
-            "exp_avg_sq": torch.zeros_like(
-                parameter, dtype=working_dtype(parameter), memory_format=torch.contiguous_format
-            ),
-            "left": parameter.new_zeros((rows, rows), dtype=working_dtype(parameter)),
-            "right": parameter.new_zeros((columns, columns), dtype=working_dtype(parameter)),
+            "exp_avg": parameter.new_zeros((rows, columns), dtype=dtype),
+            "exp_avg_sq": parameter.new_zeros((rows, columns), dtype=dtype),
+            "left": parameter.new_zeros((rows, rows), dtype=dtype),
+            "right": parameter.new_zeros((columns, columns), dtype=dtype),
             "failed": torch.zeros((), dtype=torch.int64, device=parameter.device),
         }
 

@@ -14,9 +14,9 @@ from natattn.attention.energy import working_dtype
 from natattn.fisher.kronecker import FactorName
 from natattn.fisher.roots import damped_inverse, inverse_cholesky
 from natattn.optim.directions.base import ADAM_RMS, Direction, FactorStatistics, Place, State, Statistics
-from natattn.optim.directions.momentum import Fraction, average_gradients
+from natattn.optim.directions.momentum import average_gradients
 from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
-from natattn.settings import Settings
+from natattn.settings import Decay, Positive, Settings
 
 Sides = Literal["both", "input", "output"]
 Form = Literal["dual", "newton"]
@@ -44,9 +44,9 @@ class WhitenedSettings(Settings):
     sides: Sides
     form: Form
     per_head: bool
-    damping: float = Field(gt=0)
+    damping: Positive
     refresh_every: int = Field(ge=1)
-    momentum: Fraction
+    momentum: Decay
     nesterov: bool
     newton_schulz_steps: int = Field(ge=1, lt=100)
     newton_schulz_dtype: NewtonSchulzDtype
@@ -97,7 +97,7 @@ class Whitened(Direction):
     def initial_state(self, parameter: Tensor) -> State:
         """Zero momentum; roots are added when the first factors arrive."""
         return {
-            "momentum": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "momentum": torch.zeros_like(parameter),
             "host_step": torch.zeros((), dtype=torch.int64),
             "failed": torch.zeros((), dtype=torch.int64, device=parameter.device),
         }
@@ -132,11 +132,9 @@ class Whitened(Direction):
         if name is None or kept not in state:
             return None
         average = _factor_statistics(statistics).average(_owner(place, name), name)
-        return (
-            None
-            if average is None
-            else damped_condition_numbers(average, state[kept], self._kept, self.settings.damping)
-        )
+        if average is None:
+            return None
+        return damped_condition_numbers(average, state[kept], self._kept, self.settings.damping)
 
     @property
     def _kept(self) -> Kept:
