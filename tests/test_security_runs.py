@@ -189,7 +189,7 @@ def test_an_arm_is_one_of_the_runs_own(arm, make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "run.lock", "arms/natural", "checkpoints", "curves.png", "arms/loop"]
+    "name", ["metrics.jsonl", "run.lock", "arms/natural", "checkpoints", "curves.png", "arms/loop", "wandb", "wandb/debug.log"]
 )
 def test_nothing_is_written_through_a_link_that_leads_out(name, make_run, tmp_path):
     folder = make_run("run", steps=20, evaluations=2)
@@ -210,6 +210,8 @@ def test_links_within_a_run_folder_and_to_it_are_fine(make_run, tmp_path):
     os.symlink("step-000001", folder / "checkpoints" / "latest")
     os.symlink(tmp_path, folder / "notes")  # nothing of ours
     os.symlink(folder, tmp_path / "by_another_name")
+    (folder / "wandb" / "offline-run-1" / "logs").mkdir(parents=True)
+    os.symlink(tmp_path / "core.log", folder / "wandb" / "offline-run-1" / "logs" / "debug-core.log")  # wandb's own
     check_contained(folder)
     check_contained(tmp_path / "by_another_name")
 

@@ -20,6 +20,7 @@ from natattn.training.environment import ENVIRONMENT
 CONFIG = "config.yaml"
 RUN = "run.json"
 LOCK = "run.lock"
+WANDB = "wandb"  # every sitting has a new folder in it, in which wandb links to its own logs
 # What is written into a run folder while it trains, beside temporary files.
 OURS = (
     CONFIG,
@@ -29,9 +30,10 @@ OURS = (
     "repeat.json",
     FILE_NAME,
     "curves.png",
+    "curves.csv",
     "checkpoints",
     "arms",
-    "wandb",
+    WANDB,
     "log.txt",
 )
 # Keys that were added after runs had been published: at these values they do not enter the hash.
@@ -102,15 +104,18 @@ def check_contained(folder: Path, names: Iterable[str] = OURS) -> None:
 
     Raises: UserError naming the link.
     """
-    for path in (path for name in names for path in _with_all_below(folder / name)):
+    for path in (path for name in names for path in _written(folder / name)):
         if path.is_symlink() and not _lies_in(path, folder):
             raise UserError(f"{path}: a link that leads out of the run folder; valid: a file or folder of its own")
 
 
-def _with_all_below(path: Path) -> Iterator[Path]:
+def _written(path: Path) -> Iterator[Path]:
+    """What may be written to: all below the path, but only what lies in wandb's folder itself."""
     yield path
     for inner, names, files in os.walk(path):
         yield from (Path(inner, name) for name in (*names, *files))
+        if path.name == WANDB:
+            return
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

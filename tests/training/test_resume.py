@@ -150,6 +150,18 @@ def test_the_time_limit_ends_a_run_that_can_go_on(tiny, tmp_path):
     assert max(step for step, _, name, _ in records(folder) if name == "validation/loss") > last
 
 
+@pytest.mark.parametrize("several", [[], ["seeds=2"]], ids=["run", "seeds"])
+def test_a_run_with_the_default_tracker_goes_on(several, tiny, tmp_path):
+    """Into its folder wandb has put what it likes, links to its own logs among it."""
+    overrides = [*(option for option in tiny if not option.startswith("tracker")), *several]
+    folder = tmp_path / "run"
+    assert main(["train", *overrides, "train.max_seconds=0.001", f"hydra.run.dir={folder}"]) == 0
+    for each in [folder / "seed0", folder / "seed1"] if several else [folder]:
+        assert main(["train", f"resume={each}", "train.max_seconds=null"]) == 0
+        assert json.loads((each / "run.json").read_text())["status"] == "finished"
+        assert len(list(each.glob("wandb/offline-run-*"))) == 2
+
+
 def test_a_run_without_a_checkpoint_starts_over(tiny, tmp_path, uninterrupted):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
