@@ -1,4 +1,4 @@
-"""How Sphinx makes a site of these pages: `python -m sphinx -W docs outputs/site`. It opens from the disk, offline."""
+"""How Sphinx makes a site of these pages: `python -m sphinx -W docs build/site`. It opens from the disk, offline."""
 
 import re
 from typing import Any

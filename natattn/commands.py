@@ -30,9 +30,9 @@ def report(arguments: list[str]) -> int:
 
 def sample(arguments: list[str]) -> int:
     """`natattn sample`: text from a trained arm."""
-    if "--help" in arguments or "-h" in arguments or not arguments:
+    if "--help" in arguments or "-h" in arguments:
         print(SAMPLE_HELP, end="")
-        return 0 if arguments else 2
+        return 0
     from natattn.training.sampling import SampleSettings, sample_text
 
     values = {}
@@ -43,6 +43,8 @@ def sample(arguments: list[str]) -> int:
         if key not in SampleSettings.model_fields:
             raise UserError(unknown_key(key, sorted(SampleSettings.model_fields)))
         values[key] = value
+    if "run" not in values:
+        raise UserError("run: missing; give run=FOLDER, the folder of a run")
     for text in sample_text(config.validated(values, SampleSettings)):
         print(text, end="", flush=True)
     print()

@@ -2,11 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _OPEN = ("directions", "learning_rates")  # sections of an optimizer that hold what its file happens to name
+# Of what is no number at all pydantic says more than one wants to read.
+_PLAIN = {"float_parsing": "a number", "int_parsing": "a whole number", "bool_parsing": "true or false"}
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -36,10 +38,22 @@ def validation_line(error: Any, values: dict[str, Any], experiments: Path) -> st
         return f"{key}: unknown key; {suggestion(last, siblings)}" + _place_in(experiments, last)
     if error["type"] == "missing":
         return f"{key}: missing"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _kind_line(key, error["ctx"])
     message = re.sub(r"^(Input should be|String should|Value error,) ?", "", error["msg"])
+    message = _PLAIN.get(error["type"], message)
     value = error["input"]
     shown = f"{key}={value}" if not isinstance(value, dict | list) else key
     return f"{shown}: valid: {message}" if " should " in error["msg"] else f"{shown}: {message}"
+
+
+def _kind_line(key: str, context: Mapping[str, str]) -> str:
+    """A part of the settings whose kind is missing, or is none of those that there are."""
+    kind = f"{key}.{context['discriminator'].strip(chr(39))}"
+    if "tag" not in context:
+        return f"{kind}: missing"
+    valid = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
+    return f"{kind}={context['tag']}: {suggestion(context['tag'], valid)}"
 
 
 def _locate(location: Sequence[int | str], values: Any) -> tuple[str, Any]:

@@ -157,9 +157,10 @@ def train_help() -> str:
     lines = [TRAIN_HELP]
     for group, options in config.train_groups().items():
         lines.append(f"  {group}\n")
+        width = max(14, *map(len, options))
         for option in options:
             star = "*" if defaults.get(group) == option else " "
-            lines.append(f"   {star} {option:<14} {config.description(group, option)}\n")
+            lines.append(f"   {star} {option:<{width}} {config.description(group, option)}\n")
     lines.append("\nother keys with their defaults (natattn train --cfg job prints all):\n\n")
     return "".join(lines) + indent(config.own_values(CONFIG_NAME), "  ")
 

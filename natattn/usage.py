@@ -36,7 +36,7 @@ usage: natattn sample run=FOLDER [key=value ...]
   run=FOLDER         a finished run
   prompt=TEXT        text to go on from (default: the start of a document)
   arm=NAME           which arm (default: the candidate)
-  tokens=100         how many tokens to write
+  tokens=100         how many tokens to write, as far as they fit into the model's context with the prompt
   temperature=0.8    0 takes the likeliest token every time
   top_k=50           choose among the likeliest tokens only; 0 for all
   seed=0

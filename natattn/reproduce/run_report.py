@@ -95,7 +95,7 @@ def run_result(runs: Sequence[RunSummary]) -> StudyResult:
     facts = {
         "runs": f"{len(runs)}, of which {sum(len(group.runs) for group in groups)} are in the tables",
         "kinds": str(len(groups)),
-        "seeds": _listed(run.seed for run in runs),
+        "seeds" if len({run.seed for run in runs}) > 1 else "seed": _listed(run.seed for run in runs),
         "data": _listed(run.data.name for run in runs if run.data),
         "steps": _listed(run.planned_steps for run in runs),
         "device": _listed(run.device for run in runs),

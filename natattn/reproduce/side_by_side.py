@@ -143,7 +143,7 @@ SCRIPT = """
     place("settings").replaceChildren(...(rows.length ? [make("thead", {}, row("th", ["key", "A", "B"])),
       make("tbody", {}, ...rows)] : []));
     place("same").textContent = unknown && !rows.length ? "Their configurations are not known."
-      : rows.length ? `${rows.length} keys of the configuration differ.` : "No key of the configuration differs."; };
+      : rows.length ? `Keys of the configuration that differ: ${rows.length}.` : "No key of the configuration differs."; };
 
   const show = () => {
     const pair = chosen.map((select) => runs[select.selectedIndex]);
@@ -164,7 +164,7 @@ def comparison(views: Sequence[RunView], runs: int) -> str:
     Args:
         runs: how many the page links to, of which there may be no view of all.
     """
-    if not views:
+    if len(views) < 2:
         return ""
     ordered = sorted(views, key=lambda view: view.label)
     bounded = (

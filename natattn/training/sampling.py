@@ -14,7 +14,7 @@ from natattn.models.foreign import check_foreign
 from natattn.models.gpt2 import without_progress_bars
 from natattn.models.published import register as register_published
 from natattn.settings import Settings
-from natattn.training.run_folder import read_run, trained_arm
+from natattn.training.run_folder import announce, read_run, trained_arm
 
 
 class SampleSettings(Settings):
@@ -49,6 +49,9 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
         raise UserError(
             f"prompt: its {len(prompt)} tokens fill the context of {model.config.max_position_embeddings}; shorten it"
         )
+    if settings.tokens > room:
+        context = model.config.max_position_embeddings
+        announce(f"natattn: tokens={settings.tokens}: into the context of {context} fit {room} more; writing these")
     torch.manual_seed(settings.seed)
     sampling = settings.temperature > 0
     output = model.generate(
