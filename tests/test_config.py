@@ -149,6 +149,17 @@ def test_reference_takes_overrides_of_its_own():
     assert settings.optim.learning_rate != 0.5
 
 
+@pytest.mark.parametrize("swept", ["seed=range(0,1000000000)", "seed=shuffle(range(0,1000000000))"])
+def test_a_sweep_of_more_jobs_than_anyone_can_wait_for_is_refused(swept):
+    with pytest.raises(UserError, match=r"1,000,000,000 jobs; valid: at most 100,000"):
+        config.jobs([swept])
+
+
+def test_a_pattern_sweeps_over_the_options_of_a_group():
+    assert config.jobs(["optim=glob(muon*)"]) == [["optim=muon"], ["optim=muon_aif"], ["optim=muon_per_head"]]
+    assert config.jobs(["seed=glob(*)"]) == []
+
+
 def test_sweeps_expand_to_their_jobs():
     assert config.jobs(["optim=adamw,aif", "seed=0,1"]) == [
         ["optim=adamw", "seed=0"], ["optim=adamw", "seed=1"], ["optim=aif", "seed=0"], ["optim=aif", "seed=1"]

@@ -292,3 +292,21 @@ def test_another_number_of_threads_is_rounding_and_another_seed_is_not(optim, tm
     assert found.verdict == "rounding", (found.worst, found.missing)
     assert {change.what: (change.then, change.now) for change in found.changes}["threads"] == (1, 2)
     assert compare_runs(tmp_path / "one", tmp_path / "other").verdict == "different"
+
+
+@pytest.mark.parametrize("device", ["warp9", "meta", "cpu\x1b]0;evil\x07", 7, "cuda:98"])
+def test_a_device_that_nobody_has_is_named(device, copied, capsys):
+    facts = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps({**facts, "device": device}))
+    assert main(["train", f"repeat={copied}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the run was on" in line
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("content", [b"", b"junk\n" * 100])
+def test_metrics_that_cannot_be_compared_are_refused_before_training(content, copied, tmp_path, capsys):
+    (copied / "metrics.jsonl").write_bytes(content)
+    assert main(["train", f"repeat={copied}", f"hydra.run.dir={tmp_path / 'again'}"]) == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
