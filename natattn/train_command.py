@@ -45,7 +45,7 @@ def train(arguments: list[str]) -> int:
         return _complete(arguments)
     if options.config_name or options.config_path or options.config_dir:
         raise UserError("--config-name, --config-path and --config-dir: not supported; use experiment=… or key=value")
-    if options.package or options.resolve:  # Hydra reads them with --cfg alone
+    if (options.package or options.resolve) and not options.cfg:
         raise UserError("--package and --resolve: are for --cfg job")
     overrides = config.quote_paths(options.overrides)
     config.refuse_secrets_in_folders(overrides)

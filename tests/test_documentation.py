@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 
 from natattn import config
 from natattn.cli import main
+from natattn.optim.directions import DirectionSettings
+from natattn.optim.directions.levels import Levels
+from natattn.optim.settings import FactorSettings
 
 # {what a page says: what is there in its place}
 SUBSTITUTIONS = {
@@ -175,10 +179,19 @@ def test_mistakes_end_with_the_lines_that_the_pages_show(workspace, monkeypatch,
         capsys.readouterr()
         code = main(Command("", text).words[1:])
         line = capsys.readouterr().err.strip()
-        expected = re.escape(said).replace("FOLDER/", r"\S*/").replace("CACHE", r"\S+")
+        expected = re.escape(said).replace("FOLDER/", r"\S*/").replace("CACHE", r"\S+").replace("…", ".*")
         if code != 2 or not re.match(expected, line):
             wrong[text] = (code, line)
     assert wrong == {}
+
+
+def test_every_key_of_a_direction_is_on_the_page_of_the_optimizers():
+    text = (DOCS / "optimizers.md").read_text(encoding="utf-8").partition("\n## Keys\n")[2].partition("\n## ")[0]
+    kinds = {kind.__name__: kind for kind in get_args(get_args(DirectionSettings)[0])}
+    fields = {name for kind in (*kinds.values(), Levels, FactorSettings) for name in kind.model_fields}
+    named = {word.rpartition(".")[2] for word in re.findall(r"`([\w.]+)`", text)}
+    assert fields - named - {"multipliers"} == set()
+    assert {kind.model_fields["kind"].annotation.__args__[0] for kind in kinds.values()} <= named
 
 
 def test_pages_name_every_group_and_option():
