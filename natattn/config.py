@@ -135,13 +135,18 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
 
     Raises: UserError for a kind of sweep that needs another sweeper.
     """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.utils import create_config_search_path
     from hydra.errors import HydraException
 
+    parsed = parse(overrides)
+    for override in parsed:
+        override.config_loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))  # optim=glob(*) asks it
     try:
-        ((*batch,),) = BasicSweeper.split_arguments(parse(overrides), None)
+        ((*batch,),) = BasicSweeper.split_arguments(parsed, None)
     except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(first_line(error)) from None
     return [list(job) for job in batch]
 
 
@@ -267,8 +272,6 @@ def _check_option(override: "Override") -> None:
     if group is None or override.is_sweep_override() or override.is_delete():
         return
     option = override.value()
-    if option is None and group == "experiment":
-        return  # no experiment
     if not isinstance(option, str) or option not in groups()[group]:
         raise UserError(
             f"{group}={override.get_value_element_as_str()}: no such option; "
