@@ -141,8 +141,9 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     from hydra.errors import HydraException
 
     parsed = parse(overrides)
+    options = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
     for override in parsed:
-        override.config_loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))  # optim=glob(*) asks it
+        override.config_loader = options  # optim=glob(*) asks it
     try:
         ((*batch,),) = BasicSweeper.split_arguments(parsed, None)
     except HydraException as error:

@@ -422,7 +422,13 @@ def test_a_whole_entry_of_images_is_not_damaged(monkeypatch, tmp_path):
     (tmp_path / "pictures" / "b").mkdir()
     for number in range(4):
         Image.new("L", (4, 4), 40 * number + 1).save(tmp_path / "pictures" / "b" / f"{number}.png")
-    settings = ["task=vision", "data=image_folder", f"data.train={tmp_path / 'pictures'}", "data.image_size=4", "data.shift=1"]
+    settings = [
+        "task=vision",
+        "data=image_folder",
+        f"data.train={tmp_path / 'pictures'}",
+        "data.image_size=4",
+        "data.shift=1",
+    ]
     open_task(config.settings_of(config.compose(settings)), progress=False)
     assert list((cache_root() / "images").iterdir())
     assert "damaged entries" not in _found("storage", storage.storage)

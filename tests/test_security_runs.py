@@ -189,7 +189,8 @@ def test_an_arm_is_one_of_the_runs_own(arm, make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "run.lock", "arms/natural", "checkpoints", "curves.png", "arms/loop", "wandb", "wandb/debug.log"]
+    "name",
+    ["metrics.jsonl", "run.lock", "arms/natural", "checkpoints", "curves.png", "arms/loop", "wandb", "wandb/debug.log"],
 )
 def test_nothing_is_written_through_a_link_that_leads_out(name, make_run, tmp_path):
     folder = make_run("run", steps=20, evaluations=2)

@@ -108,7 +108,9 @@ def test_the_section_counts_the_curves_that_are_left_out(monkeypatch):
     assert not any("left out" in each for each in section_of(grid(lambda *sizes: 50.0), monkeypatch).findings)
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(1, "0.2 nats/token over 1 seed;"), (3, "0.2 [0.15, 0.25] nats/token over 3 seeds;")])
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(1, "0.2 nats/token over 1 seed;"), (3, "0.2 [0.15, 0.25] nats/token over 3 seeds;")]
+)
 def test_the_section_compares_heads_at_the_same_product_seed_by_seed(seeds, said, monkeypatch):
     """Two heads more cost 0.18, 0.2 and 0.22 by seed: a half-width of 4.303 · 0.02/√3."""
     points = [
