@@ -146,7 +146,7 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
             raise UserError(f"-m: a sweep of {count:,} jobs; valid: at most {MOST_JOBS:,}")
         ((*batch,),) = BasicSweeper.split_arguments(parsed, None)
     except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(first_line(error)) from None
     return [list(job) for job in batch]
 
 
@@ -307,8 +307,6 @@ def _check_option(override: "Override") -> None:
     if group is None or override.is_sweep_override() or override.is_delete():
         return
     option = override.value()
-    if option is None and group == "experiment":
-        return  # no experiment
     if not isinstance(option, str) or option not in groups()[group]:
         raise UserError(
             f"{group}={override.get_value_element_as_str()}: no such option; "
