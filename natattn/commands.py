@@ -6,6 +6,7 @@ from textwrap import indent
 from natattn import config
 from natattn.errors import UserError
 from natattn.explain import unknown_key
+from natattn.redaction import one_line
 from natattn.train_command import train
 from natattn.usage import ANALYZE_HELP, REPORT_HELP, REPRODUCE_HELP, SAMPLE_HELP
 
@@ -24,7 +25,7 @@ def report(arguments: list[str]) -> int:
     runs = print_report(folders, stream=sys.stdout)
     page = report_path(folders, output)
     write_run_report(page, folders, runs)
-    print(f"report: {page}")
+    print(one_line(f"report: {page}"))
     return 0
 
 
@@ -65,7 +66,7 @@ def analyze(arguments: list[str]) -> int:
     config.refuse_secrets(settings)
     page, sections = analyze_subject(settings)
     print_summary(sections, stream=sys.stdout)
-    print(f"analysis: {page}")
+    print(one_line(f"analysis: {page}"))
     return 0
 
 
@@ -82,5 +83,5 @@ def reproduce(arguments: list[str]) -> int:
 
     page, results = reproduce_studies(read_arguments(arguments))
     print_results(results, stream=sys.stdout)
-    print(f"report: {page}")
+    print(one_line(f"report: {page}"))
     return 1 if any(result.failures for result in results) else 0

@@ -3,6 +3,7 @@
 DictConfig stops here: everything below works with frozen, validated objects.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from natattn.errors import UserError
 from natattn.explain import first_line, suggestion, unknown_key, validation_line
 from natattn.files import CONFIG_NAME, conf_folder
-from natattn.redaction import secret_in
+from natattn.redaction import secret_in, secrets
 from natattn.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 NOT_OF_TRAIN = frozenset({"study"})
+MOST_JOBS = 100_000  # of a sweep
 _LARGEST = 2**63
 _QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
 
@@ -133,16 +135,43 @@ def parse(overrides: Sequence[str]) -> list["Override"]:
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, as Hydra's basic sweeper will make them; one job where nothing is swept.
 
-    Raises: UserError for a kind of sweep that needs another sweeper.
+    Raises: UserError for a kind of sweep that needs another sweeper, and for more jobs than anyone can wait for.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.errors import HydraException
 
+    parsed = parse(overrides)
     try:
-        ((*batch,),) = BasicSweeper.split_arguments(parse(overrides), None)
+        if (count := _job_count(parsed)) > MOST_JOBS:
+            raise UserError(f"-m: a sweep of {count:,} jobs; valid: at most {MOST_JOBS:,}")
+        ((*batch,),) = BasicSweeper.split_arguments(parsed, None)
     except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(first_line(error)) from None
     return [list(job) for job in batch]
+
+
+def _job_count(parsed: Sequence["Override"]) -> int:
+    """How many jobs a sweep has, without making a list of them."""
+    from hydra.core.override_parser.types import RangeSweep
+
+    count = 1
+    for override in parsed:
+        if override.is_discrete_sweep():
+            override.config_loader = _GroupOptions()  # type: ignore[assignment]
+            swept = override.value()
+            if isinstance(swept, RangeSweep):
+                count *= max(0, math.ceil((float(swept.stop or 0) - float(swept.start or 0)) / float(swept.step or 1)))
+            else:
+                count *= len(list(override.sweep_string_iterator()))
+    return count
+
+
+class _GroupOptions:
+    """What Hydra asks for the options that ``optim=glob(*)`` may mean."""
+
+    def get_group_options(self, group: str, results_filter: object = None) -> list[str]:
+        """Of a group of ours; none of what is no group."""
+        return list(groups().get(group, ()))
 
 
 def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
@@ -230,6 +259,17 @@ def refuse_secrets(settings: Settings) -> None:
             raise UserError(f"{key}: holds {found}, and would be saved with the run; valid: a value without it")
 
 
+def refuse_secrets_in_folders(overrides: Sequence[str]) -> None:
+    """A run's folder is named by what Hydra is told: it is shown, and so are the names of all that is in it.
+
+    Raises: UserError naming the key, not the value.
+    """
+    for key, value in ((key, value) for key, _, value in (text.partition("=") for text in overrides)):
+        named = next((f"the value of ${name}" for name in secrets() if f"oc.env:{name}" in value), None)
+        if key.startswith("hydra.") and (found := named or secret_in(value)):
+            raise UserError(f"{key}: holds {found}, and would name a folder; valid: a value without it")
+
+
 def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsType:
     """Plain values → settings.
 
@@ -267,8 +307,6 @@ def _check_option(override: "Override") -> None:
     if group is None or override.is_sweep_override() or override.is_delete():
         return
     option = override.value()
-    if option is None and group == "experiment":
-        return  # no experiment
     if not isinstance(option, str) or option not in groups()[group]:
         raise UserError(
             f"{group}={override.get_value_element_as_str()}: no such option; "

@@ -13,15 +13,27 @@ from typing import NoReturn
 from natattn.errors import TerminatedError, UserError
 from natattn.files import is_of_the_disk, what_to_mend
 from natattn.redaction import one_line, redacted
+from natattn.stops import asked_to_stop, remember, remembered
 from natattn.together import LauncherStore, started_by_torchrun
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one line and exit code 2, a full disk or memory 1, Ctrl-C 130, SIGTERM 143."""
+    with remembered() as outermost:
+        code = _guarded(command)
+        if code or not outermost or asked_to_stop() is None:
+            return code
+        # What would come after it in a script has been called off.
+        return _stopped(" when all was done")
+
+
+def _guarded(command: Callable[[], int]) -> int:
     try:
         with _ended_by_sigterm():
             return command()
     except UserError as error:
+        if asked_to_stop() is not None:  # a library's word for it
+            return _stopped()
         return _say(str(error), error.exit_code)
     except TerminatedError:
         return _say("stopped by SIGTERM", 128 + signal.SIGTERM)
@@ -45,6 +57,12 @@ def guarded(command: Callable[[], int]) -> int:
         if not _is_out_of_memory(error):
             raise
         return _say("out of memory", 1)
+
+
+def _stopped(when: str = "") -> int:
+    """Of a command that a signal has ended."""
+    number = asked_to_stop() or signal.SIGINT
+    return _say(f"{'stopped by SIGTERM' if number == signal.SIGTERM else 'interrupted'}{when}", 128 + number)
 
 
 def _say(text: str, code: int) -> int:
@@ -74,6 +92,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        remember(number)
         raise TerminatedError
 
     signal.signal(signal.SIGTERM, end)

@@ -5,7 +5,9 @@ import re
 
 HIDDEN = "…"
 _PASSWORD_IN_ADDRESS = re.compile(r"(:/{1,2})[^/\s@'\"]+@")  # one slash is left where the address was taken for a path
-_NAME_OF_A_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_NAME_OF_A_SECRET = re.compile(
+    r"(^|_)(TOKEN|(API|ACCESS)?KEY|SECRET|PASS|PASSWORD|PASSWD|PAT|CREDENTIALS?)$", re.IGNORECASE
+)
 _SHORTEST = 16  # characters: a shorter value may stand in places that have nothing to do with it
 
 

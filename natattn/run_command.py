@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from natattn import config
 from natattn.errors import TerminatedError, UserError
+from natattn.exits import line_of
+from natattn.redaction import one_line
 
 if TYPE_CHECKING:
     from natattn.ranks import Ranks
@@ -34,19 +36,17 @@ def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks 
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
         if ranks is None or ranks.is_first:
-            print(f"natattn: interrupted; {way_on(folder, resumed)}", file=sys.stderr)
+            print(line_of(f"interrupted; {way_on(folder, resumed)}"), file=sys.stderr)
         return 128 + number
     if ranks is not None and not ranks.is_first:
         return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
     if result.outcome == "interrupted":
-        print(f"natattn: interrupted; go on with: natattn train resume={resumed}", file=sys.stderr)
+        print(line_of(f"interrupted; go on with: natattn train resume={resumed}"), file=sys.stderr)
         return 128 + (result.signal or signal.SIGINT)
     if result.outcome == "time_limit":
-        print(
-            f"natattn: stopped by train.max_seconds={settings.train.max_seconds:g}; go on with: "
-            f"natattn train resume={resumed} train.max_seconds=MORE",
-            file=sys.stderr,
-        )
+        limit = f"stopped by train.max_seconds={settings.train.max_seconds:g}"
+        more = f"natattn train resume={resumed} train.max_seconds=MORE"
+        print(line_of(f"{limit}; go on with: {more}"), file=sys.stderr)
     with lack_told(settings, folder, resumed):
         _show(settings, folder)
     if settings.repeat is not None:
@@ -66,7 +66,7 @@ def resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int
     if facts.get("status") in ("finished", "diverged") and type(steps) is int and settings.train.steps <= steps:
         if ranks is None or ranks.is_first:
             _draw_missing(folder)
-            print(f"natattn: {folder} is {facts['status']} ({steps} steps); nothing to do")
+            print(line_of(f"{folder} is {facts['status']} ({steps} steps); nothing to do"))
         # torchrun has restarted ranks that ended with a diverged run: it is not for them to call that a success.
         return 1 if ranks is not None and facts["status"] == "diverged" else 0
     return run(settings, folder, None, ranks)
@@ -92,6 +92,7 @@ def settings_to_repeat(path: str, overrides: list[str]) -> "RunSettings":
     Raises: UserError where the folder is no finished run's, where something else was asked for, or without the device.
     """
     from natattn.saved_settings import repeated_settings
+    from natattn.training.devices import check_name
     from natattn.training.run_folder import read_config, read_run
 
     folder = Path(path)
@@ -102,8 +103,9 @@ def settings_to_repeat(path: str, overrides: list[str]) -> "RunSettings":
     then = str(facts.get("device", "cpu"))
     if "train.device" in named or settings.device.type == then.partition(":")[0]:
         return settings
-    again = settings.model_copy(update={"train": settings.train.model_copy(update={"device": then})})
     try:
+        check_name(then)
+        again = settings.model_copy(update={"train": settings.train.model_copy(update={"device": then})})
         again.check()
     except UserError as error:
         raise UserError(f"repeat={path}: the run was on {then}: {error}; or another with train.device=") from None
@@ -116,7 +118,9 @@ def folder_names(settings: "RunSettings") -> list[str]:
 
 
 def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
-    """Raises: UserError for a run that cannot be compared with yet."""
+    """Raises: UserError for a run that cannot be compared with, or not yet."""
+    from natattn.tracking.metrics_file import FILE_NAME, read_metrics
+
     status = facts.get("status")
     if status not in ("finished", "diverged"):
         more = " train.max_seconds=null" if status == "time_limit" else ""
@@ -125,10 +129,10 @@ def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
         finish = f"natattn train resume={shlex.quote(str(folder))}{more}"
         raise UserError(f"repeat={folder}: the run is not finished ({said}); finish it first: {finish}")
     data = facts.get("data")
-    if not (folder / "metrics.jsonl").is_file() or not isinstance(data, dict) or "fingerprint" not in data:
-        raise UserError(
-            f"repeat={folder}: its metrics.jsonl or the data in its run.json is missing; nothing to compare"
-        )
+    if not (folder / FILE_NAME).is_file() or not isinstance(data, dict) or "fingerprint" not in data:
+        raise UserError(f"repeat={folder}: its {FILE_NAME} or the data in its run.json is missing; nothing to compare")
+    if not len(read_metrics(folder / FILE_NAME).step):
+        raise UserError(f"repeat={folder}: its {FILE_NAME} is empty; nothing to compare")
 
 
 def _show(settings: "RunSettings", folder: Path) -> None:
@@ -140,7 +144,7 @@ def _show(settings: "RunSettings", folder: Path) -> None:
     pictures = [plot_curves(folder / f"seed{each.seed}" if several else folder) for each in settings.of_each_seed()]
     print_report([str(folder)], stream=sys.stdout)
     for picture in pictures:
-        print(f"curves: {picture}")
+        print(one_line(f"curves: {picture}"))
 
 
 def _compare(repeated: str, folder: Path) -> int:

@@ -120,7 +120,8 @@ def _attempt() -> int:
 
 def started_by_torchrun() -> bool:
     """Whether this process is one of several, or the only one of a launcher that may restart it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+    size = os.environ.get("WORLD_SIZE", "")  # of torchrun, or of whatever else takes that name
+    return (size.isdecimal() and int(size) > 1) or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def together(work: Callable[["Ranks", LauncherStore], int]) -> int:

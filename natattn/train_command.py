@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from natattn import config
 from natattn.errors import UserError
-from natattn.exits import guarded
+from natattn.exits import guarded, line_of
 from natattn.explain import first_line
 from natattn.files import CONFIG_NAME, conf_folder
 from natattn.run_command import folder_names, resume, run, settings_to_repeat
+from natattn.stops import asked_to_stop
 from natattn.together import started_by_torchrun, together
 from natattn.usage import TRAIN_HELP
 
@@ -44,7 +45,10 @@ def train(arguments: list[str]) -> int:
         return _complete(arguments)
     if options.config_name or options.config_path or options.config_dir:
         raise UserError("--config-name, --config-path and --config-dir: not supported; use experiment=… or key=value")
+    if (options.package or options.resolve) and not options.cfg:
+        raise UserError("--package and --resolve: are for --cfg job")
     overrides = config.quote_paths(options.overrides)
+    config.refuse_secrets_in_folders(overrides)
     flags = [argument for argument in arguments if argument not in options.overrides]
     if options.cfg or options.info or options.hydra_help:
         if options.cfg == "job":
@@ -67,6 +71,8 @@ def train(arguments: list[str]) -> int:
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
         raise UserError("several values for one key: add -m to run a sweep, or quote the value")
+    if not jobs:
+        raise UserError("-m: a key with no value to take: there is no job in this sweep")
     _check_jobs(jobs, overrides)
     if started_by_torchrun():
         if options.multirun:
@@ -200,16 +206,20 @@ def _job(
         folder = Path(ranks.from_first(str(folder)))
         store.remember_folder(str(folder))
     try:
-        code = guarded(lambda: run(settings or config.settings_of(composed), folder, group, ranks))
+        stopped = sweeping and asked_to_stop() is not None  # between two jobs
+        code = 0 if stopped else guarded(lambda: run(settings or config.settings_of(composed), folder, group, ranks))
     except Exception:
         if ranks is not None:
             raise  # it may be that another rank is lost
         traceback.print_exc()
         code = 1
+    if sweeping and code <= 128 and (number := asked_to_stop()) is not None:
+        print(line_of("interrupted; the sweep ends here"), file=sys.stderr, flush=True)
+        code = 128 + number
     if code and is_new and (ranks is None or ranks.is_first):
         with contextlib.suppress(OSError):
             folder.rmdir()  # succeeds where nothing was written to it
-    if code > 128 and sweeping:
+    if sweeping and code > 128:
         raise SystemExit(code)  # Ctrl-C ends the whole sweep, not only the job
     return code
 

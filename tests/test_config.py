@@ -83,6 +83,9 @@ WRONG = {
     "train=3": ("train=3", "dictionary"),
     "train.clip_norm=0": ("train.clip_norm=0", "greater than 0"),
     "experiment=nope": ("experiment=nope", "quick"),
+    "experiment=null": ("experiment=null", "quick"),
+    "+seed=1": ("'seed'", "already"),
+    "train.log_every=100000000000000000000": ("train.log_every=100000000000000000000", "between -2**63 and 2**63"),
     "optim=[adamw,aif]": ("optim=[adamw,aif]", "no such option"),
     "model.dropout=1": ("model.dropout=1", "less than 1"),
 }
@@ -137,6 +140,11 @@ def test_paths_with_hydra_syntax_in_them_arrive_unharmed(name, tmp_path):
     assert _settings("data=text", f"data.train={path}").data.train == str(path)
 
 
+def test_what_is_too_long_for_a_path_arrives_unharmed():
+    name = 300 * "x" + "(1)=.txt"
+    assert _settings("data=text", f"data.train={name}").data.train == name
+
+
 def test_changing_an_optimizer_keeps_no_key_of_the_old_one():
     assert set(_settings("optim=adamw").optim.directions) == {"default"}
     assert set(_settings("optim=muon").optim.directions) == {"hidden", "default"}
@@ -149,12 +157,43 @@ def test_reference_takes_overrides_of_its_own():
     assert settings.optim.learning_rate != 0.5
 
 
+@pytest.mark.parametrize("swept", ["seed=range(0,1000000000)", "seed=shuffle(range(0,1000000000))"])
+def test_a_sweep_of_more_jobs_than_anyone_can_wait_for_is_refused(swept):
+    with pytest.raises(UserError, match=r"1,000,000,000 jobs; valid: at most 100,000"):
+        config.jobs([swept])
+
+
+def test_a_pattern_sweeps_over_the_options_of_a_group():
+    assert config.jobs(["optim=glob(muon*)"]) == [["optim=muon"], ["optim=muon_aif"], ["optim=muon_per_head"]]
+    assert config.jobs(["seed=glob(*)"]) == []
+
+
 def test_sweeps_expand_to_their_jobs():
     assert config.jobs(["optim=adamw,aif", "seed=0,1"]) == [
         ["optim=adamw", "seed=0"], ["optim=adamw", "seed=1"], ["optim=aif", "seed=0"], ["optim=aif", "seed=1"]
     ]  # fmt: skip
     assert config.jobs(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert config.jobs(["optim=glob(soap*)"]) == [["optim=soap"], ["optim=soap_muon"]]
     assert config.jobs([]) == [[]]
+    with pytest.raises(UserError, match="INTERVAL_SWEEP"):
+        config.jobs(["train.clip_norm=interval(0.5,1)"])
+
+
+def test_an_experiment_that_does_not_compose_is_one_line(tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(conf_folder(), tmp_path / "conf")
+    broken = "# @package _global_\ndefaults:\n  - override /optim: nobody\n"
+    (tmp_path / "conf" / "experiment" / "broken.yaml").write_text(broken)
+    monkeypatch.setattr(config, "conf_folder", lambda: tmp_path / "conf")
+    config.groups.cache_clear()
+    try:
+        assert config.description("experiment", "broken") == ""  # it has no comment
+        with pytest.raises(UserError, match="optim/nobody") as caught:
+            _settings("experiment=broken")
+    finally:
+        config.groups.cache_clear()
+    assert "\n" not in str(caught.value)
 
 
 def test_settings_are_frozen():

@@ -1,5 +1,6 @@
 """The doctor finds what is broken, says what to do about it, and is never ended by it."""
 
+import contextlib
 import errno
 import io
 import json
@@ -10,9 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from natattn import config
 from natattn.cli import main
@@ -21,6 +26,7 @@ from natattn.data.cache import cache_root
 from natattn.doctor import examine, kernels, machine, services, storage, trial, versions
 from natattn.doctor.findings import Finding, amount, examined
 from natattn.doctor.show import show
+from natattn.training.build import open_task
 
 
 def _found(part, check) -> dict[str, Finding]:
@@ -343,3 +349,170 @@ def test_every_finding_that_is_not_well_says_what_to_do(monkeypatch, tmp_path):
     for finding in [*examined("machine", machine.machine), *examined("storage", storage.storage)]:
         assert bool(finding.advice) == (finding.state != "ok")
         assert json.dumps([finding.what, finding.found, finding.advice]).count("\\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "state", "said"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable:    524288 kB\n", "note", "512 MiB free"),
+        ("MemAvailable:   4194304 kB\n", "ok", "4.0 GiB free"),
+        ("MemTotal: 9 kB\n", "ok", "unknown"),
+        ("MemAvailable:\n", "ok", "unknown"),
+        (None, "ok", "unknown"),
+    ],
+)
+def test_memory_is_what_the_system_says_is_available(meminfo, state, said, monkeypatch):
+    read = Path.read_text
+
+    def of_this_system(path, *arguments, **options):
+        if path != Path("/proc/meminfo"):
+            return read(path, *arguments, **options)
+        if meminfo is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return meminfo
+
+    monkeypatch.setattr(Path, "read_text", of_this_system)
+    finding = _found("machine", machine.machine)["memory"]
+    assert (finding.state, finding.found) == (state, said)
+
+
+def test_gpus_are_told_with_their_free_memory(monkeypatch):
+    free = {0: 20 << 30, 1: 1 << 20}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (free[number], 40 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU {number}")
+    found = _found("machine", machine.machine)
+    assert found["cuda:0"].found.startswith("GPU 0, 20.0 GiB free of 40.0 GiB")
+    assert (found["cuda:0"].state, found["cuda:1"].state) == ("ok", "note")
+    assert "CUDA_VISIBLE_DEVICES" in found["cuda:1"].advice
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_gpu_that_the_user_hides_is_no_fault(hidden, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    finding = _found("machine", machine.machine)["GPU"]
+    assert (finding.state, finding.found) == ("ok", "hidden by CUDA_VISIBLE_DEVICES: training is on the CPU")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_emulated_bfloat16_is_noted(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    finding = _found("kernels", kernels.kernels)["bfloat16"]
+    assert finding.state == ("ok" if native else "note")
+    assert ("precision=fp32" in finding.advice) == (not native)
+
+
+@pytest.mark.parametrize("wrong", ["gradient", "product"])
+def test_kernels_that_compute_wrongly_do_not_work(wrong, monkeypatch):
+    if wrong == "gradient":
+        compute = torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            torch.nn.functional, "scaled_dot_product_attention",
+            lambda query, key, value, **options: compute(query, key, value, **options) * math.inf,
+        )  # fmt: skip
+        finding = _found("kernels", kernels.kernels)["attention kernels"]
+        assert finding.found.endswith("ArithmeticError: its gradient is not finite")
+    else:
+        monkeypatch.setattr(torch, "autocast", lambda device, dtype: contextlib.nullcontext())
+        finding = _found("kernels", kernels.kernels)["bfloat16"]
+        assert finding.found.endswith("ArithmeticError: autocast does not multiply in it")
+    assert finding.state == "broken"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_what_is_compiled_must_compute_the_same(right, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch, "compile", lambda function: lambda values: function(values) + (0 if right else 1))
+    finding = _found("compiling", kernels.compiling)["torch.compile"]
+    assert finding.found.startswith("works" if right else "fails: ArithmeticError: the compiled function computes")
+    assert finding.state == ("ok" if right else "note")
+
+
+def test_a_hub_that_answers_is_reachable(monkeypatch):
+    import natattn.data.hub
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(natattn.data.hub, "hub_reachable", lambda: True)
+    finding = _found("services", services.services)["Hugging Face Hub"]
+    assert (finding.state, finding.found) == ("ok", "reachable")
+
+
+def test_large_caches_are_looked_at_in_part(monkeypatch, tmp_path):
+    monkeypatch.setenv("NATATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for kind in ("images", "tokens"):
+        (cache_root() / kind / "0123").mkdir(parents=True)
+        (cache_root() / kind / "0123" / "meta.json").write_text("{")
+    found = _found("storage", storage.storage)
+    assert found["cache entries"].found.startswith("2 bytes in 2 files")
+    assert found["damaged entries"].found.startswith("2, such as")
+    monkeypatch.setattr(storage, "_MOST_FILES", 1)
+    monkeypatch.setattr(storage, "_MOST_HASHED", 1)  # tokens come first
+    found = _found("storage", storage.storage)
+    assert found["cache entries"].found.startswith("more than 1 bytes in 1 files")
+    assert found["damaged entries"].found.startswith("1, such as")
+
+
+def test_a_whole_entry_of_images_is_not_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("NATATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    for number in range(4):
+        Image.new("L", (4, 4), 40 * number).save(tmp_path / "pictures" / "a" / f"{number}.png")
+    (tmp_path / "pictures" / "b").mkdir()
+    for number in range(4):
+        Image.new("L", (4, 4), 40 * number + 1).save(tmp_path / "pictures" / "b" / f"{number}.png")
+    settings = [
+        "task=vision",
+        "data=image_folder",
+        f"data.train={tmp_path / 'pictures'}",
+        "data.image_size=4",
+        "data.shift=1",
+    ]
+    open_task(config.settings_of(config.compose(settings)), progress=False)
+    assert list((cache_root() / "images").iterdir())
+    assert "damaged entries" not in _found("storage", storage.storage)
+
+
+def test_a_checkout_that_is_not_installed_is_examined(monkeypatch):
+    def version(name: str) -> str:
+        if name == "natattn":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", version)
+    found = _found("versions", versions.versions)
+    assert (found["natattn"].state, found["natattn"].found) == ("ok", "a checkout that is not installed")
+
+
+def test_without_packaging_versions_are_not_compared(monkeypatch):
+    monkeypatch.setattr(versions, "_required", lambda: (">=3.99", []))
+    _without(monkeypatch, "packaging.specifiers")
+    assert _found("versions", versions.versions)["Python"].state == "ok"
+
+
+def test_the_doctors_run_must_finish_and_leaves_the_environment_as_it_was(monkeypatch):
+    import natattn.training.run
+
+    monkeypatch.delenv("NATATTN_CACHE")
+    monkeypatch.setattr(natattn.training.run, "train", lambda settings, folder: SimpleNamespace(outcome="diverged"))
+    (finding,) = examined("training", trial.training)
+    assert finding.state == "broken"
+    assert "a run of 40 small steps ended with: diverged" in finding.found
+    assert "NATATTN_CACHE" not in os.environ
+
+
+def test_who_waits_is_told_how_long(monkeypatch, capsys):
+    monkeypatch.setattr("natattn.doctor.examine", lambda quick: [])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["doctor", "quick=true"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["doctor"]) == 0
+    assert "half a minute" in capsys.readouterr().err

@@ -12,7 +12,8 @@ import pytest
 from documentation import DOCS, ROOT, blocks, commands, with_small_budget
 
 PAGES = sorted((DOCS / "extending").glob("*.md"))
-COPIED = ("natattn", "conf", "tests/contract", "pyproject.toml")
+SCRIPT = "scripts/write_configuration.py"
+COPIED = ("natattn", "conf", "tests/contract", "pyproject.toml", SCRIPT, "docs/configuration.md")
 RUN_ALL = """
 import json, sys
 import natattn
@@ -26,9 +27,13 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_change_fits_the_code(page: Path):
+    """Or is in it already, where a reader has done what the page says."""
     (change,) = blocks(page, "diff")
-    result = subprocess.run(["git", "apply", "--check", "-"], cwd=ROOT, input=change, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    checks = [
+        subprocess.run(["git", "apply", "--check", *more, "-"], cwd=ROOT, input=change, capture_output=True, text=True)
+        for more in ([], ["--reverse"])
+    ]
+    assert 0 in [check.returncode for check in checks], checks[0].stderr
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
+            target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
     for page in PAGES:
@@ -70,6 +76,10 @@ def test_changed_code_does_what_the_pages_say(changed: Path):
     labels = " ".join(run["label"] for run in runs) + " ".join(run["data"]["name"] for run in runs)
     assert all(word in labels for word in ("lion", "fixed_pattern", "sums-below-1000"))
     assert all(run["status"] == "finished" for run in runs)
+    assert f"python {SCRIPT}" in {command.text for page in PAGES for command in commands(page)}
+    subprocess.run([sys.executable, SCRIPT], cwd=changed, env=environment, check=True)
+    page = (changed / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert all(f"`{option}`" in page for option in ("lion", "fixed_pattern", "sums"))
     report = (changed / "outputs" / "reproduce" / "mine_smoke" / "report.html").read_text(encoding="utf-8")
     assert "lion" in report
 

@@ -12,7 +12,7 @@ SECRET = "hf_0123456789abcdefghijklmnop"
 
 def test_secrets_of_the_environment_are_refused_in_settings_and_hidden_in_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_API_KEY", "DB_PASSWORD"):
+    for name in ("WANDB_API_KEY", "DB_PASSWORD", "GITHUB_PAT"):
         monkeypatch.setenv(name, SECRET)
         for override in (
             f"tracker.project=${{oc.env:{name}}}",
@@ -23,6 +23,11 @@ def test_secrets_of_the_environment_are_refused_in_settings_and_hidden_in_errors
             assert ended.is_one_line, ended
             assert SECRET not in ended.error
             assert "would be saved" in ended.error
+        for folder in (f"hydra.run.dir=outputs/${{oc.env:{name}}}", f"hydra.sweep.dir=outputs/{SECRET}"):
+            ended = run("train", "size=pico", folder)
+            assert ended.is_one_line, ended
+            assert SECRET not in ended.error
+            assert "would name a folder" in ended.error
         for command in (["train", f"data={SECRET}"], ["report", f"/{SECRET}"], ["sample", f"run={SECRET}"], [SECRET]):
             ended = run(*command)
             assert ended.code == 2

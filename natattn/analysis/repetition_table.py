@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from natattn.analysis.repetition import Repetition
+from natattn.redaction import one_line
 
 _WIDTH_WITHOUT_TERMINAL = 160
 
@@ -17,7 +18,7 @@ def print_repetition(repetition: Repetition, *, stream: TextIO) -> None:
     # Words of the two machines are no markup.
     console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
     style = "bold green" if repetition.agrees else "bold red"
-    console.print(Text.assemble((_verdict_line(repetition), style)), soft_wrap=True)
+    console.print(Text.assemble((one_line(_verdict_line(repetition)), style)), soft_wrap=True)
     if repetition.left_out:
         console.print(f"  not compared: {repetition.left_out} metrics of evaluations where a run had been stopped")
     if repetition.verdict == "bits":

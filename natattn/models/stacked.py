@@ -153,17 +153,17 @@ def _stacked_module(module: nn.Module, own: dict[str, nn.Parameter]) -> nn.Modul
 
     Raises: ValueError for a leaf of an unknown kind.
     """
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding | nn.Linear) and "bias" not in own:
         return _StackedWeight(own["weight"])
     if isinstance(module, nn.LayerNorm):
         return _StackedLayerNorm(own["weight"], own["bias"], module.eps)
-    if type(module).__name__ == "Conv1D" or isinstance(module, nn.Linear):
-        return _StackedLinear(own["weight"], own.get("bias"), inputs_first=not isinstance(module, nn.Linear))
+    if type(module).__name__ == "Conv1D":
+        return _StackedConv1D(own["weight"], own["bias"])
     raise ValueError(f"{type(module).__name__} has parameters and cannot be stacked")
 
 
 class _StackedWeight(nn.Module):
-    """Holds the stacked weight of an embedding; ``StackedGPT2`` looks up in it."""
+    """Holds the stacked weight of an embedding or of the head: ``StackedGPT2`` looks up in it, or multiplies by it."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -182,20 +182,17 @@ class _StackedLayerNorm(nn.Module):
         return torch.addcmul(self.bias[:, None], normal_SMN, self.weight[:, None]).view_as(hidden)
 
 
-class _StackedLinear(nn.Module):
-    def __init__(self, weight: nn.Parameter, bias_SM: nn.Parameter | None, *, inputs_first: bool) -> None:
+class _StackedConv1D(nn.Module):
+    """transformers' name for a linear layer of GPT-2, whose weight has the inputs first."""
+
+    def __init__(self, weight_SNM: nn.Parameter, bias_SM: nn.Parameter) -> None:
         super().__init__()
-        self.weight, self.bias, self.inputs_first = weight, bias_SM, inputs_first
+        self.weight, self.bias = weight_SNM, bias_SM
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[S·B, L, M]."""
         rows = hidden.reshape(self.weight.shape[0], -1, hidden.shape[-1])
-        matrix_SNM = self.weight if self.inputs_first else self.weight.mT
-        if self.bias is None:
-            result = torch.bmm(rows, matrix_SNM)
-        else:
-            result = torch.baddbmm(self.bias[:, None], rows, matrix_SNM)
-        return result.view(*hidden.shape[:-1], -1)
+        return torch.baddbmm(self.bias[:, None], rows, self.weight).view(*hidden.shape[:-1], -1)
 
 
 def _forward_hooks(stacked: nn.Module, originals: list[nn.Module]) -> None:

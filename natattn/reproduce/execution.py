@@ -28,6 +28,7 @@ from natattn.files import CONFIG_NAME, conf_folder
 from natattn.reproduce.bundles import bundled, overrides_of
 from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
+from natattn.stops import asked_to_stop, remember, stop
 from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, read_config, read_run
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class TrainJob:
             folders = [folder.with_name(name) for name in self.members[folder.name]]
             while not _train(config.settings_of(composed), folders):
                 time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
+            if asked_to_stop() is not None:
+                stop()  # it came when the run had ended
         except UserError as error:
             failure = str(error)
         except Exception as error:
@@ -196,6 +199,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the launcher as an exception does, so that it takes its workers with it."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        remember(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():

@@ -143,7 +143,7 @@ SCRIPT = """
     place("settings").replaceChildren(...(rows.length ? [make("thead", {}, row("th", ["key", "A", "B"])),
       make("tbody", {}, ...rows)] : []));
     place("same").textContent = unknown && !rows.length ? "Their configurations are not known."
-      : rows.length ? `Keys of the configuration that differ: ${rows.length}.` : "No key of the configuration differs."; };
+      : `Keys of the configuration that differ: ${rows.length || "none"}.`; };
 
   const show = () => {
     const pair = chosen.map((select) => runs[select.selectedIndex]);

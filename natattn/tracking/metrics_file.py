@@ -257,6 +257,15 @@ def _broken_line(lines: list[bytes], path: Path, first_line: int) -> str:
     raise AssertionError(f"{path}:{first_line}: every line is a record, but not all of them together")
 
 
+def check_position(path: Path, position: int) -> None:
+    """Raises UserError where the file is not the one that a checkpoint's `position` belongs to; nothing is changed."""
+    try:
+        if position:
+            _end_of_valid_lines(path, position)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, of which the checkpoint has {position} bytes") from None
+
+
 def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
     """The size to cut the file to before appending."""
     with open_regular(path) as file:

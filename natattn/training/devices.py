@@ -1,6 +1,7 @@
 """Which device a command computes on."""
 
 import os
+import re
 from typing import Annotated
 
 import torch
@@ -9,7 +10,14 @@ from pydantic import Field
 from natattn.errors import UserError
 
 # Two digits: PyTorch takes numbers from 256 on for others.
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
+_NAME = r"^(auto|cpu|cuda(:\d{1,2})?)$"
+DeviceName = Annotated[str, Field(pattern=_NAME)]
+
+
+def check_name(name: str) -> None:
+    """Raises: UserError for what names no device, or one that nothing can be trained on here or elsewhere."""
+    if re.fullmatch(_NAME, name) is None:
+        raise UserError(f"device={name}: no such device; valid: auto, cpu, cuda, cuda:N")
 
 
 def chosen_device(name: str, key: str = "device") -> torch.device:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from natattn.stops import remember
+
 
 class BrokenOffError(BaseException):
     """A signal has ended work that can be thrown away. No library may take it for an error of its own."""
@@ -44,6 +46,7 @@ class Interruption:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        remember(number)
         if not self._agreeing:
             self.signal = number
         if self._breakable:

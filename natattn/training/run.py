@@ -17,7 +17,7 @@ from natattn.plain import whole_number
 from natattn.ranks import Ranks
 from natattn.tracking import Tracker
 from natattn.tracking.console import Console
-from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile
+from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile, check_position
 from natattn.tracking.settings import WandbSettings
 from natattn.tracking.wandb import WandbMirror
 from natattn.training import run_folder
@@ -77,6 +77,7 @@ def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ran
     run_folder.check_contained(folder)
     stack.enter_context(run_folder.RunLock(folder))
     if settings.resume is not None:
+        _check_goes_on(folder)
         for each in (folder, folder / "checkpoints"):
             remove_unfinished(each)
     check_init(settings.init)
@@ -84,9 +85,21 @@ def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ran
         open_task(settings)
 
 
+def _check_goes_on(folder: Path) -> None:
+    """Refuse to begin again, and to cut what was measured, where a run has ended and its checkpoints are gone."""
+    facts = run_folder.read_run(folder)
+    status = facts.get("status")
+    if status in ("finished", "diverged", "time_limit") and not any((folder / "checkpoints").glob("step-*")):
+        raise UserError(
+            f"{folder}: the run has ended ({status}, step {facts.get('steps')}), and no checkpoint is left to go on "
+            "from; start a new run"
+        )
+
+
 def _train(settings: RunSettings, folder: Path, arms: list[Arm], facts: dict[str, Any]) -> RunResult:
     progress, position, warnings = _restore(settings, folder, arms)
     ranks = arms[0].ranks
+    on_first(ranks, lambda: check_position(folder / FILE_NAME, position))
     with contextlib.ExitStack() as stack:
         console = Console(facts, total_steps=settings.train.steps) if ranks.is_first else None
         run = OpenRun(settings, folder, arms, facts, console.warning if console else _silently)

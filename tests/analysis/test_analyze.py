@@ -1,7 +1,9 @@
 """`natattn analyze` by running it: a trained arm, a pretrained encoder, what goes wrong, and going on."""
 
+import io
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from transformers import (
 
 import natattn
 from natattn.analysis.pictures.page import render
+from natattn.analysis.progress import SectionProgress
 from natattn.analysis.sections.section import HeadMap, Section, table
 from natattn.analysis.settings import ModelSection, RunsSection
 from natattn.cli import main
@@ -268,3 +271,35 @@ def test_entropies_by_chunks_of_rows_are_those_of_whole_patterns(monkeypatch):
     model.set_attn_implementation("natural")
     monkeypatch.setattr(patterns, "CHUNK_ROWS", 7)  # several, the last one shorter
     torch.testing.assert_close(row_entropies(model, tokens)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+class Terminal(io.StringIO):
+    """What a program that asks takes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_shown_a_bar_for_every_section(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with SectionProgress(["energies", "theorems", "sizes"]) as progress:
+        advance = progress.begin("energies")
+        advance(2)
+        advance(3)
+        progress.end("energies")
+        progress.skip("theorems")
+        progress.begin("sizes")
+        progress.end("sizes")  # nothing was counted
+        shown = {task.description: (task.completed, task.total) for task in progress._bar.tasks}
+    assert shown == {"energies": (5, 5), "theorems (kept)": (1, 1), "sizes": (1, 1)}
+    assert all(name in terminal.getvalue() for name in shown)
+
+
+def test_elsewhere_no_bar_is_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
+    with SectionProgress(["energies", "theorems"]) as progress:
+        progress.begin("energies")(5)
+        progress.end("energies")
+        progress.skip("theorems")
+    assert pipe.getvalue() == ""

@@ -68,3 +68,14 @@ def test_error_is_of_runs_that_classify_or_search_and_did_not_diverge(pair):
 @pytest.mark.parametrize(("name", "unit"), [("final_loss", "nats/image"), ("test_error", "share"), ("step_time", "")])
 def test_units_of_differences_are_those_of_the_runs(name, unit):
     assert PAIRED_QUANTITIES[name].unit_in("image") == unit
+
+
+def test_a_target_that_was_met_before_the_first_step_has_no_time(pair):
+    """An arm that ends above where both began."""
+    assert PAIRED_QUANTITIES["steps_to_target"].difference(*pair(-5.0)) is None
+
+
+def test_the_better_arm_has_less_test_loss(pair):
+    found = PAIRED_QUANTITIES["test_loss"].difference(*pair(0.3, task="vision"))
+    assert found == pytest.approx(-0.28 * 0.3)
+    assert PAIRED_QUANTITIES["test_loss"].difference(*pair(0.05)) is None

@@ -1,11 +1,13 @@
 """K3's fits on grids whose best N·d is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from natattn.analysis.scaling import GridPoint, head_differences, laws, optima
+from natattn.analysis.sections import scaling
 
 PRODUCTS = (8, 16, 32, 64, 128, 256)
 
@@ -87,3 +89,33 @@ def test_heads_are_compared_at_the_same_product():
     points = [GridPoint(32, 1.0, heads, 64 // heads, 0, 2.0 + 0.1 * heads, 1000, 9.0) for heads in (2, 4, 8)]
     assert head_differences(points) == [pytest.approx(0.6)]
     assert head_differences(points[:1]) == []
+
+
+def section_of(points, monkeypatch):
+    monkeypatch.setattr(scaling, "grid_points", lambda runs: points)
+    monkeypatch.setattr(scaling.run_figures, "powers", lambda *arguments, **named: b"")
+    return scaling.scaling_section(None, None, lambda count: None)
+
+
+def test_the_section_counts_the_curves_that_are_left_out(monkeypatch):
+    """A valley at N·d = 2 L: with 4 heads beyond the grid at context 128 and more, and at 16 it is not learned."""
+    points = grid(lambda length, entropy: 2.0 * length, contexts=(16, 32, 64, 128), entropies=(1.0,))
+    points = [replace(point, bigram_loss=0.5) if point.context == 16 else point for point in points]
+    section = section_of(points, monkeypatch)
+    (finding,) = [each for each in section.findings if "left out of the fits" in each]
+    assert finding.startswith("4 of 8 curves have no best N·d")
+    assert "(best at the largest 2, not learned 2; not learned: no model is better than bigrams)" in finding
+    assert not any("left out" in each for each in section_of(grid(lambda *sizes: 50.0), monkeypatch).findings)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(1, "0.2 nats/token over 1 seed;"), (3, "0.2 [0.15, 0.25] nats/token over 3 seeds;")]
+)
+def test_the_section_compares_heads_at_the_same_product_seed_by_seed(seeds, said, monkeypatch):
+    """Two heads more cost 0.18, 0.2 and 0.22 by seed: a half-width of 4.303 · 0.02/√3."""
+    points = [
+        replace(point, seed=seed, loss=point.loss + (0.1 + 0.01 * (seed - seeds // 2)) * point.heads)
+        for point in grid(lambda length, entropy: 50.0) for seed in range(seeds)
+    ]  # fmt: skip
+    (finding,) = [each for each in section_of(points, monkeypatch).findings if "The most heads against" in each]
+    assert said in finding

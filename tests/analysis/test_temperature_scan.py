@@ -8,6 +8,8 @@ import torch
 from small_models import MODELS, bert, gpt2
 
 from natattn.analysis import temperature_scan
+from natattn.analysis.criticality import Peak, finite_size
+from natattn.analysis.sections.scans import _of_sizes
 from natattn.analysis.temperature_scan import scan_temperatures
 from natattn.attention.attach import attach
 from natattn.attention.modules import Tempered
@@ -178,3 +180,14 @@ def test_the_best_temperature_is_told_of_the_models_own_only_where_that_was_trie
     best, sentence = _best_temperature(dataclasses.replace(found, loss=by_distance))
     assert best == grid[int(by_distance[:, 0].argmin())]
     assert said in sentence
+
+
+def test_how_peaks_move_with_the_context_is_said_with_their_powers():
+    sizes = (32, 64, 128)
+    noise = (1.0, 1.001, 1.0)
+    peaks = [[Peak(n**-0.25 * e, n**0.5 * e, n**-0.125 * e)] for n, e in zip(sizes, noise, strict=True)]
+    said = _of_sizes("heat_capacity", finite_size(sizes, peaks))
+    assert said.startswith("Peaks of the heat capacity as the context grows: grows and sharpens: height ∝ L^0.5 [0.4")
+    assert ", width in log T ∝ L^−0.125 [−0.1" in said
+    assert ", T_c ∝ L^−0.25 [−0.2" in said
+    assert "nothing can be said" in _of_sizes("heat_capacity", None)

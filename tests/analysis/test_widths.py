@@ -1,12 +1,14 @@
 """K1's exponents on peaks that were made by a power of the width, and its test that a power fits at all."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import f_oneway
 
-from natattn.analysis.widths import HeadPeak, exponents, lack_of_fit
+from natattn.analysis.sections import widths
+from natattn.analysis.widths import HeadPeak, WidthStudy, _by_width, exponents, lack_of_fit
 
 WIDTHS = (32, 64, 128, 256, 512)
 
@@ -87,3 +89,72 @@ def test_lack_of_fit_needs_repetition():
     assert lack_of_fit([1.0, 1.0, 2.0], [1.0, 2.0, 3.5]) is None
     assert lack_of_fit([1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 3, 3]) == 1.0
     assert lack_of_fit([1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 4, 4]) == 0.0
+
+
+def section_of(found, monkeypatch, *, best=()):
+    """The section about these peaks, and the panels that it draws by the name of the picture."""
+    sizes = {("frozen", "heat_capacity"): _by_width(found, "frozen", "heat_capacity")}
+    study = WidthStudy(tuple(found), tuple(best), tuple(exponents(found)), sizes)
+    drawn = []
+    monkeypatch.setattr(widths, "study_widths", lambda runs, settings, advance: study)
+    monkeypatch.setattr(widths.run_figures, "powers", lambda panels, x_label: drawn.append(panels) or b"")
+    section = widths.widths_section(None, None, lambda count: None)
+    return section, dict(zip([picture.name for picture in section.pictures], drawn, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "curve", "falls", "fits"),
+    [
+        (0.5, 0.0, "falls with the width: α = 0.5", "a power of the width is not refuted"),
+        (-0.2, 0.0, "rises with the width: α = −0.199", "a power of the width is not refuted"),
+        (-0.16, 0.1, "does not surely change with the width", "a power of the width is refuted"),
+    ],
+)
+def test_the_section_says_where_temperatures_go_and_whether_a_power_fits(alpha, curve, falls, fits, monkeypatch):
+    section, _ = section_of(peaks((alpha, alpha), curve=curve), monkeypatch)
+    (finding,) = [each for each in section.findings if each.startswith("T_c by heat capacity, scores frozen")]
+    assert falls in finding
+    assert fits in finding
+    assert "over 15 models, 0% of heads without a peak" in finding
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "verdict"),
+    [(0.5, -0.25, "grows and sharpens"), (-0.5, 0.25, "rounds off"), (0.5, 0.25, "rounds off")],
+)
+def test_the_section_says_whether_peaks_grow_with_the_width(height, width, verdict, monkeypatch):
+    found = [
+        replace(peak, height=peak.width**height, half_width=peak.width**width) for peak in peaks((0.5, 0.5), spread=0)
+    ]
+    section, _ = section_of(found, monkeypatch)
+    (finding,) = [each for each in section.findings if each.startswith("Peaks of the heat capacity")]
+    assert finding.startswith(f"Peaks of the heat capacity, scores frozen, over widths: {verdict}: height ∝ d^")
+    (row,) = section.tables[1].rows
+    by_heading = dict(zip(section.tables[1].headings, row, strict=True))
+    assert by_heading["power of the height"] == pytest.approx(height)
+    assert by_heading["power of the width"] == pytest.approx(width)
+
+
+def test_the_pictures_show_every_model_and_the_powers_that_were_fitted(monkeypatch):
+    found = peaks((0.5, -0.2), spread=0, missing={(32, 0)})
+    best = [(32, 0, 0.5, 3.0), (512, 1, 2.0, 2.0), (128, 0, 1.0, 2.5)]
+    section, drawn = section_of(found, monkeypatch, best=best)
+    assert any("The loss is least at T between 0.5 and 2 over 3 models" in each for each in section.findings)
+    ((_, layers),) = drawn["widths"]
+    assert [points.label for points in layers] == ["layer 0", "layer 1"]
+    for points in layers:
+        assert len(points.x) == 15
+        scale, slope = points.power
+        wide = points.x > 32  # of the narrowest models a head is missing
+        assert points.y[wide] == pytest.approx(scale * points.x[wide] ** slope, rel=0.1)
+    ((_, (heights,)),) = drawn["widths_heights"]
+    assert heights.power is None
+    assert heights.y == pytest.approx(np.ones(15))
+
+
+def test_without_a_peak_nothing_is_drawn(monkeypatch):
+    missing = {(width, head) for width in WIDTHS for head in range(4)}
+    section, drawn = section_of(peaks((0.5, 0.5), missing=missing), monkeypatch)
+    assert drawn == {}
+    assert "nothing can be drawn" in section.findings[-1]
+    assert any("at fewer than three widths, nothing can be said" in each for each in section.findings)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from natattn.data import (
     tokenized,
     unigram_entropy,
 )
+from natattn.data.progress import Progress
 from natattn.data.tokenizers import END_TOKEN, LibraryTokenizer
 from natattn.errors import UserError
 
@@ -319,3 +321,21 @@ def test_the_default_corpus_is_large_and_made_once(cache: Path, monkeypatch: pyt
     assert first.tokenizer.vocab_size == 4096
     assert len(first.train.tokens) > 1_000_000
     assert first.train.tokens.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, True), (True, False), (False, True)])
+def test_a_bar_counts_bytes_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: bool):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("tokenizing", 12, shown) as bar:
+        bar.advance(5)
+        assert list(bar.watch(iter(["añb", "abc"]))) == ["añb", "abc"]
+        done = bar._bar and bar._bar.tasks[0].completed
+    if is_terminal and shown:
+        assert done == 12  # ñ is two bytes
+        assert "tokenizing" in stream.getvalue()
+        assert "12/12 bytes" in stream.getvalue()
+    else:
+        assert stream.getvalue() == ""

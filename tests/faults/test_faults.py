@@ -90,7 +90,8 @@ def test_the_end_of_a_run_is_not_broken_off(
     server: ForkServer, small: list[str], undisturbed: Undisturbed, options: dict[str, Any], tmp_path: Path
 ):
     fault = {"kind": "signalled", "roots": [str(tmp_path)], "stage": "export", "number": 7, "signals": [15, 15]}
-    assert server.run(["train", *small, "hydra.run.dir=run"], fault=fault, **options) == 0
+    assert server.run(["train", *small, "hydra.run.dir=run"], fault=fault, **options) == 143
+    assert stderr(tmp_path).splitlines()[-1] == "natattn: stopped by SIGTERM when all was done"
     assert weights(tmp_path / "run") == weights(undisturbed.folder)
 
 

@@ -8,6 +8,7 @@ from natattn import config
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.base import Place
 from natattn.optim.directions.energy_scaled import EnergyScaled, energy_factor
+from natattn.optim.directions.orthogonal import OrthogonalSettings
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import partition
 from natattn.optim.settings import OptimSettings
@@ -165,3 +166,49 @@ def test_a_group_that_is_refused_leaves_nothing_behind():
 def test_roles_that_are_not_known_or_not_served_are_named(changes, said):
     with pytest.raises(ValueError, match=said):
         OptimSettings.model_validate(_settings("adamw").model_dump() | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("natural_muon", {"factors": None}, "factors: the directions read .*; say how they are captured"),
+        ("muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer reads nothing of attention; valid: null"),
+        ("newton_muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer reads nothing of attention"),
+        ("aif", {"placebo": "plain"}, "placebo=plain: there are no factors to replace; valid: constant"),
+        ("aif", {"placebo_energy": 1.0}, "placebo_energy: only the constant placebo has one"),
+        ("aif", {"placebo": "shuffled", "placebo_energy": 1.0}, "placebo_energy: only the constant placebo has one"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(name, changes, said):
+    with pytest.raises(ValueError, match=said):
+        OptimSettings.model_validate(_settings(name).model_dump() | changes)
+
+
+def test_parts_that_fit_are_taken():
+    for name, changes in (
+        ("natural_muon", {"placebo": "plain"}),
+        ("aif", {"placebo": "constant", "placebo_energy": 1.0}),
+        ("muon", {}),
+    ):
+        OptimSettings.model_validate(_settings(name).model_dump() | changes)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("match_rms", [True, False])
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_orthogonalised_momentum_is_that_of_torch(nesterov, match_rms, shape):
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    values = _settings("muon").directions["hidden"].model_dump() | {"nesterov": nesterov, "match_rms": match_rms}
+    direction = OrthogonalSettings.model_validate(values).build()
+    reference = torch.optim.Muon(
+        [theirs], lr=1.0, weight_decay=0.0, momentum=values["momentum"], nesterov=nesterov,
+        adjust_lr_fn="match_rms_adamw" if match_rms else "original",
+    )  # fmt: skip
+    state = direction.initial_state(ours)
+    for _ in range(3):
+        theirs.grad = torch.randn(shape)
+        (update,) = direction.updates([theirs.grad], [state], [Place("mlp")], None)
+        ours.data -= update
+        reference.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

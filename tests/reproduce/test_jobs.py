@@ -1,18 +1,20 @@
 """Jobs named by what they compute, and runs found again by it."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
 from natattn import config
 from natattn.errors import UserError
 from natattn.reproduce.bundles import bundled
 from natattn.reproduce.done import DoneRuns, key_of
-from natattn.reproduce.execution import _train, launch
+from natattn.reproduce.execution import _failures, _train, launch
 from natattn.reproduce.jobs import Job, JobMaker, job_key
 from natattn.reproduce.settings import CorpusSettings, Repeats
-from natattn.reproduce.texts import repeated_lines
+from natattn.reproduce.texts import file_overrides, repeated_lines
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.run_folder import RUN, RunLock, read_config
 
@@ -178,3 +180,70 @@ def test_seeds_are_left_alone_where_together_is_impossible_or_not_known_to_be_fa
 def test_no_more_seeds_go_together_than_have_been_measured(tmp_path: Path):
     jobs = _jobs_of_seeds(tmp_path, list(range(10)))
     assert [len(bundle) for bundle in bundled(jobs, tmp_path)] == [8, 2]
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "content"),
+    [
+        ({}, "valid.txt", "one\ntwo \u00e9\nthree\n"),
+        ({"lines": 2}, "valid_2_lines.txt", "one\ntwo \u00e9\n"),
+        ({"bytes": 7}, "valid_7_bytes.txt", "one\ntwo"),
+        ({"lines": 1, "bytes": 2}, "valid_1_lines_2_bytes.txt", "on"),
+    ],
+)
+def test_an_excerpt_is_the_beginning_of_the_text_and_named_by_what_it_is(limits, name, content, tmp_path: Path):
+    (tmp_path / "valid.txt").write_text("one\ntwo \u00e9\nthree\n", encoding="utf-8")
+    corpus = CorpusSettings.model_validate({"files": {"train": {"of": "valid.txt", **limits}}})
+    made = tmp_path / "texts" / name
+    for _ in range(2):
+        assert file_overrides(corpus, str(tmp_path), tmp_path / "texts") == [f"data.train={made}"]
+        assert made.read_text(encoding="utf-8") == content
+        made.write_text("changed by someone")  # it is made again
+
+
+def test_texts_that_cannot_be_written_are_one_line(tmp_path: Path):
+    (tmp_path / "texts").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match="texts: cannot be written to: "):
+        file_overrides(LINES, None, tmp_path / "texts")
+
+
+def _broken(*arguments: object) -> bool:
+    raise RuntimeError("it broke\nat some place")
+
+
+def test_a_job_that_breaks_is_one_line_and_leaves_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("natattn.reproduce.execution._train", _broken)
+    (failure,) = launch({"made: adam": Job("0123", TINY)}, tmp_path / "runs", ())
+    log = Path("runs") / "0123" / "log.txt"
+    assert failure == f"made: adam: RuntimeError: it broke (see {log})"
+    assert "Traceback" in log.read_text()
+    assert capsys.readouterr().err.count(f"natattn: failed: {failure}\n") == 1
+
+
+def test_a_job_that_a_launcher_could_not_begin_has_failed():
+    """Hydra raises what went wrong around a job when its result is asked for."""
+    result = JobReturn()
+    result.status, result.return_value = JobStatus.FAILED, RuntimeError("no such machine\nand more lines")
+    done = JobReturn()
+    done.status, done.return_value = JobStatus.COMPLETED, None
+    jobs = [[Job("0123", TINY)], [Job("4567", TINY)]]
+    labels = {"0123": "made: adam", "4567": "made: muon"}
+    assert _failures(jobs, [result, done], labels) == ["made: adam: no such machine"]
+
+
+def test_runs_that_have_no_folder_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match=r"runs.*: cannot be written to: "):
+        launch({"made": Job("0123", TINY)}, tmp_path / "runs", ())
+
+
+def test_jobs_are_launched_from_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python lets the main thread alone handle signals."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("natattn.reproduce.execution._train", lambda *arguments: True)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(launch, {"made": Job("0123", TINY)}, tmp_path / "runs", ()).result() == []

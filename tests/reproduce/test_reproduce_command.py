@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from natattn import config
 from natattn.errors import UserError
 from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.reproduce import reproduce
+from natattn.reproduce.jobs import Job
+from natattn.reproduce.reproduce import Studies, reproduce
 from natattn.reproduce.settings import ReproduceSettings
 
 # Sums of floats depend on how many threads share them, and processes of joblib have fewer.
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+MODULE = "natattn.reproduce.reproduce"
 # Columns of time: what differs between two runs of the same.
 TIMES = ("seconds", "step time ratio")
 
@@ -270,3 +273,62 @@ def test_every_study_file_composes_at_every_budget(study: str, budget: str):
     assert at.name == study
     assert {c.claim for c in at.comparisons} - {None} <= set(CLAIMS)
     assert all(CLAIMS[c.claim].study == study for c in at.comparisons if c.claim is not None)
+
+
+def _studies(folder: Path, **named: Any) -> Studies:
+    settings = SimpleNamespace(kept=str(folder / "kept"), seeds_together=False)
+    return Studies([settings], folder, named.get("done"), [])  # type: ignore[list-item, arg-type]
+
+
+def test_a_run_that_ends_without_what_is_needed_is_not_made_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    launched: list[Any] = []
+    monkeypatch.setattr(f"{MODULE}.launch", lambda todo, *rest, **named: launched.append(todo) or ["it failed"])
+    monkeypatch.setattr(Studies, "_missing", lambda _: {"made: adam": Job("there", ()), "made: muon": Job("not", ())})
+    found = SimpleNamespace(add=lambda folder: None, find=lambda key: "a run" if key == "there" else None)
+    studies = _studies(tmp_path, done=found)
+    studies.train(())
+    assert [sorted(todo) for todo in launched] == [["made: adam", "made: muon"]]
+    without = f"made: adam: {tmp_path / 'runs' / 'there'} has ended without what the study needs of it"
+    assert studies.failures == ["it failed", without]
+
+
+def test_an_analysis_that_breaks_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def analysis(name: str, trial: str = "done") -> Any:
+        return SimpleNamespace(name=name, trials=[trial], settings=SimpleNamespace(judges=()), kind=(name,))
+
+    def make(wanted: Any, trials: Any, folder: Path) -> Path:
+        if wanted.name == "broken":
+            raise ZeroDivisionError("by zero")
+        if wanted.name == "refused":
+            raise UserError("no such section")
+        return folder / wanted.name
+
+    wanted = [analysis("broken"), analysis("refused"), analysis("early", "not done"), analysis("fine")]
+    monkeypatch.setattr(f"{MODULE}.wanted_analyses", lambda trials, plan: wanted)
+    monkeypatch.setattr(f"{MODULE}.kept_analysis", lambda wanted, folders: None)
+    monkeypatch.setattr(f"{MODULE}.make_analysis", make)
+    monkeypatch.setattr(f"{MODULE}.pictures_of", lambda wanted, folder: [folder.name])
+    trials: Any = SimpleNamespace(study=SimpleNamespace(name="made"), run=lambda trial: {"done": 1}.get(trial))
+    studies = _studies(tmp_path)
+    read = studies._analyses(trials, None, True)  # type: ignore[arg-type]
+    assert read.pictures == ["fine"]
+    assert read.missing == ["made: analysis early of 1 runs is missing"]
+    assert studies.failures == [
+        "made: analysis broken of 1 runs: ZeroDivisionError: by zero",
+        "made: analysis refused of 1 runs: no such section",
+    ]
+    said = capsys.readouterr().err
+    assert all(f"natattn: failed: {failure}" in said for failure in studies.failures)
+    assert said.count("Traceback") == 1  # a mistake of the user's needs none
+    assert studies._analyses(trials, None, False).missing == [  # type: ignore[arg-type]
+        f"made: analysis {each.name} of 1 runs is missing" for each in wanted
+    ]
+
+
+def test_an_output_that_is_no_folder_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    asked = read_arguments(["study=published", "budget=smoke", f"output={tmp_path}/file/output", "kept=nowhere"])
+    with pytest.raises(UserError, match="file/output: cannot be used: Not a directory"):
+        reproduce(asked)

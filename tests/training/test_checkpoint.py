@@ -1,6 +1,8 @@
 """Checkpoints: exact, atomic, checked, pruned."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from natattn import config
 from natattn.errors import UserError
+from natattn.training import checkpoint
 from natattn.training.arm_state import read_arm
 from natattn.training.build import build_arms, open_task
 from natattn.training.checkpoint import load_newest, save_checkpoint
@@ -94,3 +97,29 @@ def test_a_checkpoint_of_another_architecture_is_refused(arms, tiny, tmp_path):
     _, state, _ = load_newest(tmp_path)
     with pytest.raises(UserError, match=r"transformer\.wte\.weight has shape"):
         read_arm(path, others[0], state["optimizers"][others[0].name])
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_old_one(arms, tmp_path, monkeypatch):
+    before = _save(tmp_path, arms, 1, best=True)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_complete", full)
+    with pytest.raises(OSError, match="No space left"):
+        _save(tmp_path, arms, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-000001"]
+    assert load_newest(tmp_path)[0] == before
+
+
+def test_the_best_is_kept_where_there_are_no_hard_links(arms, tmp_path, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    for step in (1, 2, 3):
+        _save(tmp_path, arms, step, keep=1, best=step == 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-000003"]
+    (tmp_path / "best").rename(tmp_path / "step-000009")
+    path, state, warnings = load_newest(tmp_path)  # whole, by its digests
+    assert (path.name, state["step"], warnings) == ("step-000009", 1, [])

@@ -1,5 +1,6 @@
 """A finished run that is trained again says whether the same came out, and if not, what differs."""
 
+import dataclasses
 import io
 import json
 import math
@@ -7,10 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from natattn import config
 from natattn.analysis.repetition import compare_runs
@@ -18,6 +22,7 @@ from natattn.analysis.repetition_table import print_repetition
 from natattn.cli import main
 from natattn.errors import UserError
 from natattn.saved_settings import repeated_settings, resumed_settings
+from natattn.training import environment
 from natattn.training.environment import read_environment, write_environment
 from natattn.training.run import train
 from natattn.training.run_folder import read_config
@@ -292,3 +297,86 @@ def test_another_number_of_threads_is_rounding_and_another_seed_is_not(optim, tm
     assert found.verdict == "rounding", (found.worst, found.missing)
     assert {change.what: (change.then, change.now) for change in found.changes}["threads"] == (1, 2)
     assert compare_runs(tmp_path / "one", tmp_path / "other").verdict == "different"
+
+
+@pytest.mark.parametrize("device", ["warp9", "meta", "cpu\x1b]0;evil\x07", 7, "cuda:98"])
+def test_a_device_that_nobody_has_is_named(device, copied, capsys):
+    facts = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps({**facts, "device": device}))
+    assert main(["train", f"repeat={copied}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the run was on" in line
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("content", [b"", b"junk\n" * 100])
+def test_metrics_that_cannot_be_compared_are_refused_before_training(content, copied, tmp_path, capsys):
+    (copied / "metrics.jsonl").write_bytes(content)
+    assert main(["train", f"repeat={copied}", f"hydra.run.dir={tmp_path / 'again'}"]) == 2
+    assert "metrics.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "commit"),
+    [
+        ([(0, "abc\n"), (0, "")], "abc"),
+        ([(0, "abc\n"), (0, " M natattn/cli.py\n")], "abc+changes"),
+        ([(128, ""), (128, "")], None),  # such as a folder that git holds for someone else's
+        ([FileNotFoundError(2, "git")], None),
+        ([subprocess.TimeoutExpired("git", 5)], None),
+    ],
+)
+def test_the_commit_is_known_only_where_git_says_it(answers, commit, tmp_path, monkeypatch):
+    waiting = list(answers)
+
+    def run(*arguments, **options):
+        answer = waiting.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(returncode=answer[0], stdout=answer[1])
+
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "natattn" / "training" / "environment.py"))
+    monkeypatch.setattr(subprocess, "run", run)
+    assert environment._git_commit() is None  # no checkout: git is not asked
+    assert waiting == answers
+    (tmp_path / ".git").mkdir()
+    assert environment._git_commit() == commit
+
+
+def test_where_the_system_does_not_name_its_processor_python_may(monkeypatch):
+    def absent(path, **options):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    for said, name in (("arm", "arm"), ("", None)):
+        monkeypatch.setattr("platform.processor", lambda said=said: said)
+        assert environment.processor() == name
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert environment._version("not-a-package") is None
+    assert environment._version("torch") == metadata.version("torch")
+
+
+def test_a_verdict_says_what_was_not_compared(finished, copied):
+    lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copied / "metrics.jsonl").write_text("".join(line for line in lines if '"train/loss"' not in line))
+    _change_json(copied / "environment.json", earlier_sittings=[{"python": "3"}])
+    kept = copied / "arms" / "natural" / "model" / "model.safetensors"
+    save_file({"other": torch.zeros(2)}, kept)
+    (copied / "arms" / "standard" / "model" / "model.safetensors").unlink()
+    found = compare_runs(copied, finished)
+    assert found.weights == {"natural": math.inf}  # the other arm's is in one run alone
+    assert any(change.what == "sittings in other environments" and change.then == 1 for change in found.changes)
+    stream = io.StringIO()
+    print_repetition(dataclasses.replace(found, left_out=3, not_recorded=("source", "cuda")), stream=stream)
+    said = stream.getvalue()
+    step, arm, name = found.missing[0]
+    assert f"{len(found.missing)} metrics in one run alone, such as arm {arm}, step {step}, {name}" in said
+    assert "not compared: 3 metrics of evaluations where a run had been stopped" in said
+    assert "not recorded then: source, cuda" in said
+    assert "nothing that is recorded differs" not in said
+    stream = io.StringIO()
+    print_repetition(dataclasses.replace(found, changes=()), stream=stream)
+    assert "nothing that is recorded differs" in stream.getvalue()

@@ -171,6 +171,27 @@ def test_a_run_without_a_checkpoint_starts_over(tiny, tmp_path, uninterrupted):
     assert records(folder) == records(uninterrupted)
 
 
+@pytest.mark.parametrize("damage", ["cut", "metrics gone", "checkpoints gone"])
+def test_what_cannot_go_on_is_refused_and_left_as_it_was(damage, tiny, tmp_path, capsys):
+    """A longer run is asked for of one that has ended; nothing of it may be changed by the refusal."""
+    folder = tmp_path / "run"
+    constant = [*(option for option in tiny if not option.startswith("schedule")), "schedule=constant"]
+    assert main(["train", *constant, "schedule.warmup_steps=1", f"hydra.run.dir={folder}"]) == 0
+    metrics = folder / "metrics.jsonl"
+    if damage == "cut":
+        os.truncate(metrics, metrics.stat().st_size // 2)
+    elif damage == "metrics gone":
+        metrics.unlink()
+    else:
+        shutil.rmtree(folder / "checkpoints")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["train", f"resume={folder}", "train.steps=500"]) == 2
+    said = {"cut": "it was changed", "metrics gone": "is missing", "checkpoints gone": "no checkpoint is left"}
+    assert said[damage] in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_second_process_on_a_run_folder_is_refused(tiny, tmp_path, uninterrupted, capsys):
     from natattn.training.run_folder import RunLock
 
