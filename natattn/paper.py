@@ -1,6 +1,7 @@
 """``train_models``: the paper's Python entry point, on the run machinery behind ``natattn train``."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Mapping
 from datetime import datetime
@@ -105,7 +106,7 @@ def train_models(
     except UserError as error:
         raise ValueError(str(error)) from error
     if result.outcome == "interrupted":
-        raise KeyboardInterrupt(f"interrupted; go on with: natattn train resume={target}")
+        raise KeyboardInterrupt(f"interrupted; go on with: natattn train resume={shlex.quote(str(target))}")
     if result.outcome == "time_limit":
         warnings.warn(
             f"training stopped after max_seconds={max_seconds}, before {settings.train.steps} steps "
@@ -147,7 +148,7 @@ def _data_overrides(data: str | Path) -> list[str]:
     options = [option for option in config.groups()["data"] if option != "text" and _is_text(option)]
     if str(data) in options:
         return [f"data={data}"]
-    if not Path(os.path.expanduser(data)).exists():
+    if not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"data={data}: neither a path to text nor a corpus; {suggestion(str(data), options)}")
     return ["data=text", *config.quote_paths([f"data.train={data}"])]
 

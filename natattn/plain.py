@@ -1,18 +1,57 @@
 """JSON and YAML that anyone may have written, as plain content: bounded in size and depth, and nothing else.
 
-Also what a number in it may be, and its hash.
+Also the files that it is read from, what a number in it may be, and its hash.
 """
 
+import errno
 import hashlib
 import json
 import math
+import os
+import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MOST_VALUES = 100_000  # of a file; a run's configuration has some hundred
 DEEPEST = 64
+MOST_JSON = 16 << 20  # bytes of a file; what a run writes of a model with 1000 tensors has less than one MiB
+MOST_YAML = 1 << 20  # parsing takes some seconds
 _LARGEST = 2**64
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to be read, also behind links: a pipe would make the reader wait, a device may have no end.
+
+    Raises: OSError for what is none, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe waits for its writer otherwise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a regular file of at most so many bytes.
+
+    Raises: OSError where it cannot be read, ValueError for what is too large or not UTF-8.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises: OSError and ValueError, as ``read_text`` and ``parsed_json``."""
+    return parsed_json(read_text(path, MOST_JSON))
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file. Raises: OSError and ValueError, as ``read_text`` and ``parsed_yaml``."""
+    return parsed_yaml(read_text(path, MOST_YAML))
 
 
 def parsed_json(text: str) -> Any:
@@ -29,7 +68,7 @@ def parsed_json(text: str) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none that can be read."""
     try:
-        content = parsed_json(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

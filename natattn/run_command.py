@@ -1,6 +1,7 @@
 """What `natattn train` does with one run: train it, go on with it, repeat it; and show what came out."""
 
 import contextlib
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks 
 
     with contextlib.suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
-    resumed = f"{folder}/seedN for each of its seeds N" if settings.seeds is not None else f"{folder}"
+    resumed = shlex.quote(str(folder)) + ("/seedN for each of its seeds N" if settings.seeds is not None else "")
     try:
         with lack_told(settings, folder, resumed), _threads_as_in(settings.repeat):
             if settings.seeds is not None:
@@ -75,12 +76,14 @@ def _draw_missing(folder: Path) -> None:
     """The curves of a run that was killed while they were drawn, after all else was done."""
     from natattn.analysis.pictures.run_curves import CURVES, plot_curves
     from natattn.files import remove_unfinished
-    from natattn.training.run_folder import RunLock
+    from natattn.training.run_folder import RunLock, check_contained
 
     if not (folder / CURVES).exists():
-        with contextlib.suppress(UserError), RunLock(folder):  # a folder that may not be written to stays as it is
-            remove_unfinished(folder)
-            plot_curves(folder)
+        with contextlib.suppress(UserError):  # a folder that may not be written to stays as it is
+            check_contained(folder)
+            with RunLock(folder):
+                remove_unfinished(folder)
+                plot_curves(folder)
 
 
 def settings_to_repeat(path: str, overrides: list[str]) -> "RunSettings":
@@ -123,9 +126,8 @@ def _check_finished(folder: Path, facts: dict[str, Any]) -> None:
         more = " train.max_seconds=null" if status == "time_limit" else ""
         words = {"None": "it has no readable run.json", "time_limit": "stopped by train.max_seconds"}
         said = words.get(str(status), status)
-        raise UserError(
-            f"repeat={folder}: the run is not finished ({said}); finish it first: natattn train resume={folder}{more}"
-        )
+        finish = f"natattn train resume={shlex.quote(str(folder))}{more}"
+        raise UserError(f"repeat={folder}: the run is not finished ({said}); finish it first: {finish}")
     data = facts.get("data")
     if not (folder / FILE_NAME).is_file() or not isinstance(data, dict) or "fingerprint" not in data:
         raise UserError(f"repeat={folder}: its {FILE_NAME} or the data in its run.json is missing; nothing to compare")

@@ -195,6 +195,52 @@ def test_folders_that_cannot_be_written_to(monkeypatch, tmp_path):
     assert "NATATTN_CACHE" in found["cache"].advice
 
 
+def test_folders_that_are_links_to_nothing_or_files(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("NATATTN_CACHE", str(tmp_path / "loop"))
+    found = _found("storage", storage.storage)
+    assert found["runs"].state == found["cache"].state == "broken"
+    assert f"{tmp_path / 'outputs'} is a link that leads nowhere" in found["runs"].found
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tokens").write_text("a file")
+    monkeypatch.setenv("NATATTN_CACHE", str(tmp_path / "cache"))
+    found = _found("storage", storage.storage)
+    assert [what for what, finding in found.items() if finding.state == "broken"] == ["runs", "cache/tokens"]
+    assert "Not a directory" in found["cache/tokens"].found
+    monkeypatch.setenv("NATATTN_CACHE", str(tmp_path / ("x" * 300)))
+    found = _found("storage", storage.storage)
+    assert "File name too long" in found["cache"].found
+    assert "storage" not in found
+
+
+def test_what_it_says_to_run_can_be_pasted(monkeypatch, tmp_path):
+    cache = tmp_path / "my cache's"
+    monkeypatch.setenv("NATATTN_CACHE", str(cache))
+    entry = cache / "tokens" / "e1"
+    entry.mkdir(parents=True)
+    stale = entry / ".train.bin.0.tmp"
+    stale.touch()
+    os.utime(stale, (0, 0))
+    found = _found("storage", storage.storage)
+    for what in ("temporary files", "damaged entries"):
+        assert entry.exists()
+        subprocess.run(found[what].advice.rpartition(": ")[2], shell=True, check=True)
+        assert not stale.exists()
+    assert not entry.exists()
+
+
+def test_an_address_of_wandb_that_is_none_is_a_finding(monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://user:password@[::1")
+    found = _found("services", services.services)
+    assert "services" not in found
+    assert found["wandb"].state == "broken"
+    assert "WANDB_BASE_URL" in found["wandb"].found
+    assert "WANDB_BASE_URL" in found["wandb"].advice
+    assert "password" not in repr(found["wandb"])
+
+
 @pytest.mark.parametrize(("free", "state"), [(10 << 30, "ok"), (1 << 30, "note"), (1 << 20, "broken")])
 def test_room_for_runs(free, state, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -1,22 +1,28 @@
 """Run folders, configurations and data files of strangers are data: they lead nowhere and bring nothing down."""
 
+import contextlib
 import gzip
 import json
 import math
 import os
+import shlex
+import signal
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
-from property_tools import run
+from property_tools import Ended, run
 
+from natattn import plain
 from natattn.data import readers
 from natattn.errors import UserError
 from natattn.plain import finite_number, parsed_json, parsed_yaml, whole_number
 from natattn.redaction import one_line
 from natattn.training.checkpoint import load_newest
+from natattn.training.environment import read_environment
 from natattn.training.facts import resumed_facts
+from natattn.training.lacks import way_on
 from natattn.training.run_folder import check_contained, read_config
 
 SLOW = pytest.mark.slow
@@ -203,6 +209,121 @@ def test_nothing_is_written_through_a_link_that_leads_out(name, make_run, tmp_pa
     with pytest.raises(UserError, match="a link that leads out"):
         check_contained(folder)
     assert target.read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("name", ["run.json", "environment.json", "curves.png", "metrics.jsonl"])
+def test_a_folder_where_a_file_is_written_is_refused_first(name, make_run):
+    folder = make_run("run", steps=20, evaluations=2)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name}: not a regular file; valid: "):
+        check_contained(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints/step-000020", "checkpoints/best", "arms", "arms/natural", "arms/natural/model"]
+)
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo], ids=["file", "pipe"])
+def test_a_file_or_a_pipe_where_a_folder_is_made_is_refused_first(make, name, make_run):
+    folder = make_run("run", steps=20, evaluations=2)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    make(folder / name)
+    with pytest.raises(UserError, match=rf"{name}: not a folder; valid: "):
+        check_contained(folder)
+
+
+def test_notes_and_empty_folders_of_the_user_are_fine(make_run):
+    folder = make_run("run", steps=20, evaluations=2)
+    for name in ("arms/.DS_Store", "arms/notes.txt", "checkpoints/notes.txt", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    os.mkfifo(folder / "my_pipe")  # nothing that we write to
+    check_contained(folder)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large file"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "config.yaml", "environment.json"])
+def test_what_has_no_end_is_not_read(name, kind, make_run, monkeypatch, tmp_path):
+    folder, good = (make_run(each, steps=20, evaluations=2) for each in ("run", "good"))
+    monkeypatch.chdir(tmp_path)
+    place = folder / name
+    place.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif name != "metrics.jsonl":  # which is read in pieces
+        monkeypatch.setattr(plain, "MOST_JSON", 1 << 20)
+        place.write_text(f'{{"a": "{"a" * (1 << 20)}"}}')
+    with _deadline():
+        beside = run("report", str(folder), str(good), "output=page.html")
+        assert beside.code == 0, beside
+        assert ("broken: " in beside.out) == (name in ("run.json", "metrics.jsonl"))
+        assert read_environment(folder) == {}
+        if name == "config.yaml":
+            for key in ("resume", "repeat"):
+                ended = run("train", f"{key}={folder}")
+                assert ended.is_one_line, ended
+                assert "config.yaml: " in ended.error
+
+
+@contextlib.contextmanager
+def _deadline(seconds: int = 30):
+    """Whoever waits for a pipe is interrupted."""
+
+    def late(number, frame):
+        pytest.fail("it waits, or reads on")  # no exception that a reader would take for the file's
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipe_in_a_model_or_a_checkpoint_is_not_waited_for(make_run):
+    folder = make_run("run", steps=20, evaluations=2)
+    for name in ("arms/natural/model/config.json", "checkpoints/step-000020/manifest.json"):
+        (folder / name).parent.mkdir(parents=True)
+        os.mkfifo(folder / name)
+    with _deadline():
+        for command in ("sample", "analyze"):
+            ended = run(command, f"run={folder}")
+            assert ended.is_one_line, ended
+            assert "a pipe, a socket or a device" in ended.error
+        with pytest.raises(UserError, match="damaged"):
+            load_newest(folder / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("train", "resume={}"), ("train", "repeat={}"), ("sample", "run={}"), ("analyze", "run={}"), ("report", "{}"),
+     ("report", "run", "output={}"), ("train", "data=text", "data.train={}", "tokenizer=byte"),
+     ("train", "task=vision", "data=image_folder", "data.train={}"),
+     ("train", "task=multimodal", "data=captions", "data.train={}")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_one_line(arguments, make_run, monkeypatch, tmp_path):
+    make_run("run", steps=20, evaluations=2)
+    monkeypatch.chdir(tmp_path)
+    ended = run(*(each.format("x" * 300) for each in arguments))
+    assert ended.is_one_line, ended
+
+
+def test_commands_that_are_printed_can_be_pasted(make_run, monkeypatch, tmp_path):
+    folder = make_run("my $run's", steps=20, evaluations=2, stopped_at=10)
+    monkeypatch.chdir(tmp_path)
+    for ended in (
+        run("train", f"repeat={folder.name}"),
+        Ended(2, "", way_on(Path(folder.name), shlex.quote(folder.name))),
+    ):
+        command = shlex.split(ended.error[ended.error.index("natattn train") :])
+        assert command == ["natattn", "train", f"resume={folder.name}"]
+        again = run(*command[1:])  # it is found; what the settings of such a run lack is another matter
+        assert "model.name" in again.error or "missing" in again.error, again
+    assert shlex.quote(folder.name) in run("sample", f"run={folder.name}").error
 
 
 def test_links_within_a_run_folder_and_to_it_are_fine(make_run, tmp_path):

@@ -22,7 +22,7 @@ from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
 from natattn.models.gpt2 import PretrainedInit
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import check_contained
 
@@ -128,7 +128,7 @@ class _Results:
     def _read(self) -> dict[str, dict[str, Any]]:
         """The sections on disk that were made of the same, whole with their pictures."""
         try:
-            kept = parsed_json((self.folder / RESULTS).read_text(encoding="utf-8"))
+            kept = read_json(self.folder / RESULTS)
             if kept["key"] == self.key:
                 return {name: section for name, section in kept["sections"].items() if self._is_whole(section)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -14,7 +14,7 @@ import numpy as np
 from natattn.analysis import facts as read
 from natattn.analysis.data_facts import DataFacts, data_of, unit_of
 from natattn.errors import UserError
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 from natattn.statistics import time_to_target
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
@@ -98,7 +98,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The content of run.json. Raises UserError where it is missing or is no JSON object."""
     path = folder / RUN
     try:
-        facts = parsed_json(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -31,7 +31,7 @@ from natattn.analysis.subject import load_subject
 from natattn.analysis.temperature_scan import ScanKind, scan_temperatures
 from natattn.errors import UserError
 from natattn.files import write_json
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 from natattn.training.devices import chosen_device
 
 PAPER_WIDTH = 768
@@ -215,7 +215,7 @@ def _scanned(folder: Path, run: Path, arm: str, digest: str, settings: AnalyzeSe
     key = hashlib.sha256(json.dumps([digest, arm, measured, trained], sort_keys=True).encode()).hexdigest()
     kept = folder / "scans" / f"{key[:20]}.json"
     try:
-        content = parsed_json(kept.read_text(encoding="utf-8"))
+        content = read_json(kept)
         if content["key"] == key:
             return dict(content)
     except (OSError, ValueError, KeyError, TypeError):

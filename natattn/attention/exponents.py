@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 
 # Of the fitted table: the scores as the models have them, and the peak that every head has.
 _FITTED = ("scores frozen", "heat capacity")
@@ -22,7 +22,7 @@ def read_exponents(value: Any) -> Any:
     if not (isinstance(value, str) and value.endswith(".json")):
         return value
     try:
-        analysis = parsed_json(Path(os.path.expanduser(value)).read_text(encoding="utf-8"))
+        analysis = read_json(Path(os.path.expanduser(value)))
         table = analysis["sections"]["widths"]["tables"][0]
         rows = [dict(zip(table["headings"], row, strict=True)) for row in table["rows"]]
         fitted = [row for row in rows if (row["scan"], row["T_c by"]) == _FITTED and row["k"].startswith("rank ")]

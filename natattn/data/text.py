@@ -204,13 +204,13 @@ def _files_of(value: str, key: str) -> list[Path]:
     if value in ("", "???"):  # three question marks are YAML for "must be given", and also a glob
         raise UserError(f"{key} must be given: a file, a folder, a glob or a list of these")
     path = Path(os.path.expanduser(value))
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file also of a name that is too long to be one
         if format_of(path) is None:
             raise UserError(f"{key}={value}: unknown extension; text is read from {_EXTENSIONS}")
         if not path.stat().st_size:
             raise UserError(f"{key}={value}: the file is empty")
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         found: Iterable[Path] = path.rglob("*")
     elif glob.has_magic(value):
         found = map(Path, glob.iglob(str(path), recursive=True))

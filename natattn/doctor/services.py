@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from urllib.parse import urlparse
 
 from natattn.doctor.findings import Finding
+from natattn.redaction import redacted
 
 _HOST = "https://api.wandb.ai"
+_ADDRESS = "WANDB_BASE_URL"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -20,6 +22,11 @@ def services() -> Iterator[Finding]:
 def _wandb() -> Finding:
     """A run's mode is that of its tracker, whatever WANDB_MODE says."""
     found = "tracker=offline, the default, works without an account"
+    try:
+        urlparse(os.environ.get(_ADDRESS, _HOST))
+    except ValueError as error:
+        said = redacted(f"{_ADDRESS}={os.environ[_ADDRESS]} is no address: {error}")
+        return Finding("wandb", said, "broken", f"set {_ADDRESS} to that of your server, or unset it for {_HOST}")
     if _logged_in():
         return Finding("wandb", f"logged in: tracker=online sends runs live; {found}")
     return Finding("wandb", f"not logged in: tracker=online needs `wandb login`; {found}")
@@ -29,7 +36,7 @@ def _logged_in() -> bool:
     """Whether wandb would find a key of its server: in the environment, or in the user's netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", _HOST)).netloc
+    host = urlparse(os.environ.get(_ADDRESS, _HOST)).netloc
     files = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc"]
     for path in map(os.path.expanduser, filter(None, files)):
         try:

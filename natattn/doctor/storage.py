@@ -1,5 +1,7 @@
 """Where things are kept: caches, and the folder of the runs."""
 
+import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ _ENOUGH = 2 << 30  # bytes; a default run takes some ten MiB, one of size=small 
 _TOO_LITTLE = 100 << 20
 _MOST_FILES = 20_000  # looked at; beyond that sizes are lower bounds
 _MOST_HASHED = 2 << 30  # bytes of cache entries whose content is checked: some seconds
+_KINDS = ("tokens", "tokenizers", "images")  # folders of the cache
 
 
 def storage() -> Iterator[Finding]:
@@ -21,7 +24,8 @@ def storage() -> Iterator[Finding]:
     yield from _folder("runs", Path("outputs"), "choose another folder with hydra.run.dir=FOLDER, or make room")
     root = cache_root()
     yield from _folder("cache", root, "set NATATTN_CACHE to a folder of yours, or make room")
-    if root.is_dir():
+    if os.path.isdir(root):
+        yield from _kinds(root) if _write_failure(root) is None else ()
         yield from _entries(root)
     yield from _hub_cache()
 
@@ -41,7 +45,10 @@ def _folder(what: str, folder: Path, advice: str) -> Iterator[Finding]:
 def _write_failure(folder: Path) -> str | None:
     """Why no file can be made in a folder, or in the nearest one above it that exists; nothing stays behind."""
     try:
-        with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
+        nearest = _nearest(folder)
+        if nearest.is_symlink() and not os.path.exists(nearest):
+            return f"{nearest} is a link that leads nowhere"
+        with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"natattn")
             file.flush()
     except OSError as error:
@@ -50,11 +57,28 @@ def _write_failure(folder: Path) -> str | None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest path above it that exists."""
+    """The folder itself, or the nearest path above it that exists, be it a file or a link to nothing.
+
+    Raises: OSError for a path that cannot be one, or may not be looked at.
+    """
     path = folder.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
+    while path != path.parent:
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            break
     return path
+
+
+def _kinds(root: Path) -> Iterator[Finding]:
+    """Folders of the cache that are none, or cannot be written to."""
+    for folder in (root / kind for kind in _KINDS):
+        failure = _write_failure(folder)
+        if failure is not None:
+            advice = "remove it, it is made again when needed; or set NATATTN_CACHE to a folder of yours"
+            yield Finding(f"cache/{folder.name}", f"{folder} cannot be written to: {failure}", "broken", advice)
 
 
 def _entries(root: Path) -> Iterator[Finding]:
@@ -72,12 +96,13 @@ def _entries(root: Path) -> Iterator[Finding]:
     yield Finding("cache entries", f"{more}{amount(size)} in {len(files):,} files; deleted ones are made again")
     stale = [path for path in files if path.name.startswith(".") and path.name.endswith(".tmp") and is_stale(path)]
     if stale:
-        advice = f"delete them: find {root} -name '.*.tmp' -mtime +0 -delete"
+        advice = f"delete them: find {shlex.quote(str(root))} -name '.*.tmp' -mtime +0 -delete"
         found = f"{len(stale)} of killed processes, {amount(sum(map(_size, stale)))}"
         yield Finding("temporary files", found, "note", advice)
     damaged = _damaged(root)
     if damaged:
-        advice = f"they are made again when needed; to make room: rm -r {' '.join(map(str, damaged[:3]))}"
+        removal = shlex.join(["rm", "-r", *map(str, damaged[:3])])
+        advice = f"they are made again when needed; to make room: {removal}"
         yield Finding("damaged entries", f"{len(damaged)}, such as {damaged[0]}", "note", advice)
 
 
@@ -87,14 +112,14 @@ def _damaged(root: Path) -> list[Path]:
     from natattn.data.tokenized import entry_is_whole
     from natattn.data.tokenizers import load_bpe
 
-    kinds: dict[str, Callable[[Path], bool]] = {
-        "tokens": entry_is_whole,
-        "tokenizers": lambda folder: load_bpe(folder) is not None,
-        "images": pixels.entry_is_whole,
-    }
+    checks: tuple[Callable[[Path], bool], ...] = (
+        entry_is_whole,
+        lambda folder: load_bpe(folder) is not None,
+        pixels.entry_is_whole,
+    )
     damaged: list[Path] = []
     hashed = 0
-    for kind, is_whole in kinds.items():
+    for kind, is_whole in zip(_KINDS, checks, strict=True):
         for folder in sorted((root / kind).glob("*")):
             hashed += sum(_size(path) for path in folder.glob("*"))
             if hashed > _MOST_HASHED:

@@ -15,7 +15,7 @@ from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.sections.section import Picture, table
 from natattn.analysis.settings import AnalyzeSettings, SectionName
 from natattn.errors import UserError
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, final_trial
 from natattn.reproduce.results import Analysed
@@ -168,7 +168,7 @@ def key_of_analysis(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> s
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        content = parsed_json((folder / RESULTS).read_text(encoding="utf-8"))
+        content = read_json(folder / RESULTS)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("sections"), dict) else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from natattn.analysis.runs import RunSummary, find_runs, read_facts, summarise_run
 from natattn.errors import UserError
-from natattn.plain import parsed_yaml
+from natattn.plain import read_yaml
 from natattn.reproduce.jobs import job_key
 from natattn.tracking.metrics_file import FILE_NAME, read_metrics
 from natattn.training.run_folder import CONFIG
@@ -69,7 +69,7 @@ def key_of(run: Path) -> str | None:
         facts = read_facts(run)
         if facts["status"] not in ENDED:
             return None
-        composed = parsed_yaml((run / CONFIG).read_text(encoding="utf-8"))
+        composed = read_yaml(run / CONFIG)
         return job_key(composed, facts["data"]["fingerprint"], facts["device"])
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -16,7 +16,7 @@ from typing import Any
 from natattn import config
 from natattn.errors import UserError
 from natattn.files import conf_folder, write_json
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 from natattn.reproduce.settings import CorpusSettings
 from natattn.reproduce.texts import file_overrides
 from natattn.training.build import open_task
@@ -87,7 +87,7 @@ class JobMaker:
     @cached_property
     def _remembered(self) -> dict[str, dict[str, Any]]:
         try:
-            kept = parsed_json(self._memory.read_text(encoding="utf-8"))
+            kept = read_json(self._memory)
             if kept["code"] == code_digest() and isinstance(kept["composed"], dict):
                 return dict(kept["composed"])
         except (OSError, ValueError, KeyError, TypeError):

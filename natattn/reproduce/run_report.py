@@ -52,7 +52,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     folders, output = [], None
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or "/" in key or Path(argument).exists() or glob.glob(argument):
+        if not equals or "/" in key or os.path.exists(argument) or glob.glob(argument):
             folders.append(argument)
         elif key != "output":
             raise UserError(unknown_key(key, ["output"]))
@@ -67,7 +67,7 @@ def report_path(folders: Sequence[str], output: str | None) -> Path:
     """Where the page is written: ``output``; else into the one folder that was given; else into outputs/, or here."""
     if output is not None:
         return Path(output)
-    if len(folders) == 1 and Path(folders[0]).is_dir():
+    if len(folders) == 1 and os.path.isdir(folders[0]):
         return Path(folders[0]) / FILE_NAME
     return Path("outputs") / FILE_NAME if Path("outputs").is_dir() else Path(FILE_NAME)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from natattn.errors import ResourceError, UserError
 from natattn.files import what_to_mend
+from natattn.plain import open_regular
 from natattn.tracking import Record
 
 FILE_NAME = "metrics.jsonl"
@@ -149,7 +150,7 @@ def read_metrics(path: Path) -> Metrics:
     columns = _Columns()
     line_number = 1
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while lines := file.readlines(_READ_BYTES):
                 if not lines[-1].endswith(b"\n") and not _is_record(lines[-1]):
                     lines.pop()
@@ -267,7 +268,7 @@ def check_position(path: Path, position: int) -> None:
 
 def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
     """The size to cut the file to before appending."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         if truncate_at is None:
             return _after_last_newline(file, size)

@@ -21,7 +21,7 @@ from natattn.files import (
     unfinished,
     write_json,
 )
-from natattn.plain import parsed_json
+from natattn.plain import read_json
 from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
 
@@ -89,7 +89,7 @@ def load_newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
     damaged: dict[Path, str] = {}
     for path in _newest_first(folder):
         try:
-            fault, state = _fault(path), parsed_json((path / "state.json").read_text(encoding="utf-8"))
+            fault, state = _fault(path), read_json(path / "state.json")
         except (OSError, ValueError) as error:
             fault, state = f"state.json cannot be read: {error}", None
         if fault is not None or not isinstance(state, dict):
@@ -125,7 +125,7 @@ def _newest_first(folder: Path) -> list[Path]:
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        manifest = parsed_json((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
     except (OSError, ValueError):
         return "its manifest is missing or unreadable"
     if not isinstance(manifest, dict) or "state.json" not in manifest:

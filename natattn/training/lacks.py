@@ -1,6 +1,7 @@
 """How a run says that it lacked memory or a disk, and how it goes on."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def way_on(folder: Path, resumed: str) -> str:
     if not _has_begun(folder):
         return "start it again: there is nothing yet to go on with"
     if read_run(folder).get("status") in ("finished", "diverged"):
-        return f"see what it came to: natattn report {folder}"
+        return f"see what it came to: natattn report {shlex.quote(str(folder))}"
     return f"go on with natattn train resume={resumed}"
 
 

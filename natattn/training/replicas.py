@@ -62,6 +62,7 @@ def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: s
     with contextlib.ExitStack() as stack:
         stack.enter_context(deterministic(settings.train.deterministic, settings.device))
         for path in folders:
+            run_folder.check_contained(path)
             stack.enter_context(run_folder.RunLock(path))
             run_folder.check_unused(path)
         check_init(settings.init)

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import yaml
 
 from natattn.errors import UserError
 from natattn.files import replacing
-from natattn.plain import hash_of, parsed_yaml, read_object
+from natattn.plain import hash_of, read_object, read_yaml
 from natattn.redaction import one_line, redacted
 from natattn.tracking.metrics_file import FILE_NAME
 from natattn.training.environment import ENVIRONMENT
@@ -22,20 +24,9 @@ RUN = "run.json"
 LOCK = "run.lock"
 WANDB = "wandb"  # every sitting has a new folder in it, in which wandb links to its own logs
 # What is written into a run folder while it trains, beside temporary files.
-OURS = (
-    CONFIG,
-    RUN,
-    ENVIRONMENT,
-    LOCK,
-    "repeat.json",
-    FILE_NAME,
-    "curves.png",
-    "curves.csv",
-    "checkpoints",
-    "arms",
-    WANDB,
-    "log.txt",
-)
+_FILES = (CONFIG, RUN, ENVIRONMENT, LOCK, "repeat.json", FILE_NAME, "curves.png", "curves.csv", "log.txt")
+OURS = (*_FILES, "checkpoints", "arms", WANDB)
+_FOLDERS = re.compile(rf"checkpoints(/step-\d+|/best)?|arms(/[\w-]+(/model)?)?|{WANDB}")
 # Keys that were added after runs had been published: at these values they do not enter the hash.
 ADDED_LATER: dict[str, Any] = {
     "task.kind": "language",
@@ -100,13 +91,29 @@ class RunLock:
 def check_contained(folder: Path, names: Iterable[str] = OURS) -> None:
     """Refuse a folder in which what we write lies behind a link that leads out of it: it may be someone else's file.
 
-    The folder itself may be a link.
+    So are files where we make folders, folders where we write files, and pipes and the like. The folder itself may be a
+    link.
 
-    Raises: UserError naming the link.
+    Raises: UserError naming what it is.
     """
     for path in (path for name in names for path in _written(folder / name)):
         if path.is_symlink() and not _lies_in(path, folder):
             raise UserError(f"{path}: a link that leads out of the run folder; valid: a file or folder of its own")
+        _check_kind(path, str(path.relative_to(folder)))
+
+
+def _check_kind(path: Path, name: str) -> None:
+    """Raises: UserError for what is of another kind than we write under that name, after links."""
+    if not os.path.lexists(path):
+        return
+    if _FOLDERS.fullmatch(name):
+        if not path.is_dir():
+            raise UserError(f"{path}: not a folder; valid: the folder that a run makes there, or nothing")
+    elif name in _FILES:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file; valid: the file that a run writes there, or nothing")
+    elif path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: a pipe, a socket or a device; valid: regular files and folders")
 
 
 def _written(path: Path) -> Iterator[Path]:
@@ -128,7 +135,9 @@ def _lies_in(path: Path, folder: Path) -> bool:
 def check_unused(folder: Path) -> None:
     """Raises: UserError for a folder that holds a run."""
     if (folder / CONFIG).exists():
-        raise UserError(f"{folder}: already holds a run; go on with resume={folder}, or choose another folder")
+        raise UserError(
+            f"{folder}: already holds a run; go on with resume={shlex.quote(str(folder))}, or choose another folder"
+        )
 
 
 def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()) -> str:
@@ -170,10 +179,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises: UserError where the folder is no run's.
     """
     path = folder / CONFIG
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir also of a name that is too long to be one
         raise UserError(f"{folder}: no such run folder")
     try:
-        config = parsed_yaml(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
     except FileNotFoundError:
         inner = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
         hint = f"it is a sweep; name one of its runs: {', '.join(inner[:4])}" if inner else f"it has no {CONFIG}"
@@ -197,15 +206,19 @@ def trained_arm(run: Path, arm: str | None) -> tuple[str, Path]:
 
     Raises: UserError where the run or the arm is not there, or nothing has been trained to its end.
     """
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise UserError(f"run={run}: no such run folder")
     arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
     if not arms:
-        raise UserError(f"run={run}: no trained model in it; an interrupted run is finished with resume={run}")
+        resume = f"resume={shlex.quote(str(run))}"
+        raise UserError(f"run={run}: no trained model in it; an interrupted run is finished with {resume}")
     name = arm or str(read_run(run).get("candidate") or arms[0])
     if name not in arms:
         raise UserError(f"arm={name}: run {run} has no model of that arm; valid: {', '.join(arms)}")
-    return name, run / "arms" / name / "model"
+    folder = run / "arms" / name / "model"
+    for path in folder.rglob("*"):
+        _check_kind(path, str(path.relative_to(run)))  # a pipe would make whoever loads it wait
+    return name, folder
 
 
 def announce(message: str) -> None:

@@ -16,6 +16,8 @@ from natattn.models.published import register as register_published
 from natattn.settings import Settings
 from natattn.training.run_folder import announce, read_run, trained_arm
 
+_COLDEST = 1e-30  # logits divided by less can exceed float32; the likeliest token has all the probability, as at 0
+
 
 class SampleSettings(Settings):
     """What `natattn sample` takes; the only schema with defaults, as no YAML stands behind it."""
@@ -53,7 +55,7 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
         context = model.config.max_position_embeddings
         announce(f"natattn: tokens={settings.tokens}: into the context of {context} fit {room} more; writing these")
     torch.manual_seed(settings.seed)
-    sampling = settings.temperature > 0
+    sampling = settings.temperature > _COLDEST
     output = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),

@@ -45,6 +45,16 @@ def test_the_prompt_is_gone_on_with_and_the_seed_repeats_it(run: Path) -> None:
     assert sample(run, prompt="ab", seed=4, temperature=1.0) != text
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-37, 1e-30])
+def test_a_temperature_near_zero_chooses_the_likeliest_tokens(temperature: float, run: Path) -> None:
+    assert sample(run, prompt="ab", temperature=temperature) == sample(run, prompt="ab", temperature=0)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e300])
+def test_a_very_high_temperature_chooses_any(temperature: float, run: Path) -> None:
+    assert sample(run, prompt="ab", temperature=temperature, top_k=0).startswith("ab")
+
+
 def test_without_a_prompt_a_document_begins(run: Path) -> None:
     assert sample(run, seed=1)
 

@@ -1,5 +1,6 @@
 """The user's own captioned pictures: lines of JSON that name images, or a folder of images and a file of lines."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -49,9 +50,9 @@ def read_caption_files(settings: CaptionFilesSettings, *, root: Path, progress: 
 
 def _entries(path: Path, place: str, errors: Errors) -> tuple[list[Path], list[tuple[str, ...]]]:
     """(images, captions of each)."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_folder(path, place, errors)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{place}: no such file or folder (looked for {path.absolute()})")
     if not path.name.lower().removesuffix(".gz").endswith(".jsonl"):
         raise UserError(f"{place}: not understood; valid: {_FORMS}")
@@ -67,7 +68,7 @@ def _of_lines(path: Path, place: str, errors: Errors) -> tuple[list[Path], list[
         if not isinstance(entry["image"], str):
             raise UserError(f"{line}: image is {type(entry['image']).__name__}, not a path")
         image = path.parent / entry["image"]
-        if not image.is_file():
+        if not os.path.isfile(image):
             raise UserError(f"{line}: no such image {image}")
         paths.append(image)
         captions.append(captions_of(entry["caption"], line))

@@ -66,7 +66,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def _files_of_classes(folder: Path, place: str) -> dict[str, list[Path]]:
     """{class: its pictures}, in alphabetical order of the classes."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{place}: no such folder (looked for {folder.absolute()})")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
