@@ -102,7 +102,7 @@ def test_bounds_by_steps_and_by_seconds(text, tmp_path):
         ({"n_heads": 2}, "n_heads: unknown key; did you mean n_head?.*max_length"),
         ({"max_length": 1}, "max_length=1.*greater than or equal to 2"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"n_layer": "two"}, "n_layer=two.*valid integer"),
+        ({"n_layer": "two"}, "n_layer=two.*valid: a whole number"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0.*greater than 0"),
         ({"epochs": 0}, "epochs=0"),
         ({"save_every": 0.5}, "save_every=0.5"),

@@ -137,7 +137,8 @@ def test_a_report_of_a_hostile_run_is_text(hostile_run, make_run, tmp_path, monk
     for folders in ([str(hostile_run)], [str(tmp_path)]):
         ended = run("report", *folders, "output=page.html")
         assert ended.code == 0, ended
-        page = check((tmp_path / "page.html").read_text(), data=True)
+        several = folders == [str(tmp_path)]  # of one run there are no two to compare
+        page = check((tmp_path / "page.html").read_text(), data=several)
         assert "LEAKY" in page.text
     (held,) = (content for attributes, content in page.scripts if attributes.get("id") == "run-data")
     assert any(HOSTILE in arm["name"] for view in json.loads(held) for arm in view["arms"])

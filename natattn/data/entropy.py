@@ -8,6 +8,7 @@ held-out one: the surprise of a bigram model that has seen the training text onl
 import numpy as np
 
 _CHUNK = 1 << 22  # tokens looked at together; bounds the memory beside the table of distinct pairs
+_LEAST_DISCOUNT = 1e-3
 
 
 def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
@@ -32,7 +33,7 @@ def held_out_bigram_entropy(train: np.ndarray, tokens: np.ndarray, vocab_size: i
         p(b | a) = (max(c(a,b) − D, 0) + D · N(a·) · p(b)) / c(a),    p(b) = (N(·b) + 1/2) / (N(··) + V/2)
 
     with c the training counts, N the numbers of distinct continuations and D = n₁/(n₁ + 2n₂), n_k the number of pairs
-    seen k times. Tokens that never came before anything in the training text get p(b). 0 for fewer than two tokens.
+    seen k times; where none was seen once, D = 0.001, or unseen pairs would be impossible. Tokens that never came before anything in the training text get p(b). 0 for fewer than two tokens.
     """
     if len(tokens) < 2:
         return 0.0
@@ -52,7 +53,7 @@ class _KneserNey:
         self._pairs, self._counts = _pair_counts(tokens, vocab_size)
         firsts, seconds = np.divmod(self._pairs, self._vocab_size)
         once, twice = ((self._counts == k).sum() for k in (1, 2))
-        self._discount = float(once / (once + 2 * twice)) if once else 0.0
+        self._discount = float(once / (once + 2 * twice)) if once else _LEAST_DISCOUNT
         self._followers = np.bincount(firsts.astype(np.int64), minlength=vocab_size)
         self._totals = np.bincount(firsts.astype(np.int64), weights=self._counts, minlength=vocab_size)
         precursors = np.bincount(seconds.astype(np.int64), minlength=vocab_size)

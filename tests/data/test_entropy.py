@@ -72,6 +72,12 @@ def test_held_out_bigram_entropy_of_a_markov_chain_is_its_entropy_rate() -> None
     assert held_out_bigram_entropy(chain[:100_000], chain[100_000:], 2) == pytest.approx(rate, abs=0.01)
 
 
+def test_a_pair_that_the_training_text_lacks_is_unlikely_and_not_impossible() -> None:
+    """Of text in which no pair comes once alone, the formula would leave nothing for others."""
+    train, held_out = np.array([0, 1, 2] * 50, dtype=np.uint16), np.array([0, 1, 2, 1, 0], dtype=np.uint16)
+    assert 1 < held_out_bigram_entropy(train, held_out, 3) < 10
+
+
 def test_held_out_is_no_less_than_the_truth_where_the_plug_in_entropy_is() -> None:
     generator = np.random.default_rng(2)
     train, held_out = (generator.integers(0, 300, 3000).astype(np.uint16) for _ in range(2))
