@@ -33,7 +33,8 @@ def held_out_bigram_entropy(train: np.ndarray, tokens: np.ndarray, vocab_size: i
         p(b | a) = (max(c(a,b) − D, 0) + D · N(a·) · p(b)) / c(a),    p(b) = (N(·b) + 1/2) / (N(··) + V/2)
 
     with c the training counts, N the numbers of distinct continuations and D = n₁/(n₁ + 2n₂), n_k the number of pairs
-    seen k times; where none was seen once, D = 0.001, or unseen pairs would be impossible. Tokens that never came before anything in the training text get p(b). 0 for fewer than two tokens.
+    seen k times; where none was seen once, D = 0.001, or unseen pairs would be impossible. Tokens that never came
+    before anything in the training text get p(b). 0 for fewer than two tokens.
     """
     if len(tokens) < 2:
         return 0.0

@@ -29,7 +29,7 @@ from natattn.reproduce.bundles import bundled, overrides_of
 from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
 from natattn.stops import asked_to_stop, remember, stop
-from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, read_config, read_run
+from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, check_contained, read_config, read_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -169,6 +169,7 @@ def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
         read_config(folders[0])
         settings = settings.model_copy(update={"resume": str(folders[0])})
     folders[0].mkdir(parents=True, exist_ok=True)
+    check_contained(folders[0], [LOG])
     with (folders[0] / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         try:
             result = train(settings, folders[0]) if len(runs) == 1 else train_in_folders(settings, folders)
