@@ -266,7 +266,7 @@ def refuse_secrets_in_folders(overrides: Sequence[str]) -> None:
     """
     for key, value in ((key, value) for key, _, value in (text.partition("=") for text in overrides)):
         named = next((f"the value of ${name}" for name in secrets() if f"oc.env:{name}" in value), None)
-        if key.startswith("hydra.") and (found := named or secret_in(value)):
+        if key.lstrip("+").startswith("hydra.") and (found := named or secret_in(value)):
             raise UserError(f"{key}: holds {found}, and would name a folder; valid: a value without it")
 
 
