@@ -1,5 +1,7 @@
 """From overrides to settings, and the one line that each kind of wrong input gets."""
 
+import shutil
+
 import pytest
 
 from natattn import config
@@ -101,19 +103,20 @@ def test_wrong_input_is_one_line_that_names_key_and_what_is_valid(override, expe
         assert part in message
 
 
-def test_a_stale_experiment_file_is_named_with_its_line(tmp_path, monkeypatch):
-    import shutil
-
+@pytest.fixture
+def experiments(tmp_path, monkeypatch):
+    """A folder of experiments to add to, in a copy of conf/ that is read in its place."""
     shutil.copytree(conf_folder(), tmp_path / "conf")
-    stale = "# @package _global_\n# an old one\ntrain:\n  stepz: 3\n"
-    (tmp_path / "conf" / "experiment" / "stale.yaml").write_text(stale)
     monkeypatch.setattr(config, "conf_folder", lambda: tmp_path / "conf")
     config.groups.cache_clear()
-    try:
-        with pytest.raises(UserError, match=r"train\.stepz: unknown key; did you mean steps\?.*stale\.yaml, line 4"):
-            _settings("experiment=stale")
-    finally:
-        config.groups.cache_clear()
+    yield tmp_path / "conf" / "experiment"
+    config.groups.cache_clear()
+
+
+def test_a_stale_experiment_file_is_named_with_its_line(experiments):
+    (experiments / "stale.yaml").write_text("# @package _global_\n# an old one\ntrain:\n  stepz: 3\n")
+    with pytest.raises(UserError, match=r"train\.stepz: unknown key; did you mean steps\?.*stale\.yaml, line 4"):
+        _settings("experiment=stale")
 
 
 @pytest.mark.parametrize(
@@ -179,20 +182,11 @@ def test_sweeps_expand_to_their_jobs():
         config.jobs(["train.clip_norm=interval(0.5,1)"])
 
 
-def test_an_experiment_that_does_not_compose_is_one_line(tmp_path, monkeypatch):
-    import shutil
-
-    shutil.copytree(conf_folder(), tmp_path / "conf")
-    broken = "# @package _global_\ndefaults:\n  - override /optim: nobody\n"
-    (tmp_path / "conf" / "experiment" / "broken.yaml").write_text(broken)
-    monkeypatch.setattr(config, "conf_folder", lambda: tmp_path / "conf")
-    config.groups.cache_clear()
-    try:
-        assert config.description("experiment", "broken") == ""  # it has no comment
-        with pytest.raises(UserError, match="optim/nobody") as caught:
-            _settings("experiment=broken")
-    finally:
-        config.groups.cache_clear()
+def test_an_experiment_that_does_not_compose_is_one_line(experiments):
+    (experiments / "broken.yaml").write_text("# @package _global_\ndefaults:\n  - override /optim: nobody\n")
+    assert config.description("experiment", "broken") == ""  # it has no comment
+    with pytest.raises(UserError, match="optim/nobody") as caught:
+        _settings("experiment=broken")
     assert "\n" not in str(caught.value)
 
 
