@@ -25,7 +25,7 @@ SETTINGS = WandbSettings(
     group=None,
     name=None,
     tags=("test",),
-    timeout_seconds=60.0,
+    timeout_seconds=30.0,  # less than wait_for waits: a service that dies while it begins is noticed by it alone
 )
 RECORDS = [Record(1, arm, "train/loss", 7.5, 0.25) for arm in ("standard", "natural")]
 RECORDS += [Record(1, None, "time/peak_memory_bytes", 2.0**30, 0.25), Record(2, "natural", "train/loss", 7.0, 0.5)]
