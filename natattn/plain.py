@@ -38,7 +38,8 @@ def read_text(path: Path, most: int) -> str:
     Raises: OSError where it cannot be read, ValueError for what is too large or not UTF-8.
     """
     with open_regular(path) as file:
-        content = file.read(most + 1)
+        # No more is asked for than is there: a buffer of ``most`` may be more memory than is left.
+        content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
     if len(content) > most:
         raise ValueError(f"more than {most >> 20} MiB")
     return content.decode("utf-8")
