@@ -22,6 +22,8 @@ from natattn.together import started_by_torchrun, together
 from natattn.usage import TRAIN_HELP
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from omegaconf import DictConfig
 
     from natattn.ranks import Ranks
@@ -31,22 +33,12 @@ if TYPE_CHECKING:
 
 def train(arguments: list[str]) -> int:
     """`natattn train`: validate everything first, then hand the jobs to Hydra."""
-    from hydra._internal.utils import get_args_parser
-
     if "--help" in arguments or "-h" in arguments:
         print(train_help(), end="")
         return 0
-    parser = get_args_parser()
-    parser.error = _refuse_flag  # type: ignore[method-assign]
-    options = parser.parse_intermixed_args(arguments)
-    if options.experimental_rerun:
-        raise UserError("--experimental-rerun: not supported (it would unpickle a file); use resume=FOLDER")
+    options = _parsed(arguments)
     if options.shell_completion:
         return _complete(arguments)
-    if options.config_name or options.config_path or options.config_dir:
-        raise UserError("--config-name, --config-path and --config-dir: not supported; use experiment=… or key=value")
-    if (options.package or options.resolve) and not options.cfg:
-        raise UserError("--package and --resolve: are for --cfg job")
     overrides = config.quote_paths(options.overrides)
     config.refuse_secrets_in_folders(overrides)
     flags = [argument for argument in arguments if argument not in options.overrides]
@@ -80,6 +72,24 @@ def train(arguments: list[str]) -> int:
         return together(lambda ranks, store: _begin_together(jobs[0], [*flags, *overrides], ranks, store))
 
     return _launch([*flags, *overrides])
+
+
+def _parsed(arguments: list[str]) -> "Namespace":
+    """Hydra's reading of its flags. Raises: UserError for those that we do not have."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)
+    if options.experimental_rerun:
+        raise UserError("--experimental-rerun: not supported (it would unpickle a file); use resume=FOLDER")
+    if options.shell_completion:
+        return options
+    if options.config_name or options.config_path or options.config_dir:
+        raise UserError("--config-name, --config-path and --config-dir: not supported; use experiment=… or key=value")
+    if (options.package or options.resolve) and not options.cfg:
+        raise UserError("--package and --resolve: are for --cfg job")
+    return options
 
 
 def _folder_of(key: str, overrides: list[str], multirun: bool) -> str | None:

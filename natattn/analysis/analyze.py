@@ -1,8 +1,6 @@
 """`natattn analyze`: load, measure section by section, and keep each that is done, so that it can go on from there."""
 
 import fcntl
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +20,7 @@ from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.files import replacing, write_json
 from natattn.models.gpt2 import PretrainedInit
-from natattn.plain import read_json
+from natattn.plain import hash_of, read_json
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import check_contained
 
@@ -121,7 +119,7 @@ class _Results:
     def __init__(self, folder: Path, settings: AnalyzeSettings, facts: dict[str, str], source: str) -> None:
         self.folder, self.facts = folder, facts
         measured = settings.model_dump(mode="json", exclude=_NOT_MEASURED) | {"source": source}
-        self.key = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
+        self.key = hash_of(measured)
         self.settings = measured
         self.sections = self._read()
 

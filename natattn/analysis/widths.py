@@ -4,8 +4,6 @@ What k is the paper leaves open. Here it is each of: all heads together, a layer
 the order of their T_c, where all models have as many): heads of separate models have no names that could be matched.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +29,7 @@ from natattn.analysis.subject import load_subject
 from natattn.analysis.temperature_scan import ScanKind, scan_temperatures
 from natattn.errors import UserError
 from natattn.files import write_json
-from natattn.plain import read_json
+from natattn.plain import hash_of, read_json
 from natattn.training.devices import chosen_device
 
 PAPER_WIDTH = 768
@@ -212,7 +210,7 @@ def _scanned(folder: Path, run: Path, arm: str, digest: str, settings: AnalyzeSe
     """Peaks of one trained arm, from the file that an earlier sitting left or anew."""
     measured = settings.model_dump(mode="json", include={"text", "temperatures", "seed"})
     trained = [(file.name, file.stat().st_mtime_ns) for file in sorted((run / "arms" / arm / "model").glob("*"))]
-    key = hashlib.sha256(json.dumps([digest, arm, measured, trained], sort_keys=True).encode()).hexdigest()
+    key = hash_of([digest, arm, measured, trained])
     kept = folder / "scans" / f"{key[:20]}.json"
     try:
         content = read_json(kept)
