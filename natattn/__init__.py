@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from natattn import attention
-    from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention
-    from natattn.optim.attention_informed import AttentionInformedOptimizer
     from natattn.optim.fisher_muon import FisherMuon, NaturalMuon
-    from natattn.paper import train_models
+    from natattn.published.attention import GPT2NaturalAttentionBlock, NaturalAttention
+    from natattn.published.optimizer import AttentionInformedOptimizer
+    from natattn.published.train_models import train_models
 
 _HOMES = {
-    "AttentionInformedOptimizer": "natattn.optim.attention_informed",
+    "AttentionInformedOptimizer": "natattn.published.optimizer",
     "FisherMuon": "natattn.optim.fisher_muon",
-    "GPT2NaturalAttentionBlock": "natattn.attention.gpt2",
-    "NaturalAttention": "natattn.attention.gpt2",
+    "GPT2NaturalAttentionBlock": "natattn.published.attention",
+    "NaturalAttention": "natattn.published.attention",
     "NaturalMuon": "natattn.optim.fisher_muon",
-    "train_models": "natattn.paper",
+    "train_models": "natattn.published.train_models",
 }
 
 __all__ = [

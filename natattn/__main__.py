@@ -2,7 +2,7 @@
 
 import sys
 
-from natattn.cli import main
+from natattn.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, GPT2Config,
 from transformers.masking_utils import sdpa_mask
 
 from natattn.attention.probe import AttentionProbe
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 
 PLAIN, NATURAL, PUBLISHED = "plain SDPA", "natural, 32 rows", "published mechanism"
 WAYS = (PLAIN, NATURAL, PUBLISHED)

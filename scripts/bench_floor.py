@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natattn.models.gpt2 import SizeSettings
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 from natattn.tasks import LanguageTask, Part
 from natattn.training.build import build_arms
 from natattn.training.settings import NoReference

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from bench_train import make_loop, prepared, take_turns
 
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms
 from natattn.training.loop import Loop

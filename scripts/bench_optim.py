@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from bench_train import interleaved
 
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 
 SIZES = {
     "cpu": ("size=micro", "precision=fp32"),

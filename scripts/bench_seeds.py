@@ -17,12 +17,12 @@ from dataclasses import replace
 
 import torch
 
-from natattn import config
-from natattn.statistics import t_interval
+from natattn.config import compose as config
+from natattn.stacked.arm import JointArm
+from natattn.statistics.paired import t_interval
 from natattn.tasks import LanguageTask, Part
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
-from natattn.training.joint import JointArm
 from natattn.training.settings import RunSettings
 
 OVERRIDES = ("size=pico", "train.batch_size=4", "reference=none", "tracker=off", "train.steps=100000")

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.data import Batches, prepare
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 
 IMPORTS = "import torch, transformers, hydra, pydantic; from transformers import GPT2LMHeadModel"
 # The command as it is, in a process that ends with its first step.
 FIRST_STEP = """
 import os, sys
-from natattn.cli import main
+from natattn.cli.main import main
 from natattn.training.loop import Loop
 
 advance = Loop.advance

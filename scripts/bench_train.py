@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from natattn import config
-from natattn.statistics import t_interval
+from natattn.config import compose as config
+from natattn.statistics.paired import t_interval
 from natattn.tasks import LanguageTask, Part
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from natattn.analysis.analyze import FIGURES, RESULTS
-from natattn.analysis.sections.section import shown
 from natattn.errors import UserError
+from natattn.report.section import shown
 
 DOCS = Path(__file__).parent.parent / "docs"
 KEPT, IMAGES = DOCS / "results" / "analysis", DOCS / "images"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from natattn import config
-from natattn.ranks import Ranks, own_part
+from natattn.config import compose as config
+from natattn.distributed.ranks import Ranks, own_part
 from natattn.tasks import LanguageTask
 from natattn.training.build import build_arms, open_task
 
@@ -117,7 +117,7 @@ def table() -> None:
 
 def check(steps: int) -> None:
     """Train a small model in every way and print what was kept and sent, over what the formulas say."""
-    from natattn.together import LauncherStore, joined
+    from natattn.cli.torchrun import LauncherStore, joined
 
     with joined(LauncherStore()) as ranks:
         for optimizer in OPTIMIZERS:

@@ -19,7 +19,7 @@ from screening_table import Run, read_run
 from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
 from natattn.analysis.runs import find_runs
 from natattn.errors import UserError
-from natattn.statistics import mean, t_interval
+from natattn.statistics.paired import mean, t_interval
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "optimizers.png"
 SHOWN_LOSSES = 1.35  # times the least: what lies above would flatten the rest

@@ -22,7 +22,7 @@ from typing import Any
 from natattn.analysis.runs import find_runs, read_facts
 from natattn.errors import UserError
 from natattn.optim.settings import read_settings
-from natattn.statistics import mean, standard_deviation, t_interval, time_to_target
+from natattn.statistics.paired import mean, standard_deviation, t_interval, time_to_target
 from natattn.tracking.metrics_file import FILE_NAME, read_metrics
 from natattn.training.run_folder import flatten, read_config
 

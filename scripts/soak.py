@@ -79,7 +79,7 @@ def sample(pid: int, folder: Path, started: float) -> Sample | None:
 # Many runs in one process: its arguments are those of each, with their number for {}.
 MANY = """
 import sys
-from natattn.cli import main
+from natattn.cli.main import main
 for number in range(int(sys.argv[1])):
     if code := main([each.format(number) for each in sys.argv[2:]]):
         sys.exit(code)

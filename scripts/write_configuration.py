@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from natattn import config
-from natattn.files import conf_folder
+from natattn.config import compose as config
+from natattn.storage.atomic import conf_folder
 from natattn.training.run_folder import flatten
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"

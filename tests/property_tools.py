@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import settings
 
-from natattn.cli import main
+from natattn.cli.main import main
 
 TRIED: Counter[str] = Counter()
 _FEW = 10  # examples of the profile that stands for "as many as the test says"

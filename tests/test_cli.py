@@ -11,10 +11,10 @@ import pytest
 import torch
 from run_metrics import lines
 
-from natattn import config
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.config import compose as config
 from natattn.data import evaluation_batches, prepare
-from natattn.data.blocks import IGNORED_LABEL
+from natattn.data.text.blocks import IGNORED_LABEL
 
 HEAVY = ("torch", "transformers", "datasets", "wandb", "hydra", "pydantic", "numpy")
 
@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "datasets", "wandb", "hydra", "pydantic", "num
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["-h"]])
 def test_help_and_version_import_nothing_heavy(arguments):
     code = (
-        "import sys; from natattn.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from natattn.cli.main import main; code = main(sys.argv[1:]);"
         f"loaded = [m for m in {HEAVY} if m in sys.modules]; assert not loaded, loaded; sys.exit(code)"
     )
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)

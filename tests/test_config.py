@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.files import conf_folder
+from natattn.storage.atomic import conf_folder
 
 
 def _settings(*overrides: str):

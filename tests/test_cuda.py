@@ -8,9 +8,9 @@ import pytest
 import torch
 from run_metrics import lines
 
-from natattn import config
 from natattn.analysis.repetition import compare_runs
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.config import compose as config
 from natattn.tasks import Part
 from natattn.tasks.base import to_device
 from natattn.training.arms import Arm

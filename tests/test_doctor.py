@@ -15,7 +15,7 @@ import pytest
 import torch
 from findings import found_of, without
 
-from natattn.cli import main
+from natattn.cli.main import main
 from natattn.doctor import examine, machine, storage, trial, versions
 from natattn.doctor.findings import Finding, amount, examined
 from natattn.doctor.show import show
@@ -42,7 +42,7 @@ def test_wrong_arguments_end_with_one_line(arguments, said, capsys):
 def test_its_help_needs_nothing():
     heavy = ("torch", "pydantic", "hydra", "rich", "numpy")
     code = (
-        "import sys; from natattn.cli import main; code = main(['doctor', '--help']);"
+        "import sys; from natattn.cli.main import main; code = main(['doctor', '--help']);"
         f"loaded = [m for m in {heavy} if m in sys.modules]; assert not loaded, loaded; sys.exit(code)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,7 +11,7 @@ import pytest
 from findings import found_of
 from PIL import Image
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.data import prepare
 from natattn.data.cache import cache_root
 from natattn.doctor import storage

@@ -12,8 +12,8 @@ import torch
 from documentation import DOCS, Command, blocks, commands, name_of, pages, with_small_budget
 from PIL import Image
 
-from natattn import config
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.config import compose as config
 from natattn.optim.directions import DirectionSettings
 from natattn.optim.directions.levels import Levels
 from natattn.optim.settings import FactorSettings

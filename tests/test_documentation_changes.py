@@ -17,7 +17,7 @@ COPIED = ("natattn", "conf", "tests/contract", "pyproject.toml", SCRIPT, "docs/c
 RUN_ALL = """
 import json, sys
 import natattn
-from natattn.cli import main
+from natattn.cli.main import main
 print(natattn.__file__)
 for arguments in json.loads(sys.argv[1]):
     code = main(arguments)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from natattn.files import naming, remove_folder, remove_unfinished, replacing, replacing_folder, write_json
+from natattn.storage.atomic import naming, remove_folder, remove_unfinished, replacing, replacing_folder, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import sys
 import pytest
 from transformers import GPT2LMHeadModel
 
-from natattn.cli import main
-from natattn.sweep_callback import ReleaseJob
+from natattn.cli.main import main
+from natattn.cli.sweep_callback import ReleaseJob
 
 # By default submitit has a folder for each job, and makes it after it has started the process that opens its log
 # there: on a busy machine that process may be first, and the job is lost. One folder for all jobs is there before.

@@ -12,7 +12,7 @@ import yaml
 from run_metrics import lines
 
 import natattn
-from natattn import paper
+from natattn.published import train_models as paper
 
 EXAMPLE = """
 from transformers import GPT2Config
@@ -49,7 +49,7 @@ def test_the_seeds_example_runs_as_it_stands(tmp_path, monkeypatch):
     library.mkdir()
     for number in range(300):
         (library / f"m{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n", encoding="utf-8")
-    monkeypatch.setattr("natattn.data.stdlib.sysconfig.get_path", lambda _: str(library))
+    monkeypatch.setattr("natattn.data.text.stdlib.sysconfig.get_path", lambda _: str(library))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(EXAMPLE, names)
@@ -149,7 +149,10 @@ def test_public_names_are_there_and_nothing_is_imported_for_them():
         assert getattr(natattn, name).__name__.rpartition(".")[2] == name
     with pytest.raises(AttributeError, match="no attribute 'NaturalAtention'"):
         natattn.NaturalAtention  # noqa: B018
-    code = "import sys, natattn.cli, natattn.attention; natattn.cli.main(['--help']); print('torch' in sys.modules)"
+    code = (
+        "import sys, natattn.cli.main, natattn.attention; natattn.cli.main.main(['--help']); "
+        "print('torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.endswith("False\n")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from property_tools import run
 
-from natattn.data.tokenizers import ByteTokenizer
-from natattn.files import conf_folder
+from natattn.data.text.tokenizers import ByteTokenizer
+from natattn.storage.atomic import conf_folder
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("natattn/**/*.py"), *ROOT.glob("scripts/**/*.py")])
@@ -108,7 +108,7 @@ def test_configuration_files_hold_data_alone():
     for path in conf_folder().rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         # The one class that Hydra makes by name is ours.
-        assert "_target_" not in text.replace("{_target_: natattn.sweep_callback.ReleaseJob}", ""), path
+        assert "_target_" not in text.replace("{_target_: natattn.cli.sweep_callback.ReleaseJob}", ""), path
         assert "oc.env" not in text, path
         assert "!!" not in text, path
 

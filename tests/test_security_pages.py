@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from property_tools import run
 
-from natattn import config
 from natattn.analysis.analyze import _Results
-from natattn.analysis.pictures.page import render
-from natattn.analysis.sections.section import HeadMap, Picture, Section, table
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.config import compose as config
+from natattn.report.page import render
+from natattn.report.section import HeadMap, Picture, Section, table
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.report import render_report
 from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from property_tools import Ended, run
 
-from natattn import plain
-from natattn.data import readers
+from natattn.data.text import readers
 from natattn.errors import UserError
-from natattn.plain import finite_number, parsed_json, parsed_yaml, whole_number
-from natattn.redaction import one_line
+from natattn.storage import documents as plain
+from natattn.storage.documents import finite_number, parsed_json, parsed_yaml, whole_number
+from natattn.storage.redaction import one_line
 from natattn.training.checkpoint import load_newest
 from natattn.training.environment import read_environment
 from natattn.training.facts import resumed_facts

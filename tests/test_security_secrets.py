@@ -5,7 +5,7 @@ import shutil
 import pytest
 from property_tools import run
 
-from natattn.redaction import redacted
+from natattn.storage.redaction import redacted
 
 SECRET = "hf_0123456789abcdefghijklmnop"
 

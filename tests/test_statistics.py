@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 
-from natattn.statistics import (
+from natattn.statistics.paired import (
     Difference,
     differences_of,
     holm,

@@ -7,8 +7,8 @@ import pytest
 from scipy.integrate import trapezoid
 from scipy.stats import CensoredData, bootstrap, ecdf, norm
 
-from natattn.statistics import bootstrap_interval
-from natattn.targets import TimesToTarget, performance_profile, profile_scores, times_to_target
+from natattn.statistics.paired import bootstrap_interval
+from natattn.statistics.profiles import TimesToTarget, performance_profile, profile_scores, times_to_target
 
 INF, NAN = math.inf, math.nan
 

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from natattn.cli import main
-from natattn.stops import asked_to_stop
-from natattn.sweep_callback import ReleaseJob
+from natattn.cli.main import main
+from natattn.cli.sweep_callback import ReleaseJob
 from natattn.training import run as training
+from natattn.training.signals import asked_to_stop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -58,7 +58,7 @@ def test_an_interruption_is_no_mistake_of_the_user(monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         raise UserError("ConfigCompositionException")
 
-    monkeypatch.setattr("natattn.config.compose", composes)
+    monkeypatch.setattr("natattn.config.compose.compose", composes)
     assert main(["analyze", "init=pretrained"]) == 130
     assert capsys.readouterr().err == "natattn: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

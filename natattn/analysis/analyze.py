@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from natattn.analysis.pictures.page import render
 from natattn.analysis.progress import SectionProgress
 from natattn.analysis.run_set import load_runs
 from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TEXT, OF_TWO_SEQUENCES
 from natattn.analysis.sections.run_measures import RUN_MEASURES
-from natattn.analysis.sections.section import SECTION_KEYS, Section
 from natattn.analysis.settings import AnalyzeSettings, ModelSection, SectionName
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
-from natattn.files import replacing, write_json
 from natattn.models.gpt2 import PretrainedInit
-from natattn.plain import hash_of, read_json
+from natattn.report.page import render
+from natattn.report.section import SECTION_KEYS, Section
+from natattn.storage.atomic import replacing, write_json
+from natattn.storage.documents import hash_of, read_json
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import check_contained
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from natattn.analysis.run_set import Treatment, pairs
 from natattn.analysis.runs import ArmSummary, RunSummary
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import trapezoid
 
-from natattn.statistics import slope_interval, t_interval, time_to_target
+from natattn.statistics.paired import slope_interval, t_interval, time_to_target
 from natattn.tracking.metrics_file import Metrics
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from natattn.analysis.temperature_scan import TemperatureScan
-from natattn.statistics import slope_interval
+from natattn.statistics.paired import slope_interval
 
 PeakOf = Literal["heat_capacity", "susceptibility"]
 PEAKS: tuple[PeakOf, ...] = ("heat_capacity", "susceptibility")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from natattn.plain import finite_number, shown, whole_number
-from natattn.redaction import one_line
+from natattn.storage.documents import finite_number, shown, whole_number
+from natattn.storage.redaction import one_line
 
 MOST_LETTERS = 300
 

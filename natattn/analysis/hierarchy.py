@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from natattn.data.grammar import Node
+from natattn.data.text.grammar import Node
 
 Labels = NDArray[np.int64]  # block of every token; −1 for none
 Span = tuple[int, int]  # of characters, the end not included

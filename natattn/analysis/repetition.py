@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from natattn.files import write_json
+from natattn.storage.atomic import write_json
 from natattn.tracking.metrics_file import FILE_NAME, read_metrics
 from natattn.training.environment import EARLIER, read_environment
 from natattn.training.run_folder import flatten, read_config, read_run

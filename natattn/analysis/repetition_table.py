@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from natattn.analysis.repetition import Repetition
-from natattn.redaction import one_line
+from natattn.storage.redaction import one_line
 
 _WIDTH_WITHOUT_TERMINAL = 160
 

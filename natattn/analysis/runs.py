@@ -14,8 +14,8 @@ import numpy as np
 from natattn.analysis import facts as read
 from natattn.analysis.data_facts import DataFacts, data_of, unit_of
 from natattn.errors import UserError
-from natattn.plain import read_json
-from natattn.statistics import time_to_target
+from natattn.statistics.paired import time_to_target
+from natattn.storage.documents import read_json
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 from natattn.training.run_folder import CONFIG, RUN, read_config

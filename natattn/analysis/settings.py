@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from natattn.data.corpora import DataSettings
-from natattn.data.tokenizers import TokenizerSettings
+from natattn.config.base import Settings
+from natattn.data.text.corpora import DataSettings
+from natattn.data.text.tokenizers import TokenizerSettings
 from natattn.models.gpt2 import InitSettings, SizeSettings
-from natattn.settings import Settings
 from natattn.training.devices import DeviceName
 
 Positive = Annotated[float, Field(gt=0)]

@@ -19,13 +19,13 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.task_subject import Read, read_by_tower
 from natattn.attention.modules import attention_layers
 from natattn.attention.stabilisers import restore_stabilisers
+from natattn.config.messages import first_line
 from natattn.data import TokenSplit, prepare
-from natattn.data.tokenizers import Tokenizer
+from natattn.data.text.tokenizers import Tokenizer
 from natattn.errors import UserError
-from natattn.explain import first_line
-from natattn.files import pretrained_source
 from natattn.models.foreign import check_foreign
 from natattn.models.gpt2 import PretrainedInit, without_progress_bars, without_reports
+from natattn.storage.atomic import pretrained_source
 from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
 
@@ -192,7 +192,7 @@ def _load_model(folder: str) -> Any:
         AutoModelForImageClassification,
     )
 
-    from natattn.models.published import register as register_published
+    from natattn.published.model import register as register_published
 
     register_published()
     try:

@@ -14,8 +14,8 @@ from natattn.analysis.groups import Group, group_runs
 from natattn.analysis.quantities import FINAL_LOSS, QUANTITIES, TASK_METRICS, Quantity, loss, memory, points, share
 from natattn.analysis.runs import ArmSummary, RunSummary, find_runs, summarise_run
 from natattn.errors import UserError
-from natattn.redaction import one_line
-from natattn.statistics import mean, standard_deviation
+from natattn.statistics.paired import mean, standard_deviation
+from natattn.storage.redaction import one_line
 from natattn.tracking.console import signed
 
 # Wide enough for the table of a sweep; where there is no terminal nothing needs to be folded.

@@ -28,8 +28,8 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import load_subject
 from natattn.analysis.temperature_scan import ScanKind, scan_temperatures
 from natattn.errors import UserError
-from natattn.files import write_json
-from natattn.plain import hash_of, read_json
+from natattn.storage.atomic import write_json
+from natattn.storage.documents import hash_of, read_json
 from natattn.training.devices import chosen_device
 
 PAPER_WIDTH = 768

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from natattn.plain import read_json
+from natattn.storage.documents import read_json
 
 # Of the fitted table: the scores as the models have them, and the peak that every head has.
 _FITTED = ("scores frozen", "heat capacity")

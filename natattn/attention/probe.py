@@ -14,8 +14,8 @@ from natattn.attention.interface import register
 from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, attention_layers, use_implementation
 from natattn.attention.site import AttentionSite, ExactMethod, MaskCounts, Observation
 from natattn.attention.statistics import EnergyStatistics, all_reduce
+from natattn.distributed.ranks import Ranks
 from natattn.randomness import addressed_seed
-from natattn.ranks import Ranks
 
 
 class AttentionProbe:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from natattn.attention.quantities import MAXIMUM, QUANTITIES
-from natattn.ranks import Ranks
+from natattn.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)

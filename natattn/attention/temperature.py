@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from natattn.attention.exponents import Exponents
-from natattn.settings import Positive, Settings
+from natattn.config.base import Positive, Settings
 
 
 class ConstantTemperature(Settings):

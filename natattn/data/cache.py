@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from natattn import files
 from natattn.errors import ResourceError, UserError
+from natattn.storage import atomic as files
 
 Entry = TypeVar("Entry")
 
@@ -35,7 +35,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """`natattn.files.replacing` for a file of the cache: no room or no right to write is a ResourceError."""
+    """`natattn.storage.atomic.replacing` for a file of the cache: no room or no right to write is a ResourceError."""
     try:
         with files.replacing(path) as temporary:
             yield temporary

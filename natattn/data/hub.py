@@ -5,8 +5,8 @@ import threading
 from functools import cache
 from typing import Any
 
+from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.explain import first_line
 
 _SECONDS = 5
 # What `datasets` takes for its own readers instead of sets; that of "pandas" reads pickles in older releases.

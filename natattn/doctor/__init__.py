@@ -5,9 +5,9 @@ Nothing but Python's standard library is imported before a check needs it: the d
 
 import sys
 
+from natattn.cli.help import DOCTOR_HELP
 from natattn.doctor.findings import Check, Finding, examined
 from natattn.errors import UserError
-from natattn.usage import DOCTOR_HELP
 
 __all__ = ["doctor", "examine"]
 

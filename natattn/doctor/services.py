@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import urlparse
 
 from natattn.doctor.findings import Finding
-from natattn.redaction import redacted
+from natattn.storage.redaction import redacted
 
 _HOST = "https://api.wandb.ai"
 _ADDRESS = "WANDB_BASE_URL"

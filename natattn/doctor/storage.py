@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from natattn.doctor.findings import Finding, State, amount
-from natattn.files import is_stale
+from natattn.storage.atomic import is_stale
 
 _ENOUGH = 2 << 30  # bytes; a default run takes some ten MiB, one of size=small about 5 GiB
 _TOO_LITTLE = 100 << 20
@@ -109,8 +109,8 @@ def _entries(root: Path) -> Iterator[Finding]:
 def _damaged(root: Path) -> list[Path]:
     """Entries of which any byte is not what was written, as far as they can be read in seconds."""
     from natattn.data.images import pixels
-    from natattn.data.tokenized import entry_is_whole
-    from natattn.data.tokenizers import load_bpe
+    from natattn.data.text.tokenized import entry_is_whole
+    from natattn.data.text.tokenizers import load_bpe
 
     checks: tuple[Callable[[Path], bool], ...] = (
         entry_is_whole,

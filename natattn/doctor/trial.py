@@ -50,7 +50,7 @@ def training() -> Iterator[Finding]:
 
 def _train(folder: Path, steps: int, *, resume: bool = False) -> None:
     """Raises: RuntimeError where the run does not end as it should."""
-    from natattn import config
+    from natattn.config import compose as config
     from natattn.training.run import train
 
     settings = config.settings_of(config.compose([*_OPTIONS, f"train.steps={steps}"]))

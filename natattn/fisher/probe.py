@@ -15,11 +15,11 @@ from natattn.attention.energy import AttentionInputs, systematic_rows, working_d
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.projections import projection, projection_name
 from natattn.attention.site import AttentionSite
+from natattn.distributed.ranks import Ranks
 from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
 from natattn.fisher.rotary import Rotary, matching_rotary
 from natattn.fisher.running import RunningAverages
 from natattn.randomness import addressed_seed
-from natattn.ranks import Ranks
 
 _PREFIX = "factor/"
 COMPARED = 16  # tokens by which the convention of a rotary embedding is told

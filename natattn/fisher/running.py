@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from natattn.ranks import Ranks
+from natattn.distributed.ranks import Ranks
 
 
 @dataclass(eq=False)

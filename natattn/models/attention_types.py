@@ -17,8 +17,8 @@ from natattn.attention.temperature import (
     TemperatureSettings,
     critical_temperatures,
 )
+from natattn.config.base import Positive, Settings
 from natattn.errors import UserError
-from natattn.settings import Positive, Settings
 
 
 class StabiliserSettings(Settings):

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from natattn.config.base import Name, Positive, Settings
+from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.explain import first_line
-from natattn.files import pretrained_source
 from natattn.models.attention_types import AttentionSettings, PublishedAttention, SoftmaxAttention
 from natattn.models.foreign import check_foreign
-from natattn.settings import Name, Positive, Settings
+from natattn.storage.atomic import pretrained_source
 
 SDPA = "sdpa"  # PyTorch's scaled_dot_product_attention, as transformers names it
 
@@ -161,7 +161,7 @@ def build_model(
     if isinstance(model.attention, PublishedAttention):
         if isinstance(init, PretrainedInit):
             raise UserError(f"model={model.name}: has weights of its own kind; valid: init=random")
-        from natattn.models.published import build_published
+        from natattn.published.model import build_published
 
         return build_published(
             **whole_size(size),

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.explain import first_line
 from natattn.models.gpt2 import (
     SDPA,
     InitSettings,

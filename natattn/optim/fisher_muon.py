@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from natattn.distributed.ranks import Ranks
 from natattn.fisher.probe import FisherProbe
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import partition
 from natattn.optim.settings import OptimSettings, read_settings
-from natattn.ranks import Ranks
 
 
 class _OfModel(DirectionalOptimizer):

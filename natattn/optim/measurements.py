@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from natattn.distributed.ranks import Ranks
 from natattn.optim.partition import ParameterView
-from natattn.ranks import Ranks
 
 Conditions = dict[str, list[list[float]]]  # by role: condition numbers of all heads, without and with the root
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natattn.distributed.ranks import Ranks, own_part, whole
 from natattn.optim.directions.base import Direction, State, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
 from natattn.optim.measurements import Conditions, measured, preconditioner_metrics
@@ -17,7 +18,6 @@ from natattn.optim.partition import ROLES, ParameterView, Role
 from natattn.optim.placebo import PlaceboStatistics
 from natattn.optim.sharing import Sharing
 from natattn.optim.slots import Slot, key_of
-from natattn.ranks import Ranks, own_part, whole
 
 
 class DirectionalOptimizer(torch.optim.Optimizer):

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from natattn.distributed.ranks import Ranks
 from natattn.optim.partition import ParameterView
 from natattn.randomness import addressed_seed
-from natattn.ranks import Ranks
 
 PlaceboKind = Literal["constant", "shuffled", "identity", "plain"]
 HISTORY = 4096  # energies that the shuffled placebo draws from: those of the last steps

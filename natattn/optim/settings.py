@@ -7,7 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from natattn.attention.probe import AttentionProbe
-from natattn.files import conf_folder
+from natattn.config.base import Decay, Name, Positive, Settings
+from natattn.distributed.ranks import Ranks
 from natattn.fisher.kronecker import FACTORS
 from natattn.fisher.probe import FisherProbe
 from natattn.optim.directions import Direction, DirectionSettings, Statistics
@@ -15,8 +16,7 @@ from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import ROLES, ParameterView, partition
 from natattn.optim.placebo import PlaceboKind, PlaceboStatistics
 from natattn.optim.slots import DIRECTION_KEYS, key_of
-from natattn.ranks import Ranks
-from natattn.settings import Decay, Name, Positive, Settings
+from natattn.storage.atomic import conf_folder
 
 _ROLE_OF_PLAIN = ("query", "key", "value")
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from natattn.distributed.ranks import Ranks, is_sharded, own_part, part_like, whole
 from natattn.optim.directions.base import Direction, State
 from natattn.optim.partition import ParameterView
 from natattn.optim.slots import Slot
-from natattn.ranks import Ranks, is_sharded, own_part, part_like, whole
 
 BUCKET_ELEMENTS = 16 * 2**20  # of the updates that are exchanged at once
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natattn import config
 from natattn.analysis.analyze import FIGURES, RESULTS, analyze
 from natattn.analysis.sections.run_measures import RUN_MEASURES
-from natattn.analysis.sections.section import Picture, table
 from natattn.analysis.settings import AnalyzeSettings, SectionName
+from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.plain import read_json
+from natattn.report.section import Picture, table
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, final_trial
 from natattn.reproduce.results import Analysed
 from natattn.reproduce.settings import AnalysisSettings, StudySettings
 from natattn.reproduce.studies import Trial
 from natattn.reproduce.trials import Trials
+from natattn.storage.documents import read_json
 
 _YOUNGER = frozenset({"tower"})
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from natattn import config
+from natattn.config import compose as config
+from natattn.config.messages import suggestion
 from natattn.errors import UserError
-from natattn.explain import suggestion
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.settings import ReproduceSettings, StudySettings
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.models.gpt2 import RandomInit
 from natattn.reproduce.jobs import Job

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.reproduce.settings import ComparisonSettings, Metric, StudySettings
 from natattn.reproduce.studies import Arm, arms_of, placebos_of
-from natattn.statistics import Difference, Verdict, differences_of, excludes_zero, verdict
+from natattn.statistics.paired import Difference, Verdict, differences_of, excludes_zero, verdict
 
 # (metric, corpus, arm, other, seed) → the difference arm − other; None where a run is missing or diverged.
 Measure = Callable[[Metric, str, str, str, int], float | None]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from natattn.analysis.runs import RunSummary, find_runs, read_facts, summarise_run
 from natattn.errors import UserError
-from natattn.plain import read_yaml
 from natattn.reproduce.jobs import job_key
+from natattn.storage.documents import read_yaml
 from natattn.tracking.metrics_file import FILE_NAME, read_metrics
 from natattn.training.run_folder import CONFIG
 

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from natattn import config
+from natattn.config import compose as config
+from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.explain import first_line
-from natattn.files import CONFIG_NAME, conf_folder
 from natattn.reproduce.bundles import bundled, overrides_of
 from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
-from natattn.stops import asked_to_stop, remember, stop
+from natattn.storage.atomic import CONFIG_NAME, conf_folder
 from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, check_contained, read_config, read_run
+from natattn.training.signals import asked_to_stop, remember, stop
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -156,7 +156,7 @@ def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
     Returns: False where another process makes one of them.
     Raises: KeyboardInterrupt, or SystemExit after SIGTERM, where one was interrupted and has saved where it stands.
     """
-    from natattn.training.replicas import train_in_folders
+    from natattn.stacked.replicas import train_in_folders
     from natattn.training.run import train
 
     runs = settings.of_each_seed()

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from natattn.analysis.pictures.figures import COLOURS, drawn
-from natattn.analysis.sections.section import Cell, Picture, Table, table
-from natattn.reproduce.cells import estimate_text, half_width
+from natattn.report.cells import estimate_text, half_width
+from natattn.report.section import Cell, Picture, Table, table
+from natattn.report.tables import NOT_MEASURED
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
 from natattn.reproduce.results import Finding, StudyResult, overall
-from natattn.reproduce.tables import NOT_MEASURED
-from natattn.statistics import Verdict, bootstrap_interval
-from natattn.targets import LARGEST_RATIO, performance_profile, profile_scores
+from natattn.statistics.paired import Verdict, bootstrap_interval
+from natattn.statistics.profiles import LARGEST_RATIO, performance_profile, profile_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,7 +195,7 @@ def profile_figure(
     """Performance profiles: over r, the share of workloads that an arm needs at most r times the best arm's time for.
 
     Args:
-        times: as ``natattn.targets.performance_profile`` takes them; the legend is in the order of the scores.
+        times: as ``performance_profile`` takes them; the legend is in the order of the scores.
         largest: r up to which it is drawn and scored.
 
     Raises: ValueError as there.

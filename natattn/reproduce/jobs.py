@@ -13,12 +13,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.files import conf_folder, write_json
-from natattn.plain import read_json
 from natattn.reproduce.settings import CorpusSettings
 from natattn.reproduce.texts import file_overrides
+from natattn.storage.atomic import conf_folder, write_json
+from natattn.storage.documents import read_json
 from natattn.training.build import open_task
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import config_hash

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from natattn.reproduce.cells import half_width
+from natattn.report.cells import half_width
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.results import Finding, StudyResult, overall
-from natattn.statistics import Verdict
+from natattn.statistics.paired import Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 

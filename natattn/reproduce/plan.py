@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from natattn.reproduce.settings import StudySettings, TuningSettings
 from natattn.reproduce.studies import Arm, Trial, arms_of
-from natattn.statistics import mean
+from natattn.statistics.paired import mean
 
 # The last validation loss of a trial; infinite if it diverged, None if it has not been run.
 Score = Callable[[Trial], float | None]

@@ -4,18 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from natattn.analysis.pictures.page import document, escaped, fact_list, picture
 from natattn.analysis.runs import RunSummary
 from natattn.errors import UserError
-from natattn.files import replacing
-from natattn.reproduce import report_cells, report_ledger, side_by_side
+from natattn.report import html as report_cells
+from natattn.report.html import study_table
+from natattn.report.page import document, escaped, fact_list, picture
+from natattn.reproduce import report_ledger, side_by_side
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim
-from natattn.reproduce.report_cells import study_table
 from natattn.reproduce.report_ledger import ledger
 from natattn.reproduce.results import StudyResult, overall
 from natattn.reproduce.run_views import MOST_RUNS, RunView, read_views
 from natattn.reproduce.side_by_side import comparison
+from natattn.storage.atomic import replacing
 
 STYLE = """
 .caption { color: var(--faint); font-size: 0.85rem; max-width: 46rem; margin: 0.2rem 0 0.5rem; white-space: pre-line; }

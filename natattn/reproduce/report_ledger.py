@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from natattn.analysis.pictures.page import escaped, fact_list, sortable
-from natattn.reproduce.cells import number_text
+from natattn.report.cells import number_text
+from natattn.report.html import badge, cell, precise, run_links
+from natattn.report.page import escaped, fact_list, sortable
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim
-from natattn.reproduce.report_cells import badge, cell, precise, run_links
 from natattn.reproduce.results import Badge, Cell, Finding, StudyResult, overall
 
 STYLE = """

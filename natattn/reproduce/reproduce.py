@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from natattn.analysis.sections.section import Picture
 from natattn.errors import UserError
+from natattn.report.section import Picture
+from natattn.report.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.analyses import (
     analysed,
     kept_analysis,
@@ -33,9 +34,8 @@ from natattn.reproduce.results import Analysed, Finding, StudyResult, StudyTable
 from natattn.reproduce.settings import ReproduceSettings
 from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
-from natattn.reproduce.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.trials import Trials
-from natattn.statistics import LEAST_FOR_A_CLAIM
+from natattn.statistics.paired import LEAST_FOR_A_CLAIM
 from natattn.training.run_folder import announce
 
 RUNS, ANALYSES = "runs", "analyses"  # folders, here and of what is kept

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natattn.analysis.sections.section import Picture
-from natattn.statistics import Verdict, t_interval
+from natattn.report.section import Picture
+from natattn.statistics.paired import Verdict, t_interval
 
 
 @dataclass(frozen=True)

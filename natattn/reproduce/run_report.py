@@ -12,7 +12,6 @@ from natattn.analysis.pictures import run_figures
 from natattn.analysis.quantities import FINAL_LOSS, Quantity
 from natattn.analysis.run_set import Treatment, treatments_of
 from natattn.analysis.runs import RunSummary
-from natattn.analysis.sections.section import Picture, Table, table
 from natattn.analysis.summary import (
     arm_status,
     below_bigram,
@@ -22,12 +21,13 @@ from natattn.analysis.summary import (
     notes,
     paired_differences,
 )
+from natattn.config.messages import unknown_key
 from natattn.errors import UserError
-from natattn.explain import unknown_key
-from natattn.reproduce.cells import number_text
+from natattn.report.cells import number_text
+from natattn.report.section import Picture, Table, table
 from natattn.reproduce.report import write_report
 from natattn.reproduce.results import Cell, Estimate, StudyResult, StudyTable
-from natattn.statistics import mean
+from natattn.statistics.paired import mean
 
 FILE_NAME = "report.html"
 LEAST_FOR_AN_INTERVAL = 3  # with two runs it is 13 standard errors wide, and says nothing

@@ -13,7 +13,7 @@ import numpy as np
 
 from natattn.analysis.quantities import task_metrics
 from natattn.analysis.runs import ArmSummary, RunSummary, summarise_run
-from natattn.reproduce.report_cells import run_address
+from natattn.report.html import run_address
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 from natattn.training.run_folder import ADDED_LATER, flatten

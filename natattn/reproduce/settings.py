@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from natattn.settings import Name, Settings
+from natattn.config.base import Name, Settings
 
 BudgetName = Literal["smoke", "cpu", "gpu"]
 Overrides = tuple[str, ...]

@@ -5,10 +5,10 @@ from typing import TextIO
 
 from rich.console import Console
 
+from natattn.report.tables import ledger_table, summary_table, to_terminal
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.ledger import claims_of
 from natattn.reproduce.results import StudyResult
-from natattn.reproduce.tables import ledger_table, summary_table, to_terminal
 
 WIDTH_WITHOUT_TERMINAL = 160
 MOST_LINES = 8  # of what is missing

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
-from natattn.analysis.sections.section import Picture, table
+from natattn.report.section import Picture, table
 from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.figures import profile_figure
 from natattn.reproduce.plan import Plan

@@ -14,7 +14,7 @@ from natattn.reproduce.comparisons import Judged
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.trials import Trials
-from natattn.targets import TimesToTarget, times_to_target
+from natattn.statistics.profiles import TimesToTarget, times_to_target
 from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 
 Members = Sequence[tuple[RunSummary, ArmSummary]]

@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 
 from natattn.errors import UserError
-from natattn.files import replacing
 from natattn.reproduce.settings import CorpusSettings, Excerpt, Repeats
+from natattn.storage.atomic import replacing
 
 # "#" to "z": printable ASCII without the space; no two lines are alike but by chance.
 FIRST_CHARACTER, LAST_CHARACTER = 35, 122

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from natattn.distributed.ranks import Ranks
 from natattn.models.gpt2 import ModelSettings
-from natattn.ranks import Ranks
 
 # What one step is computed from, opaque to the loop: a tensor, or several by name. The first dimension counts examples.
 Batch = Tensor | dict[str, Tensor]

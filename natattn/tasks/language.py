@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from natattn.attention.energy import working_dtype
+from natattn.config.base import Settings
 from natattn.data import (
     Batches,
     DataSettings,
@@ -23,10 +24,9 @@ from natattn.data import (
     prepare,
     unigram_entropy,
 )
-from natattn.data.blocks import IGNORED_LABEL, check_length
+from natattn.data.text.blocks import IGNORED_LABEL, check_length
+from natattn.distributed.ranks import Ranks
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, build_model
-from natattn.ranks import Ranks
-from natattn.settings import Settings
 from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
 
 PROBE_SEQUENCES = 8

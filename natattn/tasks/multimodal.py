@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from natattn.attention.energy import working_dtype
-from natattn.data.blocks import part_of_batch, sample_indices
+from natattn.config.base import Settings
 from natattn.data.images import PairCorpus, PairDataSettings, PairSplit
+from natattn.data.text.blocks import part_of_batch, sample_indices
+from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
 from natattn.models.gpt2 import ModelSettings, SizeSettings
 from natattn.models.multimodal import build_dual_encoder
-from natattn.ranks import Ranks
-from natattn.settings import Settings
 from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
 from natattn.tasks.vision import OfImages, moved, save_image_processor
 

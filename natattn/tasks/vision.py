@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from natattn.attention.energy import working_dtype
-from natattn.data.blocks import part_of_batch, sample_indices
+from natattn.config.base import Settings
 from natattn.data.images import ImageCorpus, ImageDataSettings, ImageSplit, PairDataSettings, augmented
-from natattn.files import replacing
+from natattn.data.text.blocks import part_of_batch, sample_indices
+from natattn.distributed.ranks import Ranks
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings
 from natattn.models.vision import build_vit
-from natattn.ranks import Ranks
-from natattn.settings import Settings
+from natattn.storage.atomic import replacing
 from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
 
 PROBE_IMAGES = 8

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natattn.errors import ResourceError, UserError
-from natattn.files import what_to_mend
-from natattn.plain import open_regular
+from natattn.storage.atomic import what_to_mend
+from natattn.storage.documents import open_regular
 from natattn.tracking import Record
 
 FILE_NAME = "metrics.jsonl"

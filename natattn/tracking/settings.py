@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from natattn.settings import Settings
+from natattn.config.base import Settings
 
 
 class WandbSettings(Settings):

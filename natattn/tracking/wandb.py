@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from natattn.redaction import one_line, redacted
+from natattn.storage.redaction import one_line, redacted
 from natattn.tracking import Record
 from natattn.tracking.settings import WandbSettings
 

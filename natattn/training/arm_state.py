@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from natattn.config.messages import first_line
+from natattn.distributed.ranks import is_sharded, own_part, part_like, sharded_like
 from natattn.errors import UserError
-from natattn.explain import first_line
-from natattn.ranks import is_sharded, own_part, part_like, sharded_like
 from natattn.training.arms import Arm
 
 _KINDS = ("model", "optimizer", "probe", "patterns")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
+from natattn.distributed.ranks import Ranks, own_part, whole
 from natattn.models.attention_types import TemperedAttention
 from natattn.models.unpacked import one_sequence_per_row
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
-from natattn.ranks import Ranks, own_part, whole
 from natattn.tasks.base import Batch, Task
 from natattn.training.progress import Status
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from natattn.attention.block_energies import BlockEnergies
 from natattn.attention.probe import AttentionProbe
 from natattn.data.images import prepare_images, prepare_pairs
+from natattn.distributed.ranks import Ranks, whole
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
 from natattn.models.gpt2 import ModelSettings, context_of
 from natattn.optim.directions import Statistics
 from natattn.optim.settings import OptimSettings
-from natattn.ranks import Ranks, whole
+from natattn.published.block_energies import BlockEnergies
 from natattn.tasks.base import Task
 from natattn.tasks.language import LanguageTask, prepare_text
 from natattn.tasks.multimodal import MultimodalSettings, MultimodalTask

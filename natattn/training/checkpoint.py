@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from natattn.errors import UserError
-from natattn.files import (
+from natattn.storage.atomic import (
     install_folder,
     naming,
     remove_folder,
@@ -21,7 +21,7 @@ from natattn.files import (
     unfinished,
     write_json,
 )
-from natattn.plain import read_json
+from natattn.storage.documents import read_json
 from natattn.training.arm_state import write_arm
 from natattn.training.arms import Arm
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.explain import first_line
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_VALUES = (":4096:8", ":16:8")  # those under which cuBLAS promises the same bits

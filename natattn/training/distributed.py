@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
-from natattn.ranks import Ranks
 from natattn.training.progress import Parallel
 from natattn.training.settings import RunSettings
 

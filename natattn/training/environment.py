@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from natattn.files import conf_folder, write_json
-from natattn.plain import read_object
+from natattn.storage.atomic import conf_folder, write_json
+from natattn.storage.documents import read_object
 
 ENVIRONMENT = "environment.json"
 EARLIER = "earlier_sittings"

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from natattn.config.base import Settings
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
-from natattn.settings import Settings
 from natattn.tasks.base import Part, to_device
 from natattn.tasks.language import LanguageTask
 from natattn.training.arms import Arm

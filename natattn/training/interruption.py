@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from natattn.stops import remember
+from natattn.training.signals import remember
 
 
 class BrokenOffError(BaseException):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from natattn.errors import ResourceError
-from natattn.files import is_of_the_disk, what_to_mend
+from natattn.storage.atomic import is_of_the_disk, what_to_mend
 from natattn.training.memory import told_where
 from natattn.training.run_folder import CONFIG, read_run
 from natattn.training.settings import RunSettings

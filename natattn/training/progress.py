@@ -6,8 +6,8 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 
-from natattn.plain import finite_number, whole_number
-from natattn.settings import Settings
+from natattn.config.base import Settings
+from natattn.storage.documents import finite_number, whole_number
 from natattn.training.devices import DeviceName
 
 Status = Literal["running", "diverged"]  # of an arm

@@ -9,12 +9,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from natattn.attention.attach import fold_temperature
+from natattn.config.messages import first_line
+from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.explain import first_line
-from natattn.files import remove_unfinished, replacing_folder, write_json
 from natattn.models.gpt2 import check_init, without_progress_bars
-from natattn.plain import whole_number
-from natattn.ranks import Ranks
+from natattn.storage.atomic import remove_unfinished, replacing_folder, write_json
+from natattn.storage.documents import whole_number
 from natattn.tracking import Tracker
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile, check_position

@@ -13,9 +13,9 @@ from typing import Any, Self
 import yaml
 
 from natattn.errors import UserError
-from natattn.files import replacing
-from natattn.plain import hash_of, read_object, read_yaml
-from natattn.redaction import one_line, redacted
+from natattn.storage.atomic import replacing
+from natattn.storage.documents import hash_of, read_object, read_yaml
+from natattn.storage.redaction import one_line, redacted
 from natattn.tracking.metrics_file import FILE_NAME
 from natattn.training.environment import ENVIRONMENT
 

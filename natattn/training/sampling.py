@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 
 from natattn.attention.stabilisers import restore_stabilisers
+from natattn.config.base import Settings
+from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.explain import first_line
 from natattn.models.foreign import check_foreign
 from natattn.models.gpt2 import without_progress_bars
-from natattn.models.published import register as register_published
-from natattn.settings import Settings
+from natattn.published.model import register as register_published
 from natattn.training.run_folder import announce, read_run, trained_arm
 
 _COLDEST = 1e-30  # logits divided by less can exceed float32; the likeliest token has all the probability, as at 0

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from natattn.settings import Settings
+from natattn.config.base import Settings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

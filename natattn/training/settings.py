@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from pydantic import Field
 
+from natattn.config.base import Settings
 from natattn.data import DataSettings, PackingSettings, TokenizerSettings
 from natattn.data.images import ImageDataSettings, PairDataSettings
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, StabiliserSettings, TemperedAttention
 from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
 from natattn.optim.settings import OptimSettings
-from natattn.settings import Settings
 from natattn.tasks import LanguageSettings, TaskSettings
 from natattn.tracking.settings import TrackerSettings
 from natattn.training.devices import chosen_device

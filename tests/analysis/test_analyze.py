@@ -19,11 +19,11 @@ from transformers import (
 )
 
 import natattn
-from natattn.analysis.pictures.page import render
 from natattn.analysis.progress import SectionProgress
-from natattn.analysis.sections.section import HeadMap, Section, table
 from natattn.analysis.settings import ModelSection, RunsSection
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.report.page import render
+from natattn.report.section import HeadMap, Section, table
 
 FAST = [
     "text.sequences=4", "text.batch_size=2", "temperatures.count=5", "replicas=10", "law_replicas=4", "processes=1",

@@ -15,7 +15,7 @@ from natattn.analysis.criticality import (
     power_of,
 )
 from natattn.analysis.temperature_scan import ROW_MEANS, TemperatureScan, _tempered
-from natattn.statistics import slope_interval
+from natattn.statistics.paired import slope_interval
 
 GRID = np.geomspace(0.1, 10.0, 41)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from natattn.cli import main
+from natattn.cli.main import main
 from natattn.models.gpt2 import forget_quantization
 
 WIDTH, HEADS, LAYERS, INNER = 16, 2, 2, 32

@@ -13,8 +13,8 @@ from natattn.analysis.hierarchy import (
     html_levels,
     python_levels,
 )
-from natattn.data.grammar import GrammarSettings, build_grammar
-from natattn.statistics import t_interval
+from natattn.data.text.grammar import GrammarSettings, build_grammar
+from natattn.statistics.paired import t_interval
 
 SOURCE = """import os
 

@@ -9,8 +9,8 @@ import pytest
 from natattn.analysis.bands import band, difference_band, series
 from natattn.analysis.run_set import load_runs, pairs
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.cli import main
-from natattn.commands import config
+from natattn.cli.commands import config
+from natattn.cli.main import main
 
 FAST = ["text.sequences=4", "text.batch_size=2", "text.context=8", "temperatures.count=5", "device=cpu"]
 

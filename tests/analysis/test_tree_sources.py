@@ -12,11 +12,11 @@ from natattn.analysis.sections.hierarchy import hierarchy_section
 from natattn.analysis.sections.sources import encoded, grammar_texts, html_texts, python_texts
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import load_subject
-from natattn.cli import main
-from natattn.config import compose, plain_values, quote_paths, validated
+from natattn.cli.main import main
+from natattn.config.compose import compose, plain_values, quote_paths, validated
 from natattn.data import prepare
-from natattn.data.grammar import GrammarSettings, Node
-from natattn.data.tokenizers import BPESettings, ByteSettings, ByteTokenizer
+from natattn.data.text.grammar import GrammarSettings, Node
+from natattn.data.text.tokenizers import BPESettings, ByteSettings, ByteTokenizer
 
 GRAMMAR = GrammarSettings(
     kind="grammar", seed=0, words=30, phrases=3, rules=3, depth=4, children=3, recursion=0.0,

@@ -5,7 +5,7 @@ import math
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention
+from natattn.published.attention import GPT2NaturalAttentionBlock, NaturalAttention
 
 HEADS, HEAD_DIM, WIDTH, LAYERS, LENGTH = 2, 4, 8, 2, 7
 STATES = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from natattn.cli import main
+from natattn.cli.main import main
 from natattn.training.run_folder import read_config
 
 HEADINGS = ["scan", "T_c by", "k", "α", "95 % interval"]

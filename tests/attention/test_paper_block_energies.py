@@ -7,9 +7,9 @@ import torch
 from paper_blocks import CAUSAL, HEADS, LENGTH, PADDING, STATES, TOKENS, attention_of, config_of, dense, model_of
 from transformers import GPT2LMHeadModel
 
-from natattn.attention.block_energies import BlockEnergies
 from natattn.attention.modules import attention_modules
 from natattn.attention.probe import AttentionProbe
+from natattn.published.block_energies import BlockEnergies
 
 
 def test_energies_are_those_of_the_last_forward_detached():

@@ -22,8 +22,8 @@ from paper_blocks import (
 from transformers import DynamicCache, GPT2LMHeadModel, StaticCache
 
 from natattn.attention.attach import attach, fold_temperature
-from natattn.attention.gpt2 import GPT2NaturalAttentionBlock, NaturalAttention, blocks_of
 from natattn.attention.modules import NaturalGradient, Tempered
+from natattn.published.attention import GPT2NaturalAttentionBlock, NaturalAttention, blocks_of
 
 BLOCKS = torch.arange(LENGTH)[:, None] // 3 == torch.arange(LENGTH) // 3
 ROWLESS = BLOCKS & (torch.arange(LENGTH)[:, None] != 4)  # a row whose every key is forbidden gives 0, not a mean

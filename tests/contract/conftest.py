@@ -2,7 +2,7 @@
 
 import pytest
 
-from natattn import config
+from natattn.config import compose as config
 
 
 @pytest.fixture(params=config.groups()["optim"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from natattn import config
 from natattn.analysis.repetition import compare_runs
+from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.training.determinism import deterministic
 from natattn.training.environment import read_environment

@@ -5,7 +5,7 @@ import contextlib
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.optim.settings import OptimSettings
 
 TOKENS = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from natattn.data import Batches, TokenSplit, evaluation_batches
-from natattn.data.blocks import IGNORED_LABEL
+from natattn.data.text.blocks import IGNORED_LABEL
 from natattn.errors import UserError
 
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from natattn.config.messages import validation_line
 from natattn.data import DataSettings, TokenizerSettings
 from natattn.data.images import ImageDataSettings, PairDataSettings
-from natattn.explain import validation_line
 from natattn.training.settings import NoText
 
 CONF = Path(__file__).parents[2] / "conf"

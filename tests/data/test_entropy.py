@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from natattn.data import bigram_entropy, entropy, held_out_bigram_entropy, unigram_entropy
+from natattn.data import bigram_entropy, held_out_bigram_entropy, unigram_entropy
+from natattn.data.text import entropy
 
 
 def test_uniform_tokens_have_the_logarithm_of_their_number() -> None:

@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from natattn.data.grammar import Grammar, GrammarCorpus, GrammarSettings, Node, Rule, build_grammar, sample_trees
+from natattn.data.text.grammar import Grammar, GrammarCorpus, GrammarSettings, Node, Rule, build_grammar, sample_trees
 from natattn.errors import UserError
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from natattn.data import pack, prepare
-from natattn.data.packing import LinePacking, StreamPacking
-from natattn.data.text import TextSettings
-from natattn.data.tokenizers import ByteSettings
+from natattn.data.text.packing import LinePacking, StreamPacking
+from natattn.data.text.text import TextSettings
+from natattn.data.text.tokenizers import ByteSettings
 
 LINES = LinePacking(kind="lines", lines=5, line_tokens=4)
 

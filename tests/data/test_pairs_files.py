@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from make_pictures import pixels, png, write_lines, write_png
 
-from natattn.data import TokenizerSettings, tokenized
+from natattn.data import TokenizerSettings
 from natattn.data.images import CaptionFilesSettings, PairCorpus, prepare_pairs
 from natattn.data.images import pixels as stored
-from natattn.data.tokenizers import BPESettings, ByteSettings
+from natattn.data.text import tokenized
+from natattn.data.text.tokenizers import BPESettings, ByteSettings
 from natattn.errors import UserError
 
 BYTE = ByteSettings(kind="byte")

@@ -7,7 +7,7 @@ import pytest
 from make_pictures import pixels, png, write_tables
 
 from natattn.data.images import CaptionHubSettings, PairCorpus, prepare_pairs
-from natattn.data.tokenizers import ByteSettings
+from natattn.data.text.tokenizers import ByteSettings
 from natattn.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_hub_cache")

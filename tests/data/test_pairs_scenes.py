@@ -7,7 +7,7 @@ import pytest
 
 from natattn.data.images import DigitScenesSettings, PairCorpus, PairSplit, prepare_pairs
 from natattn.data.images.digits import DIGIT_NAMES, digit_pictures
-from natattn.data.tokenizers import ByteSettings
+from natattn.data.text.tokenizers import ByteSettings
 from natattn.errors import UserError
 
 FIELDS = {

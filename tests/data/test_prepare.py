@@ -20,11 +20,11 @@ from natattn.data import (
     TokenSplit,
     bigram_entropy,
     prepare,
-    tokenized,
     unigram_entropy,
 )
 from natattn.data.progress import Progress
-from natattn.data.tokenizers import END_TOKEN, LibraryTokenizer
+from natattn.data.text import tokenized
+from natattn.data.text.tokenizers import END_TOKEN, LibraryTokenizer
 from natattn.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +190,7 @@ def test_an_interrupted_run_leaves_no_entry(lines: Path, cache: Path, monkeypatc
                 raise KeyboardInterrupt
             return [np.zeros(1, dtype=np.uint32) for _ in texts]
 
-        patched.setattr("natattn.data.tokenizers.ByteTokenizer.encode_batch", interrupt)
+        patched.setattr("natattn.data.text.tokenizers.ByteTokenizer.encode_batch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(text_settings(lines), BYTE, cache)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
@@ -294,7 +294,7 @@ def word_count(split: TokenSplit, width: int) -> int:
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTE])
 def test_the_grammar_floor_is_in_nats_per_token(cache: Path, tokenizer: dict[str, Any]) -> None:
-    from natattn.data.grammar import GrammarSettings, build_grammar
+    from natattn.data.text.grammar import GrammarSettings, build_grammar
 
     grammar = build_grammar(GrammarSettings.model_validate(GRAMMAR))
     corpus = run(GRAMMAR, tokenizer, cache)

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from natattn.data import readers
-from natattn.data.readers import cut_pieces, format_of, jsonl_documents, parquet_documents, text_pieces
+from natattn.data.text import readers
+from natattn.data.text.readers import cut_pieces, format_of, jsonl_documents, parquet_documents, text_pieces
 from natattn.errors import UserError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from natattn.data import Batches, TokenSplit
-from natattn.data.blocks import Sampling, part_of_batch, sample_indices
+from natattn.data.text.blocks import Sampling, part_of_batch, sample_indices
 from natattn.errors import UserError
 
 

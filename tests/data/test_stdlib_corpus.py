@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from natattn.data.stdlib import StdlibCorpus, StdlibSettings
+from natattn.data.text.stdlib import StdlibCorpus, StdlibSettings
 from natattn.errors import UserError
 
 SETTINGS = StdlibSettings(kind="stdlib", validation_fraction=0.03, test_fraction=0.03)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from natattn.data.splits import SplitName
-from natattn.data.text import TextCorpus, TextSettings, find_files
+from natattn.data.text.splits import SplitName
+from natattn.data.text.text import TextCorpus, TextSettings, find_files
 from natattn.errors import UserError
 
 

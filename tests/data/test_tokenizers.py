@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from natattn.data import hub
-from natattn.data.tokenizers import (
+from natattn.data.text.tokenizers import (
     END_TOKEN,
     BPESettings,
     ByteTokenizer,
@@ -90,7 +90,7 @@ def test_bpe_has_the_size_asked_for_or_what_the_text_gives() -> None:
 
 
 def test_bpe_tokens_of_pieces_are_those_of_the_whole() -> None:
-    from natattn.data.readers import cut_pieces
+    from natattn.data.text.readers import cut_pieces
 
     tokenizer = make_bpe()
     text = "the quick brown fox\n  jumps over\n\nthe lazy dogs' 12 tails, " * 4000
@@ -148,7 +148,7 @@ def test_an_error_of_the_hub_that_says_nothing_is_named_by_its_type(monkeypatch:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("natattn.data.tokenizers.hub_reachable", lambda: True)
+    monkeypatch.setattr("natattn.data.text.tokenizers.hub_reachable", lambda: True)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     with pytest.raises(UserError, match=r"not loadable from the hub \(AssertionError\)"):
         load_pretrained(HFSettings(kind="hf", path="somebody/something"))

@@ -5,7 +5,7 @@ import datasets
 import pytest
 
 from natattn.data import hub
-from natattn.data.wikitext import WikitextCorpus, WikitextSettings
+from natattn.data.text.wikitext import WikitextCorpus, WikitextSettings
 from natattn.errors import UserError
 
 ROWS = [

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-# What a run imports on its way, beside what `natattn.commands` does.
+# What a run imports on its way, beside what `natattn.cli.commands` does.
 PRELOADED = (
-    "natattn.commands",
+    "natattn.cli.commands",
     "natattn.training.run",
-    "natattn.training.replicas",
+    "natattn.stacked.replicas",
     "natattn.training.lacks",
     "natattn.analysis.analyze",
     "natattn.analysis.summary",
@@ -111,7 +111,7 @@ def _child(request: dict[str, Any]) -> int:
             import injected
 
             getattr(injected, fault.pop("kind"))(**fault)
-        from natattn.cli import main
+        from natattn.cli.main import main
 
         code = main(request["arguments"])
     except SystemExit as stop:

@@ -61,7 +61,8 @@ class Moments:
         return isinstance(path, str | Path) and os.path.abspath(path).startswith(self._roots)
 
     def _name_stages(self) -> None:
-        from natattn.training import loop, replicas, run
+        from natattn.stacked import replicas
+        from natattn.training import loop, run
         from natattn.training.arms import Arm
 
         for module in (run, replicas):

@@ -8,7 +8,7 @@ from forking import ForkServer
 from run_metrics import records
 from wholeness import Undisturbed
 
-from natattn.cli import main
+from natattn.cli.main import main
 from natattn.training.arms import Arm
 from natattn.training.memory import is_out_of_memory, less_for_a_step, less_for_an_evaluation
 from natattn.training.progress import TrainSettings

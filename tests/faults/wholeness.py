@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
-from natattn.data.tokenized import _read_splits
-from natattn.data.tokenizers import load_bpe
+from natattn.data.text.tokenized import _read_splits
+from natattn.data.text.tokenizers import load_bpe
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.checkpoint import _fault
 from natattn.training.run_folder import config_hash

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from natattn.distributed.ranks import Ranks
 from natattn.fisher.probe import FisherProbe
 from natattn.fisher.running import RunningAverage, RunningAverages
-from natattn.ranks import Ranks
 
 HEADS, WIDTH = 3, 6
 

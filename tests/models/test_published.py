@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from natattn.models.published import PublishedLMHeadModel, build_published
 from natattn.optim.partition import partition
+from natattn.published.model import PublishedLMHeadModel, build_published
 
 SIZES = {"n_layer": 2, "n_embd": 16, "n_head": 2, "context": 24, "initializer_range": 0.02}
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from natattn.models.stacked import StackedGPT2
-from natattn.models.stacked_loss import mean_cross_entropies
+from natattn.stacked.loss import mean_cross_entropies
+from natattn.stacked.model import StackedGPT2
 
 COUNT, VOCABULARY = 3, 11
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from learners import gpt2
 
-from natattn import config
-from natattn.attention.gpt2 import blocks_of
 from natattn.attention.probe import AttentionProbe
-from natattn.models.published import build_published
-from natattn.optim.attention_informed import AttentionInformedOptimizer
+from natattn.config import compose as config
 from natattn.optim.directions.energy_scaled import energy_factor
+from natattn.published.attention import blocks_of
+from natattn.published.model import build_published
+from natattn.published.optimizer import AttentionInformedOptimizer
 
 LAYERS = 2
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from learners import gpt2, loss_of
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.base import Place
 from natattn.optim.directions.energy_scaled import EnergyScaled, energy_factor

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from natattn.distributed.ranks import Ranks
 from natattn.optim import sharing
 from natattn.optim.sharing import exchanged, owners
-from natattn.ranks import Ranks
 
 RANKS = 3
 # Many small matrices are gathered; one large one among many ranks is told by its owner.

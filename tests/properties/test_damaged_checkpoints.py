@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from property_tools import TRIED, examples, run
 
 from natattn.errors import UserError
-from natattn.redaction import one_line
+from natattn.storage.redaction import one_line
 from natattn.training.checkpoint import load_newest
 
 Damage = Callable[[Path], None]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from property_tools import TRIED, examples, message_of
 
 from natattn.data import prepare
-from natattn.data.text import TextSettings
-from natattn.data.tokenizers import BPESettings, ByteSettings, ByteTokenizer, train_bpe
+from natattn.data.text.text import TextSettings
+from natattn.data.text.tokenizers import BPESettings, ByteSettings, ByteTokenizer, train_bpe
 from natattn.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=300)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property_tools import TRIED, examples, message_of
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.tasks.base import Part
 from natattn.training.build import build_arms, open_task

@@ -8,8 +8,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from property_tools import TRIED, examples, run
 
-from natattn import config
-from natattn.config import _escaped
+from natattn.config import compose as config
+from natattn.config.compose import _escaped
 from natattn.training.run_folder import flatten
 
 VALID = (

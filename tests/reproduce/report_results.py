@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from natattn.analysis.pictures.figures import drawn
-from natattn.analysis.sections.section import Picture, table
+from natattn.report.section import Picture, table
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
 

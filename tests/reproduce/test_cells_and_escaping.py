@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from natattn.reproduce.cells import cell_text, estimate_text, number_text
+from natattn.report.cells import cell_text, estimate_text, number_text
+from natattn.report.escaping import latex, markdown
 from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.escaping import latex, markdown
 from natattn.reproduce.results import Badge, Estimate
 
 INF, NAN = math.inf, math.nan

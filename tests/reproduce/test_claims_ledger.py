@@ -10,7 +10,7 @@ from natattn.reproduce.claims import CLAIMS, Claim
 from natattn.reproduce.judges import theorems
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
 from natattn.reproduce.results import Estimate, Finding, StudyResult
-from natattn.statistics import Verdict
+from natattn.statistics.paired import Verdict
 
 LEDGER = [
     "R1", "R2", "R3", "R3p", "R4", "A1", "A2", "A3", "F1", "F2", "F3", "F4", "F5", "K1", "K2", "K3", "K4",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.reproduce.bundles import bundled
 from natattn.reproduce.done import DoneRuns, key_of

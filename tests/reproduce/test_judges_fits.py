@@ -9,7 +9,7 @@ from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
 from natattn.reproduce.judges.reading import bounds, layer_means, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import Group, Measured, Row, findings_of, groups, near, one_sided
 from natattn.reproduce.results import Analysed
-from natattn.statistics import Difference, differences_of, slope_interval
+from natattn.statistics.paired import Difference, differences_of, slope_interval
 
 
 def analysed(seed=None, steps=None, name="models", sections=None, where="text"):

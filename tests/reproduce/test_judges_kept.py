@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from natattn import config
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.config import compose as config
 from natattn.reproduce.analyses import key_of_analysis
 from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.results import Analysed, Finding, StudyTable, overall

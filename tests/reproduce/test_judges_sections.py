@@ -18,7 +18,7 @@ from natattn.analysis.subject import Subject
 from natattn.analysis.widths import HeadPeak, exponents
 from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.results import Analysed
-from natattn.statistics import t_interval
+from natattn.statistics.paired import t_interval
 
 SETTINGS = SimpleNamespace(
     seed=0, replicas=2, law_replicas=3, processes=1, thresholds=(1.5, 9.0),

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 from report_results import data_of, written
 
-from natattn.cli import main
+from natattn.cli.main import main
 
 MakeRun = Callable[..., Path]
 

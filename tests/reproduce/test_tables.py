@@ -11,9 +11,7 @@ from urllib.parse import unquote
 import pytest
 from rich.console import Console
 
-from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
-from natattn.reproduce.tables import (
+from natattn.report.tables import (
     ledger_table,
     summary_table,
     to_csv,
@@ -22,6 +20,8 @@ from natattn.reproduce.tables import (
     to_terminal,
     write_tables,
 )
+from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
 
 INF, NAN = math.inf, math.nan
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from natattn import config
 from natattn.analysis.runs import RunSummary, summarise_run
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.reproduce.analyses import Wanted, kept_analysis, wanted_analyses
 from natattn.reproduce.done import DoneRuns

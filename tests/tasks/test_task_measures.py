@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from natattn.data.images import ImageSplit, PairSplit
-from natattn.ranks import Ranks
+from natattn.distributed.ranks import Ranks
 from natattn.tasks.base import Sums, turns
 from natattn.tasks.multimodal import chance as chance_of_pairs
 from natattn.tasks.multimodal import contrastive_loss, gallery_metrics

@@ -10,10 +10,10 @@ import torch
 from run_metrics import records
 from small_tasks import TASKS
 
-from natattn import config
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.config import compose as config
+from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.ranks import Ranks
 from natattn.tasks import Part
 from natattn.training.arms import Arm, weights_hash
 from natattn.training.build import build_arms, open_task

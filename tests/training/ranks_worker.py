@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from natattn import config
+from natattn.cli.exit_codes import leave
+from natattn.cli.torchrun import together
+from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.exits import leave
-from natattn.together import together
 from natattn.training.run import train
 
 

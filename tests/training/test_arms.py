@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.data import TokenSplit
 from natattn.errors import UserError
 from natattn.models.attention_types import NaturalAttention

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.training import checkpoint
 from natattn.training.arm_state import read_arm

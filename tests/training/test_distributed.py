@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.checkpoint import load_newest
 from natattn.training.run import train

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from natattn.exits import guarded
+from natattn.cli.exit_codes import guarded
 from natattn.training.interruption import BrokenOffError, Interruption
 
 

@@ -5,11 +5,11 @@ import contextlib
 import pytest
 import torch
 
-from natattn import config
+from natattn.config import compose as config
 from natattn.errors import UserError
+from natattn.stacked.arm import JointArm
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
-from natattn.training.joint import JointArm
 
 SEEDS = 3
 STEPS = 7  # two captures of factors, and one step between

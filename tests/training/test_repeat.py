@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from natattn import config
 from natattn.analysis.repetition import compare_runs
 from natattn.analysis.repetition_table import print_repetition
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.cli.resume import repeated_settings, resumed_settings
+from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.saved_settings import repeated_settings, resumed_settings
 from natattn.training import environment
 from natattn.training.environment import read_environment, write_environment
 from natattn.training.run import train
@@ -321,7 +321,7 @@ def test_metrics_that_cannot_be_compared_are_refused_before_training(content, co
     ("answers", "commit"),
     [
         ([(0, "abc\n"), (0, "")], "abc"),
-        ([(0, "abc\n"), (0, " M natattn/cli.py\n")], "abc+changes"),
+        ([(0, "abc\n"), (0, " M natattn/cli/main.py\n")], "abc+changes"),
         ([(128, ""), (128, "")], None),  # such as a folder that git holds for someone else's
         ([FileNotFoundError(2, "git")], None),
         ([subprocess.TimeoutExpired("git", 5)], None),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from run_metrics import lines, records
 
-from natattn.cli import main
+from natattn.cli.main import main
 
 
 def _weights(folder: Path) -> dict[str, bytes]:

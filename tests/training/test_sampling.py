@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from natattn.cli import main
-from natattn.data.tokenizers import ByteTokenizer
+from natattn.cli.main import main
+from natattn.data.text.tokenizers import ByteTokenizer
 from natattn.errors import UserError
 from natattn.training.sampling import SampleSettings, sample_text
 

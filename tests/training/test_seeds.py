@@ -14,10 +14,10 @@ import yaml
 from run_metrics import records
 from safetensors.torch import load_file
 
-from natattn.cli import main
+from natattn.cli.main import main
+from natattn.stacked.console import SeedMeans
 from natattn.tracking import Record
 from natattn.tracking.console import Console
-from natattn.tracking.seed_means import SeedMeans
 from natattn.training.loop import Loop
 
 EVEN = ["schedule=constant", "schedule.warmup_steps=1"]
@@ -185,7 +185,7 @@ def test_several_seeds_are_neither_resumed_together_nor_trained_over_others(toge
 def test_a_pretrained_model_of_another_kind_is_refused(tiny, tmp_path, capsys, monkeypatch):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from natattn.data.tokenizers import ByteTokenizer
+    from natattn.data.text.tokenizers import ByteTokenizer
 
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

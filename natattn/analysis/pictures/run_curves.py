@@ -14,7 +14,7 @@ from natattn.analysis.data_facts import DataFacts, data_of, unit_of
 from natattn.analysis.pictures.figures import STYLE
 from natattn.analysis.runs import read_facts
 from natattn.errors import UserError
-from natattn.files import replacing
+from natattn.storage.atomic import replacing
 from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
 from natattn.tracking.metrics_file import Metrics, read_metrics
 from natattn.training.run_folder import RUN

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.analysis.run_set import RunSet, Treatment, pairs
-from natattn.analysis.sections.section import Advance, Cell, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.statistics import Difference, differences_of, verdict
+from natattn.report.section import Advance, Cell, Section, Table, interval_text, shown, table
+from natattn.statistics.paired import Difference, differences_of, verdict
 
 
 def comparison_section(runs: RunSet, settings: AnalyzeSettings, advance: Advance) -> Section:

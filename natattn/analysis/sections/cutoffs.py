@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natattn.analysis.powerlaw import PowerLaw, fit_cutoff
-from natattn.analysis.sections.section import Cell
+from natattn.report.section import Cell
 
 CUTOFF_HEADINGS = (
     "low", "high", "τ with a cutoff", "low with a cutoff", "high with a cutoff", "log ratio to a cutoff",

@@ -7,10 +7,10 @@ from natattn.analysis.fisher_capture import query_rows
 from natattn.analysis.pictures import charts
 from natattn.analysis.sections.fisher_parts import Part, ScoreSpace, average, bounds
 from natattn.analysis.sections.fisher_query import ROWS, SEQUENCES, QuerySpace, conditioning_part, true_part
-from natattn.analysis.sections.section import Advance, Picture, Section, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.attention.modules import attention_layers
+from natattn.report.section import Advance, Picture, Section, table
 
 LAYERS = 6  # whose heads are looked at in parameter space, evenly spread
 

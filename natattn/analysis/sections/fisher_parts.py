@@ -11,9 +11,9 @@ from torch import Tensor
 from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_errors import Agreement
 from natattn.analysis.patterns import attention_patterns
-from natattn.analysis.sections.section import HeadMap, Table, head_map, interval_text, shown, table
 from natattn.analysis.subject import Subject
-from natattn.statistics import t_interval
+from natattn.report.section import HeadMap, Table, head_map, interval_text, shown, table
+from natattn.statistics.paired import t_interval
 
 Floats = NDArray[np.float64]
 Curves = list[tuple[str, Floats]]  # names and numbers

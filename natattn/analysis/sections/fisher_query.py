@@ -24,9 +24,9 @@ from natattn.analysis.sections.fisher_parts import (
     spread,
     verdict,
 )
-from natattn.analysis.sections.section import Advance, HeadMap, head_map, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
+from natattn.report.section import Advance, HeadMap, head_map, interval_text, shown, table
 
 SEQUENCES = 32
 ROWS = 512  # of a head, over the sequences

@@ -6,10 +6,10 @@ import numpy as np
 
 from natattn.analysis.gradient_noise import ALL, NoiseScale, gradient_moments, noise_scale
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import Advance, Cell, Picture, Section, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.errors import UserError
+from natattn.report.section import Advance, Cell, Picture, Section, interval_text, shown, table
 
 
 def gradients_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:

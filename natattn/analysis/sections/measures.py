@@ -9,10 +9,10 @@ from natattn.analysis.sections.heads import heads_section, patterns_section
 from natattn.analysis.sections.hierarchy import hierarchy_section
 from natattn.analysis.sections.power_laws import cascades_section, spectra_section
 from natattn.analysis.sections.scans import finite_size_section, scan_section
-from natattn.analysis.sections.section import Advance, Section, table
 from natattn.analysis.settings import AnalyzeSettings, ModelSection
 from natattn.analysis.subject import Subject
 from natattn.analysis.theorems import check_theorems
+from natattn.report.section import Advance, Section, table
 
 Measure = Callable[[Subject, AnalyzeSettings, Advance], Section]
 

@@ -10,10 +10,10 @@ from natattn.analysis.patterns import row_entropies
 from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, analyse_power_law
 from natattn.analysis.sections.cutoffs import CUTOFF_HEADINGS, cutoff_cells
-from natattn.analysis.sections.section import Advance, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.spectra import weight_spectra
 from natattn.analysis.subject import Subject
+from natattn.report.section import Advance, Picture, Section, Table, interval_text, shown, table
 
 Floats = NDArray[np.float64]
 _CASCADE_HEADINGS = (

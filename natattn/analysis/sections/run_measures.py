@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.sections.comparison import comparison_section
 from natattn.analysis.sections.scaling import is_head_grid, scaling_section
-from natattn.analysis.sections.section import Advance, Section
 from natattn.analysis.sections.training import curves_section, training_section, were_observed
 from natattn.analysis.sections.widths import have_widths, widths_section
 from natattn.analysis.settings import AnalyzeSettings, RunsSection
+from natattn.report.section import Advance, Section
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.scaling import GridPoint, Law, Optimum, head_differences, laws, optima
-from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
-from natattn.statistics import mean, t_interval
+from natattn.report.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.statistics.paired import mean, t_interval
 
 SAME_PARAMETERS = 1.05  # largest over smallest of one context and entropy
 

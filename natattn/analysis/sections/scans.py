@@ -17,7 +17,10 @@ from natattn.analysis.criticality import (
     finite_size,
 )
 from natattn.analysis.pictures import figures
-from natattn.analysis.sections.section import (
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.analysis.subject import Subject
+from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
+from natattn.report.section import (
     Advance,
     Cell,
     HeadMap,
@@ -29,9 +32,6 @@ from natattn.analysis.sections.section import (
     shown,
     table,
 )
-from natattn.analysis.settings import AnalyzeSettings
-from natattn.analysis.subject import Subject
-from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
 
 Floats = NDArray[np.float64]
 SMALLEST_CONTEXT = 16

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from natattn.analysis.hierarchy import OUTSIDE, Labels, Span, grammar_levels, html_levels, python_levels
-from natattn.data.grammar import GrammarCorpus, GrammarSettings, Node, sample_trees
-from natattn.data.tokenizers import Tokenizer
+from natattn.data.text.grammar import GrammarCorpus, GrammarSettings, Node, sample_trees
+from natattn.data.text.tokenizers import Tokenizer
 
 Tree = Literal["python", "html", "grammar"]
 HTML_DEPTHS = 5

@@ -10,10 +10,10 @@ from natattn.analysis.convergence import Lead, convergence, lead_of_peak, mean_l
 from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Line
 from natattn.analysis.run_set import RunSet, Treatment
-from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.errors import UserError
-from natattn.statistics import LEAST_FOR_A_CLAIM, mean, t_interval
+from natattn.report.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
+from natattn.statistics.paired import LEAST_FOR_A_CLAIM, mean, t_interval
 
 Panel = tuple[str, Sequence[Line], Mapping[str, float]]
 MOST_DRAWN = 8

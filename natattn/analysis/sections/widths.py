@@ -8,11 +8,11 @@ from natattn.analysis.criticality import PEAKS, FiniteSize, PeakOf
 from natattn.analysis.pictures import run_figures
 from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
-from natattn.analysis.sections.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.temperature_scan import ScanKind
 from natattn.analysis.widths import KINDS, PAPER_WIDTH, Exponent, HeadPeak, WidthStudy, check_widths, study_widths
 from natattn.errors import UserError
+from natattn.report.section import Advance, Cell, Picture, Section, Table, interval_text, shown, table
 
 SYMBOLS: Mapping[PeakOf, str] = {"heat_capacity": "C", "susceptibility": "χ"}
 TITLE = "Widths (claim K1)"

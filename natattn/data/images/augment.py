@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from natattn.data.blocks import AUGMENTATION, sample_words, scale
+from natattn.data.text.blocks import AUGMENTATION, sample_words, scale
 
 Fill = Literal["edge", "zero"]
 

@@ -9,8 +9,8 @@ from natattn.data.images.captioned import Captioned, captions_of, store_captione
 from natattn.data.images.folder import EXTENSIONS, corpus_name, images_in
 from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import picture_files
-from natattn.data.readers import Errors, jsonl_entries, text_pieces
-from natattn.data.splits import SplitName
+from natattn.data.text.readers import Errors, jsonl_entries, text_pieces
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
 _FORMS = 'a .jsonl file of {"image": PATH, "caption": TEXT} or a folder with images/ and captions.txt'

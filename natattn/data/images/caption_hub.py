@@ -7,7 +7,7 @@ from pydantic import Field
 
 from natattn.data.images.captioned import Captioned, captions_of, store_captioned
 from natattn.data.images.hub_tables import TableSettings, check_column, open_tables, place_of, table_pictures
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 
 
 class CaptionHubSettings(TableSettings):

@@ -10,7 +10,7 @@ import numpy as np
 from natattn.data.images.labelled import members_of
 from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import Picture, Pixels, stored_pixels
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
 

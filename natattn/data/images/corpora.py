@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natattn.data.tokenizers import Tokenizer
+from natattn.data.text.tokenizers import Tokenizer
 
 
 class _OfPictures:

@@ -10,7 +10,7 @@ from natattn.data.images.held_out import draw_splits
 from natattn.data.images.labelled import Labelled, LabelledPixels
 from natattn.data.images.options import PictureSettings
 from natattn.data.images.pixels import pixels_in_memory, resized
-from natattn.data.splits import SplitName, hash_number
+from natattn.data.text.splits import SplitName, hash_number
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_SIZE = 8

@@ -10,7 +10,7 @@ import numpy as np
 from natattn.data.images.labelled import Labelled, store_labelled
 from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import picture_files
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

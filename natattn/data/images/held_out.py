@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
 

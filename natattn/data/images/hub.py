@@ -7,7 +7,7 @@ import numpy as np
 
 from natattn.data.images.hub_tables import TableSettings, check_column, open_tables, place_of, table_pictures
 from natattn.data.images.labelled import Labelled, store_labelled
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
 Label = str | int

@@ -11,7 +11,7 @@ from pydantic import Field
 from natattn.data.hub import load_dataset
 from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import Picture
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
 _ROWS = 256

@@ -9,7 +9,7 @@ import numpy as np
 from natattn.data.images.held_out import draw_splits
 from natattn.data.images.options import GivenPictures
 from natattn.data.images.pixels import Picture, Pixels, stored_pixels
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from natattn.config.base import Settings
 from natattn.data.images.augment import Fill
-from natattn.data.splits import SplitName
+from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
-from natattn.settings import Settings
 
 Channels = Literal["grey", "rgb"]
 

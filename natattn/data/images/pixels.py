@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from natattn.config.messages import first_line
 from natattn.data.cache import found_or_made, replacing
 from natattn.data.images.options import CHANNEL_COUNTS, Channels
 from natattn.data.progress import Progress
-from natattn.data.readers import content_digest
+from natattn.data.text.readers import content_digest
 from natattn.errors import UserError
-from natattn.explain import first_line
-from natattn.files import sha256_of
-from natattn.plain import hash_of
+from natattn.storage.atomic import sha256_of
+from natattn.storage.documents import hash_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

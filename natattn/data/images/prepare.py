@@ -19,9 +19,9 @@ from natattn.data.images.hub import ImageHubSettings, read_hub
 from natattn.data.images.labelled import Labelled
 from natattn.data.images.scenes import DigitScenesSettings, make_scenes
 from natattn.data.progress import Progress
-from natattn.data.tokenized import build_tokenizer
-from natattn.data.tokenizers import Tokenizer, TokenizerSettings
-from natattn.plain import hash_of
+from natattn.data.text.tokenized import build_tokenizer
+from natattn.data.text.tokenizers import Tokenizer, TokenizerSettings
+from natattn.storage.documents import hash_of
 
 ImageDataSettings = Annotated[DigitsSettings | ImageFolderSettings | ImageHubSettings, Field(discriminator="kind")]
 PairDataSettings = Annotated[

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from natattn.data.blocks import SCENE, Sampling, sample_indices, sample_words, scale
 from natattn.data.images.augment import Fill
 from natattn.data.images.captioned import Captioned, CaptionedPixels
 from natattn.data.images.digits import DIGIT_NAMES, DIGIT_SIZE, ON_BLACK, digit_pictures, resize_grey, split_digits
 from natattn.data.images.options import PictureSettings
 from natattn.data.images.pixels import pixels_in_memory
-from natattn.data.splits import SplitName, hash_number
+from natattn.data.text.blocks import SCENE, Sampling, sample_indices, sample_words, scale
+from natattn.data.text.splits import SplitName, hash_number
 from natattn.errors import UserError
 
 MEANINGS = 200

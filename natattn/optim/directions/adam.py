@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from natattn.config.base import Decay, Positive, Settings
 from natattn.optim.directions.base import Direction, Place, State, Statistics
-from natattn.settings import Decay, Positive, Settings
 
 
 class AdamSettings(Settings):

@@ -15,11 +15,11 @@ from torch import Tensor
 from natattn.attention.energy import working_dtype
 from natattn.attention.exponents import Exponents
 from natattn.attention.temperature import critical_temperatures
+from natattn.config.base import Decay, Positive, Settings
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.base import Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.levels import Levels, levels_of
 from natattn.optim.directions.whitened import damped_condition_numbers, heads_of, refresh, sides_of
-from natattn.settings import Decay, Positive, Settings
 
 
 class AttentionFisherSettings(Settings):

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from natattn.config.base import Settings
 from natattn.optim.directions.adam import AdamSettings
 from natattn.optim.directions.base import Direction, Place, State, Statistics
 from natattn.optim.directions.orthogonal import OrthogonalSettings
-from natattn.settings import Settings
 
 
 class EnergyScaledSettings(Settings):

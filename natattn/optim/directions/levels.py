@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from natattn.config.base import Positive, Settings
 from natattn.optim.directions.base import State
-from natattn.settings import Positive, Settings
 
 LEVELS = 3
 

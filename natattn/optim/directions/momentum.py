@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from natattn.config.base import Decay, Settings
 from natattn.optim.directions.base import Direction, Place, State, Statistics
-from natattn.settings import Decay, Settings
 
 
 class MomentumSettings(Settings):

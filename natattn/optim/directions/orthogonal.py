@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from natattn.config.base import Decay, Settings
 from natattn.optim.directions.base import ADAM_RMS, Direction, Place, State, Statistics
 from natattn.optim.directions.momentum import average_gradients
 from natattn.optim.directions.orthogonalise import newton_schulz
-from natattn.settings import Decay, Settings
 
 _LEAST_NORM = 1e-7  # as in torch.optim.Muon; a zero matrix stays zero
 

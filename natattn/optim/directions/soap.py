@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from natattn.attention.energy import working_dtype
+from natattn.config.base import Decay, Positive, Settings
 from natattn.optim.directions.base import ADAM_RMS, Direction, Place, State, Statistics
 from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
-from natattn.settings import Decay, Positive, Settings
 
 
 class SoapSettings(Settings):

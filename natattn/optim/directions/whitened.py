@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from natattn.attention.energy import working_dtype
+from natattn.config.base import Decay, Positive, Settings
 from natattn.fisher.kronecker import FactorName
 from natattn.fisher.roots import damped_inverse, inverse_cholesky
 from natattn.optim.directions.base import ADAM_RMS, Direction, FactorStatistics, Place, State, Statistics
 from natattn.optim.directions.momentum import average_gradients
 from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
-from natattn.settings import Decay, Positive, Settings
 
 Sides = Literal["both", "input", "output"]
 Form = Literal["dual", "newton"]

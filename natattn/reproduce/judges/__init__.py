@@ -2,7 +2,7 @@
 
 A judge reads the sections that it knows, by the headings of their tables, of every analysis that has them; of others
 it says nothing. It never fails on a section that exists: what is not in it becomes an inconclusive finding that says
-so. Verdicts are those of protocol 7, by ``natattn.statistics``.
+so. Verdicts are those of protocol 7, by ``natattn.statistics.paired``.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -15,7 +15,7 @@ from natattn.reproduce.judges.fits import Fit, adjusted
 from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import Group, groups, mean_cell, one_sided
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
-from natattn.statistics import LEAST_FOR_A_CLAIM, Difference
+from natattn.statistics.paired import LEAST_FOR_A_CLAIM, Difference
 
 INDIFFERENCE = 0.02  # of α: T_c changes by 4 % from width 128 to 1,024
 FIT_LEVEL = 0.05

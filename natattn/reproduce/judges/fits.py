@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
 
-from natattn.statistics import Difference, holm, holm_levels, t_interval
+from natattn.statistics.paired import Difference, holm, holm_levels, t_interval
 
 _CONFIDENCE = 0.95
 

@@ -22,7 +22,7 @@ from natattn.reproduce.judges.samples import (
     one_sided,
 )
 from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
-from natattn.statistics import slope_interval
+from natattn.statistics.paired import slope_interval
 
 BLOCK_INDIFFERENCE = 0.005  # of attention
 SLOPE_INDIFFERENCE = 0.01  # of log distance per layer: 1 %

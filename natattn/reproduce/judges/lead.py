@@ -14,7 +14,7 @@ from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
 from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, rows_of
 from natattn.reproduce.judges.samples import one_sided
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
-from natattn.statistics import LEAST_FOR_A_CLAIM, LEAST_FOR_SIGN_FLIPS, Difference, mean, sign_flip_p_value
+from natattn.statistics.paired import LEAST_FOR_A_CLAIM, LEAST_FOR_SIGN_FLIPS, Difference, mean, sign_flip_p_value
 
 CLAIMS = ("K4", "R4")
 INDIFFERENCE = 0.05  # of log steps: 5 % earlier or later

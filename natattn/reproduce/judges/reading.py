@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from natattn.reproduce.results import Analysed
-from natattn.statistics import mean
+from natattn.statistics.paired import mean
 
 Row = Mapping[str, Any]
 Bounds = tuple[float, float]

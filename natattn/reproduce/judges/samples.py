@@ -14,7 +14,7 @@ from typing import Literal
 
 from natattn.reproduce.judges import reading
 from natattn.reproduce.results import Analysed, Estimate, Finding
-from natattn.statistics import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, verdict
+from natattn.statistics.paired import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, verdict
 
 Rule = Callable[[Difference, bool], Verdict]  # of a difference, and whether nothing is missing
 

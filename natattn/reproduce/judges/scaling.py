@@ -13,7 +13,7 @@ from natattn.reproduce.judges.fits import Fit, adjusted
 from natattn.reproduce.judges.reading import bounds, is_rounded, known, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import near
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
-from natattn.statistics import LEAST_FOR_A_CLAIM
+from natattn.statistics.paired import LEAST_FOR_A_CLAIM
 
 CLAIMED = 0.5
 TOLERANCE = 0.1

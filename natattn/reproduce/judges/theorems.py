@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from natattn.analysis.theorems import PROVED
 from natattn.reproduce.judges.reading import Row, count, number, rows_of
 from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
-from natattn.statistics import Verdict
+from natattn.statistics.paired import Verdict
 
 CLAIMS = ("P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'")
 _LONGEST = 300  # characters of a counterexample in a note

@@ -1,0 +1,1 @@
+"""The `natattn` command, one file a sub-command."""

@@ -1,0 +1,1 @@
+"""The published model, optimizer and training function, as its author's code computes them."""

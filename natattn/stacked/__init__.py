@@ -1,0 +1,1 @@
+"""`seeds=N`: runs that differ only in their seed, trained as one computation."""

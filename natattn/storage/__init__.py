@@ -1,0 +1,1 @@
+"""Files that are written atomically, and documents that are read with limits."""
