@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from natattn.models.gpt2 import SizeSettings
 from natattn.statistics.paired import t_interval
-from natattn.tasks import LanguageTask, Part
+from natattn.tasks import BatchSlice, LanguageTask
 from natattn.training.build import build_arms
 from natattn.training.settings import NoReference
 
@@ -111,7 +111,7 @@ def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Pat
     plain.to(loop.device)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-4, fused=True)
     model = torch.compile(plain) if settings.train.compile else plain
-    batches = [task.batch(step, Part()).to(loop.device) for step in range(8)]
+    batches = [task.batch(step, BatchSlice()).to(loop.device) for step in range(8)]
     bf16 = settings.precision.kind == "bf16"
 
     numbers = itertools.count()

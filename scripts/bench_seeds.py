@@ -20,7 +20,7 @@ import torch
 from natattn.config import compose as config
 from natattn.stacked.arm import JointArm
 from natattn.statistics.paired import t_interval
-from natattn.tasks import LanguageTask, Part
+from natattn.tasks import BatchSlice, LanguageTask
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
 from natattn.training.settings import RunSettings
@@ -38,7 +38,7 @@ def arm_of(settings: RunSettings, task: LanguageTask, seed: int) -> tuple[Arm, l
     own = settings.model_copy(update={"seed": seed})
     own_task = replace(task, seed=seed)
     arms = build_arms(own, own_task)
-    return arms[-1], [own_task.batch(step, Part()).to(own.device) for step in range(16)]
+    return arms[-1], [own_task.batch(step, BatchSlice()).to(own.device) for step in range(16)]
 
 
 def steppers(settings: RunSettings, task: LanguageTask, seeds: int) -> tuple[Callable[[int], None], ...]:

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from natattn.config import compose as config
 from natattn.statistics.paired import t_interval
-from natattn.tasks import LanguageTask, Part
+from natattn.tasks import BatchSlice, LanguageTask
 from natattn.tracking.metrics_file import MetricsFile
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
@@ -33,7 +33,7 @@ class Blocks(torch.utils.data.Dataset):
     """The batches of our loop, sample by sample, as the Trainer wants them (it shifts the labels itself)."""
 
     def __init__(self, task: LanguageTask, count: int, batch_size: int) -> None:
-        self.samples = [task.batch(step, Part())[:, :-1] for step in range(count // batch_size)]
+        self.samples = [task.batch(step, BatchSlice())[:, :-1] for step in range(count // batch_size)]
         self.batch_size = batch_size
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from natattn.config import compose as config
-from natattn.distributed.ranks import Ranks, own_part
+from natattn.distributed.ranks import Ranks, local
 from natattn.tasks import LanguageTask
 from natattn.training.build import build_arms, open_task
 
@@ -156,7 +156,7 @@ def _measured(optimizer: str, way: str, ranks: Ranks, steps: int) -> tuple[dict[
     held, told = kept(model, optimizer, way, ranks.size), sent(model, optimizer, way)
     expected = {**held, "sent": 4 * (ranks.size - 1) * (told["gradients"] + told["updates"])}
     measured = {
-        "weights": float(sum(own_part(parameter).numel() for parameter in arm.model.parameters())),
+        "weights": float(sum(local(parameter).numel() for parameter in arm.model.parameters())),
         "state": float(sum(value.numel() for state in arm.optimizer.state.values() for value in state.values())),
         "factors": float(sum(t.numel() for name, t in arm.probe.state_dict().items() if name.endswith("/total")))
         if arm.probe is not None

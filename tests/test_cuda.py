@@ -11,7 +11,7 @@ from run_metrics import lines
 from natattn.analysis.repetition import compare_runs
 from natattn.cli.main import main
 from natattn.config import compose as config
-from natattn.tasks import Part
+from natattn.tasks import BatchSlice
 from natattn.tasks.base import to_device
 from natattn.training.arms import Arm
 from natattn.training.build import build_arms, open_task
@@ -36,7 +36,7 @@ def _candidate(overrides: list[str], device: str) -> Arm:
 def _losses(arm: Arm, steps: int = STEPS) -> list[float]:
     losses = []
     for step in range(steps):
-        batch = to_device(arm.task.batch(step, Part()), arm.device)
+        batch = to_device(arm.task.batch(step, BatchSlice()), arm.device)
         losses.append(float(arm.train_step([batch], step, 1.0).loss))
     return losses
 
@@ -68,7 +68,7 @@ def test_every_task_trains_as_on_the_cpu(task):
 def test_a_step_does_not_wait_for_the_gpu(optim, tiny):
     arm = _candidate([*tiny, "reference=none", f"optim={optim}"], "cuda")
     _losses(arm, 12)  # past the first captures and refreshes
-    batches = [to_device(arm.task.batch(step, Part()), arm.device) for step in range(12, 32)]
+    batches = [to_device(arm.task.batch(step, BatchSlice()), arm.device) for step in range(12, 32)]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:

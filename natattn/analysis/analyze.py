@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from natattn.analysis.progress import SectionProgress
 from natattn.analysis.run_set import load_runs
-from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TEXT, OF_TWO_SEQUENCES
+from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TWO_SEQUENCES, TEXT_ONLY
 from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.settings import AnalyzeSettings, ModelSection, SectionName
 from natattn.analysis.subject import Subject, load_subject
@@ -88,7 +88,7 @@ def _applicable(subject: Subject) -> list[ModelSection]:
         name
         for name in MEASURES
         if (subject.predicts_tokens or name not in OF_LANGUAGE_MODELS)
-        and not (subject.reads_images and name in OF_TEXT)
+        and not (subject.reads_images and name in TEXT_ONLY)
         and not (subject.is_encoder_decoder and name not in OF_TWO_SEQUENCES)
     ]
 

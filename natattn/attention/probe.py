@@ -12,7 +12,7 @@ from torch import Tensor
 
 from natattn.attention.interface import register
 from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, attention_layers, use_implementation
-from natattn.attention.site import AttentionSite, ExactMethod, MaskCounts, Observation
+from natattn.attention.site import AttentionSite, ExactMethod, MaskCache, Observation
 from natattn.attention.statistics import EnergyStatistics, all_reduce
 from natattn.distributed.ranks import Ranks
 from natattn.randomness import addressed_seed
@@ -69,7 +69,7 @@ class AttentionProbe:
         known = [layer.layer for layer in found]
         if layers is not None and not set(layers) <= set(known):
             raise ValueError(f"layers={sorted(layers)}: the model has {known}")
-        self._counts = MaskCounts()
+        self._counts = MaskCache()
         self.sites = [
             AttentionSite(layer.layer, layer.name, observation, self._counts, layer.is_cross_attention)
             for layer in found

@@ -30,7 +30,7 @@ class computed_once:  # noqa: N801 - reads as the decorator it is
         return value
 
 
-class Rows:
+class AttentionRows:
     """Some query rows of one attention layer, and what the terms need of them, each computed when first asked for.
 
     Per-row results have shape [B, H, R, 1]; a row without any allowed key contributes 0 to every term.
@@ -118,19 +118,19 @@ class Rows:
         return self.pattern.gather(-1, index)
 
 
-TERMS: Mapping[str, Callable[[Rows], Tensor]] = {
+TERMS: Mapping[str, Callable[[AttentionRows], Tensor]] = {
     "energy": lambda rows: rows.energy.sum(-1, keepdim=True),
     "absolute_energy": lambda rows: rows.energy.abs().sum(-1, keepdim=True),
     "square_energy": lambda rows: rows.energy.square().sum(-1, keepdim=True),
     "maximum": lambda rows: rows.peak,
-    "free_energy": Rows.free_energy,
-    "internal_energy": Rows.internal_energy,
+    "free_energy": AttentionRows.free_energy,
+    "internal_energy": AttentionRows.internal_energy,
     "entropy": lambda rows: rows.entropy,
-    "heat_capacity": Rows.heat_capacity,
+    "heat_capacity": AttentionRows.heat_capacity,
     "effective_support": lambda rows: rows.entropy.exp() * rows.present,
     "participation": lambda rows: rows.pattern.square().sum(-1, keepdim=True),
-    "attention_distance": Rows.attention_distance,
-    "sink_mass": Rows.sink_mass,
+    "attention_distance": AttentionRows.attention_distance,
+    "sink_mass": AttentionRows.sink_mass,
 }
 MAXIMUM = "maximum"  # the one term whose total is a maximum, not a sum
 

@@ -51,7 +51,7 @@ class Observation:
         return estimates.with_totals_of(exact)
 
 
-class MaskCounts:
+class MaskCache:
     """What a mask says, worked out once for all the layers that share it in a forward pass.
 
     How many pairs and rows it allows, and what it is without the rows of padded queries.
@@ -99,7 +99,7 @@ class AttentionSite:
     layer: int
     name: str
     observation: Observation
-    counts: MaskCounts = field(repr=False)
+    counts: MaskCache = field(repr=False)
     is_cross_attention: bool = False
     offset: float = 0.5
     recording: bool = False
@@ -108,7 +108,7 @@ class AttentionSite:
 
     def __deepcopy__(self, memo: dict[int, object]) -> "AttentionSite":
         """A copy of the model is not observed: it would speak to the probe of the original."""
-        return replace(self, counts=MaskCounts(), recording=False, capture=None)
+        return replace(self, counts=MaskCache(), recording=False, capture=None)
 
     def observe(self, inputs: AttentionInputs, *, record: bool = True) -> None:
         """Tell whoever looks at this forward pass about it, unless it repeats one for activation checkpointing.

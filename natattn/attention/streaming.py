@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from natattn.attention.energy import AttentionInputs, systematic_rows, working_dtype
-from natattn.attention.quantities import MAXIMUM, TERMS, Rows, terms_of
+from natattn.attention.quantities import MAXIMUM, TERMS, AttentionRows, terms_of
 from natattn.attention.statistics import EnergyStatistics
 
 CHUNK_ROWS = 128
@@ -34,7 +34,7 @@ def streaming_statistics(
         stop = min(start + chunk_rows, inputs.length)
         rows_R = torch.arange(start, stop, device=inputs.query.device)
         visible = inputs.first_keys(min(stop, inputs.key_length)) if inputs.masks_the_future else inputs
-        chunk = _totals(Rows(visible, rows_R, first_token), terms)
+        chunk = _totals(AttentionRows(visible, rows_R, first_token), terms)
         for name, total in chunk.items():
             if name not in totals:
                 totals[name] = total
@@ -62,7 +62,7 @@ def sampled_statistics(
     pairs, rows = counts or inputs.count_pairs_and_rows()
     rows_R = systematic_rows(inputs.length, row_count, offset, inputs.query.device)
     first_token = inputs.first_token() if "sink_mass" in terms else None
-    totals = _totals(Rows(inputs, rows_R, first_token), terms, weight=inputs.length / row_count)
+    totals = _totals(AttentionRows(inputs, rows_R, first_token), terms, weight=inputs.length / row_count)
     return EnergyStatistics(pairs, rows, totals, frozenset(terms) if row_count < inputs.length else frozenset())
 
 
@@ -91,7 +91,7 @@ def _is_plain(inputs: AttentionInputs) -> bool:
     return inputs.attention_mask is None and inputs.softcap is None and inputs.position_bias is None
 
 
-def _totals(rows: Rows, terms: Collection[str], weight: float = 1.0) -> dict[str, Tensor]:
+def _totals(rows: AttentionRows, terms: Collection[str], weight: float = 1.0) -> dict[str, Tensor]:
     """Each term, summed over batch and rows and weighted, [H]; of the maximum the largest."""
     return {
         name: TERMS[name](rows).amax((0, 2, 3)) if name == MAXIMUM else TERMS[name](rows).sum((0, 2, 3)) * weight

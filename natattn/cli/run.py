@@ -141,7 +141,7 @@ def _show(settings: "RunSettings", folder: Path) -> None:
     from natattn.analysis.summary import print_report
 
     several = settings.seeds is not None
-    pictures = [plot_curves(folder / f"seed{each.seed}" if several else folder) for each in settings.of_each_seed()]
+    pictures = [plot_curves(folder / f"seed{each.seed}" if several else folder) for each in settings.per_seed()]
     print_report([str(folder)], stream=sys.stdout)
     for picture in pictures:
         print(one_line(f"curves: {picture}"))

@@ -80,12 +80,12 @@ class Ranks:
         self.gather(None)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """A tensor of which every rank holds a part (a ``DTensor``) in one piece, on every rank; others as they are."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """This rank's part of a ``DTensor``, as a view; others as they are."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
@@ -95,7 +95,7 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def part_like(tensor: Tensor, sharded: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, sharded: Tensor) -> Tensor:
     """This rank's part of a whole tensor that is shaped like ``sharded``, cut as that is; nothing is communicated."""
     from torch.distributed.tensor import distribute_tensor
 

@@ -54,7 +54,7 @@ class StabiliserSettings(Settings):
                 "valid: stabilisers.qk_clip, or another model"
             )
 
-    def put_on(self, model: Any) -> None:
+    def apply_to(self, model: Any) -> None:
         """A model whose attention type has been chosen gets them.
 
         Raises: UserError for a model that has its own, or one whose weights cannot be clipped.
@@ -80,7 +80,7 @@ class SoftmaxAttention(Settings):
 
     kind: Literal["softmax"]
 
-    def put_on(self, model: Any) -> None:
+    def apply_to(self, model: Any) -> None:
         """A model is built with this type."""
 
 
@@ -89,7 +89,7 @@ class NaturalAttention(Settings):
 
     kind: Literal["natural"]
 
-    def put_on(self, model: Any) -> None:
+    def apply_to(self, model: Any) -> None:
         """Choose the attention function by name."""
         register()
         use_implementation(model, NATURAL)
@@ -101,7 +101,7 @@ class NaturalGradientAttention(Settings):
     kind: Literal["natural_gradient"]
     damping: float = Field(gt=0, le=1e30)  # beyond, 1 + damping leaves float32
 
-    def put_on(self, model: Any) -> None:
+    def apply_to(self, model: Any) -> None:
         """Choose the attention function and its damping."""
         attach(model, NaturalGradient(self.damping))
 
@@ -112,7 +112,7 @@ class TemperedAttention(Settings):
     kind: Literal["tempered"]
     temperature: TemperatureSettings
 
-    def put_on(self, model: Any) -> None:
+    def apply_to(self, model: Any) -> None:
         """Choose the attention function and the temperature of step 0.
 
         Raises: UserError where the number of temperatures is not that of the heads.
@@ -151,7 +151,7 @@ class PublishedAttention(Settings):
     masked_energies_saturate: bool  # the mask's −1e9 enters mean|E|, so that the energy factor is 2
     label_shift: int = Field(ge=1, le=2)
 
-    def put_on(self, model: Any) -> None:
+    def apply_to(self, model: Any) -> None:
         """The model was built of these blocks."""
 
 

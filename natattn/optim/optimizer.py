@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natattn.distributed.ranks import Ranks, own_part, whole
+from natattn.distributed.ranks import Ranks, full, local
 from natattn.optim.directions.base import Direction, State, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
 from natattn.optim.measurements import Conditions, measured, preconditioner_metrics
 from natattn.optim.partition import ROLES, ParameterView, Role
 from natattn.optim.placebo import PlaceboStatistics
-from natattn.optim.sharing import Sharing
+from natattn.optim.sharing import ShardedStep
 from natattn.optim.slots import Slot, key_of
 
 
@@ -76,15 +76,15 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             for slot in self._slots[parameter]:
                 directions[slot.direction].check(slot.place)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
-        self.sharing = Sharing([slot for slots in self._slots.values() for slot in slots], directions, self.ranks)
+        self.sharing = ShardedStep([slot for slots in self._slots.values() for slot in slots], directions, self.ranks)
 
     def _merged(self, slots: list[Slot]) -> list[Slot]:
         """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
         first = slots[0]
         alike = all((slot.direction, slot.rate) == (first.direction, first.rate) for slot in slots)
         if alike and self.directions[first.direction].elementwise:
-            whole = replace(first.view, dim=None, transposed=False)
-            return [replace(first, view=whole, parts=tuple(slot.view for slot in slots))]
+            full = replace(first.view, dim=None, transposed=False)
+            return [replace(first, view=full, parts=tuple(slot.view for slot in slots))]
         return slots
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -174,11 +174,11 @@ class DirectionalOptimizer(torch.optim.Optimizer):
     def _step_here(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
         """The step of whole matrices, or of this rank's parts of parameters."""
         views = [slot.view for slot in slots]
-        parameters = [view.of(own_part(view.parameter.data)) for view in views]
+        parameters = [view.of(local(view.parameter.data)) for view in views]
         states = [self.state_of(view, direction, parameter) for view, parameter in zip(views, parameters, strict=True)]
         direction.step_(
             parameters,
-            [view.of(own_part(view.parameter.grad)) for view in views],  # type: ignore[arg-type]
+            [view.of(local(view.parameter.grad)) for view in views],  # type: ignore[arg-type]
             states,
             [slot.place for slot in slots],
             self.statistics,  # type: ignore[arg-type]
@@ -262,7 +262,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.measuring = True
 
     def _snapshot(self) -> dict[nn.Parameter, Tensor]:
-        return {p: whole(p.detach()).clone() for p in self.parameters() if p.grad is not None}
+        return {p: full(p.detach()).clone() for p in self.parameters() if p.grad is not None}
 
     def _measured(self, before: dict[nn.Parameter, Tensor]) -> dict[str, dict[str, float]]:
         return measured(
@@ -270,7 +270,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             for group in self.param_groups
             for parameter in group["params"]
             if parameter in before
-            for now in (whole(parameter.data),)
+            for now in (full(parameter.data),)
             for slot in self._slots[parameter]
             for view in slot.parts
         )
@@ -287,7 +287,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         if self.last_updates.get("step") == self.steps - 1:
             for role, values in self.last_updates["roles"].items():
                 metrics |= {f"{role}/{name}": value for name, value in values.items()}
-        device = own_part(next(iter(self._slots))).device
+        device = local(next(iter(self._slots))).device
         skipped = sum(getattr(self.statistics, "skipped", {}).values())
         return metrics | preconditioner_metrics(self._conditions(), self._failed(), skipped, self.ranks, device)
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from natattn.distributed.ranks import Ranks, is_sharded, own_part, part_like, whole
+from natattn.distributed.ranks import Ranks, full, is_sharded, local, shard_like
 from natattn.optim.directions.base import Direction, State
 from natattn.optim.partition import ParameterView
 from natattn.optim.slots import Slot
@@ -19,7 +19,7 @@ from natattn.optim.slots import Slot
 BUCKET_ELEMENTS = 16 * 2**20  # of the updates that are exchanged at once
 
 
-class Sharing:
+class ShardedStep:
     """Which matrices of an optimizer are split, and among whom.
 
     Args:
@@ -70,7 +70,7 @@ class Sharing:
         gathered = None
         for number, slot in enumerate(slots):
             if gathered is None or slot.view.parameter is not slots[number - 1].view.parameter:
-                gathered = whole(slot.view.parameter.grad)  # type: ignore[arg-type]
+                gathered = full(slot.view.parameter.grad)  # type: ignore[arg-type]
             if owned_by[number] == self.ranks.rank:
                 own[number] = slot.view.of(gathered)
         views, places = [slots[n].view for n in own], [slots[n].place for n in own]
@@ -79,7 +79,7 @@ class Sharing:
         ]
         found = direction.updates(list(own.values()), states, places, keeper.statistics) if own else []
         keeper.keep_states(views, states)
-        like = own_part(slots[0].view.parameter.data)
+        like = local(slots[0].view.parameter.data)
         updates = dict(zip(own, found, strict=True))
         for number, update in exchanged(updates, [slot.shape for slot in slots], owned_by, like, self.ranks):
             _apply(slots[number].view, update, learning_rate, weight_decay)
@@ -185,4 +185,4 @@ def _apply(view: ParameterView, update: Tensor, learning_rate: float, weight_dec
     step, kept = update.new_zeros(parameter.shape), update.new_ones(parameter.shape)
     view.of(step).copy_(update)
     view.of(kept).fill_(decay)
-    own_part(parameter).mul_(part_like(kept, parameter)).sub_(part_like(step, parameter), alpha=learning_rate)
+    local(parameter).mul_(shard_like(kept, parameter)).sub_(shard_like(step, parameter), alpha=learning_rate)

@@ -17,7 +17,7 @@ from natattn.errors import UserError
 from natattn.report.section import Picture, table
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, final_trial
-from natattn.reproduce.results import Analysed
+from natattn.reproduce.results import AnalysisResult
 from natattn.reproduce.settings import AnalysisSettings, StudySettings
 from natattn.reproduce.studies import Trial
 from natattn.reproduce.trials import Trials
@@ -27,7 +27,7 @@ _YOUNGER = frozenset({"tower"})
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AnalysisSpec:
     """One call of `natattn analyze`: which analysis of the study, on which trials.
 
     Attributes:
@@ -51,7 +51,7 @@ class Wanted:
         return self.options.sections or ()
 
 
-def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
+def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[AnalysisSpec]:
     """Every analysis that the study asks for: of all of its runs, of those of a corpus, or of each.
 
     Raises: UserError for one that does not name its sections.
@@ -68,17 +68,17 @@ def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[Wanted]:
         groups = {"study": [every], "corpus": of_corpora, "run": [[trial] for trial in every]}[settings.of]
         for group in filter(None, groups):  # a corpus that none of the arms is trained on has none
             keys = [f"{trials.key(trial)} {trials.arms[trial.arm].of_run}" for trial in group]
-            yield Wanted(name, settings, options, tuple(group), key_of_analysis(settings.of, options, keys))
+            yield AnalysisSpec(name, settings, options, tuple(group), key_of_analysis(settings.of, options, keys))
 
 
-def reads_models(wanted: Wanted) -> bool:
+def reads_models(wanted: AnalysisSpec) -> bool:
     """Whether the analysis needs the trained weights, beside what the runs' files say."""
     if wanted.settings.of == "run":
         return True
     return any(measure.reads_models for name, measure in RUN_MEASURES.items() if name in wanted.sections)
 
 
-def kept_analysis(wanted: Wanted, folders: Sequence[Path]) -> Path | None:
+def kept_analysis(wanted: AnalysisSpec, folders: Sequence[Path]) -> Path | None:
     """The folder of a whole analysis of that key."""
     for folder in folders:
         found = folder / wanted.key
@@ -88,7 +88,7 @@ def kept_analysis(wanted: Wanted, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def make_analysis(wanted: Wanted, trials: Trials, folder: Path) -> Path:
+def make_analysis(wanted: AnalysisSpec, trials: Trials, folder: Path) -> Path:
     """Analyse the runs, all of which must be there; the folder of the result.
 
     Raises: UserError where they cannot be analysed.
@@ -105,14 +105,14 @@ def make_analysis(wanted: Wanted, trials: Trials, folder: Path) -> Path:
     return target
 
 
-def analysed(wanted: Wanted, folder: Path, trials: Trials) -> Analysed:
+def analysed(wanted: AnalysisSpec, folder: Path, trials: Trials) -> AnalysisResult:
     """What the analysis in a folder said."""
     content = _read(folder)
     assert content is not None
     runs = [run for trial in wanted.trials if (run := trials.run(trial)) is not None]
     single = wanted.trials[0] if wanted.settings.of == "run" else None
     corpus = wanted.trials[0].corpus
-    return Analysed(
+    return AnalysisResult(
         name=wanted.name,
         where=wanted.settings.where if wanted.settings.of == "study" else f"{wanted.settings.where}, {corpus}",
         seed=None if single is None else single.seed,
@@ -123,7 +123,7 @@ def analysed(wanted: Wanted, folder: Path, trials: Trials) -> Analysed:
     )
 
 
-def pictures_of(wanted: Wanted, folder: Path) -> Iterator[Picture]:
+def pictures_of(wanted: AnalysisSpec, folder: Path) -> Iterator[Picture]:
     """The pictures of an analysis that lie beside it, with their numbers."""
     content = _read(folder) or {"sections": {}}
     for section in wanted.sections:
@@ -136,7 +136,7 @@ def pictures_of(wanted: Wanted, folder: Path) -> Iterator[Picture]:
                 yield Picture(f"{name}_{picture['name']}", caption, table(headings, rows), image.read_bytes())
 
 
-def _named(wanted: Wanted) -> tuple[str, str]:
+def _named(wanted: AnalysisSpec) -> tuple[str, str]:
     """A name for files, and what is said before a caption: of which runs this is."""
     first = wanted.trials[0]
     if wanted.settings.of == "run":

@@ -13,7 +13,7 @@ EVERY = "all"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What was asked for.
 
     Attributes:
@@ -27,7 +27,7 @@ class Asked:
     name: str
 
 
-def read_arguments(arguments: Sequence[str]) -> Asked:
+def read_arguments(arguments: Sequence[str]) -> Request:
     """Compose a configuration for every study that is named.
 
     Raises: UserError naming what is not understood, and the nearest that is.
@@ -54,7 +54,7 @@ def read_arguments(arguments: Sequence[str]) -> Asked:
     if not settings:
         raise UserError(f"study={named[-1]}: none has this budget")
     title = EVERY if set(names) == set(valid) else "_".join(names)
-    return Asked(tuple(settings), launcher, f"{title}_{settings[0].budget}")
+    return Request(tuple(settings), launcher, f"{title}_{settings[0].budget}")
 
 
 def _check_names(study: StudySettings) -> None:

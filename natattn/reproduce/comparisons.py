@@ -14,7 +14,7 @@ Measure = Callable[[Metric, str, str, str, int], float | None]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Comparison:
     """One difference, with what may be said of it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Judged:
         return f"{self.arm} − {self.other}: {quantity.title}{beyond}"
 
 
-def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, str]] = ()) -> list[Judged]:
+def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, str]] = ()) -> list[Comparison]:
     """Every comparison of the study on every corpus, those of one corpus and metric adjusted together (protocol, 4).
 
     A difference to a placebo is a row of its own in the same family: it must exclude zero there too.
@@ -51,7 +51,7 @@ def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, s
         leaky: (corpus, arm) whose losses are no evidence; nothing of theirs is `supported`.
     """
     arms = arms_of(study)
-    found: list[Judged] = []
+    found: list[Comparison] = []
     for corpus in study.corpora:
         for metric in dict.fromkeys(comparison.metric for comparison in study.comparisons):
             chosen = [
@@ -69,7 +69,7 @@ def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, s
 def _judge_family(
     study: StudySettings, chosen: Sequence[ComparisonSettings], arms: dict[str, Arm], corpus: str, measure: Measure,
     leaky: Collection[tuple[str, str]],
-) -> list[Judged]:  # fmt: skip
+) -> list[Comparison]:  # fmt: skip
     rows = list(_rows(chosen, arms))
     samples = [_sample(arms[arm].seeds, comparison, corpus, arm, other, measure) for comparison, arm, other in rows]
     differences = dict(zip(map(_name, rows), differences_of([sample for sample, _ in samples]), strict=True))
@@ -95,7 +95,7 @@ def _judge_family(
                 complete=not any(missing[each] for each in (name, *names))
                 and not any((corpus, each) in leaky for each in (arm, other)),
             )
-        judged.append(Judged(comparison, corpus, arm, other, differences[name], missing[name], unbeaten, said))
+        judged.append(Comparison(comparison, corpus, arm, other, differences[name], missing[name], unbeaten, said))
     return judged
 
 

@@ -159,7 +159,7 @@ def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
     from natattn.stacked.replicas import train_in_folders
     from natattn.training.run import train
 
-    runs = settings.of_each_seed()
+    runs = settings.per_seed()
     if len(runs) > 1 and any((folder / CONFIG).exists() for folder in folders):
         made = [_train(run, [folder]) for run, folder in zip(runs, folders, strict=True)]
         return all(made)

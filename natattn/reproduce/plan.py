@@ -18,7 +18,7 @@ Score = Callable[[Trial], float | None]
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuningResult:
     """What tuning found for one arm on one corpus.
 
     Attributes:
@@ -42,14 +42,14 @@ class Plan:
     """
 
     trials: tuple[Trial, ...]
-    tuned: dict[tuple[str, str], Tuned]
+    tuned: dict[tuple[str, str], TuningResult]
 
 
 def plan(study: StudySettings, score: Score) -> Plan:
     """The trials that the study wants now; ask again when they are done, for tuning decides what follows."""
     arms = arms_of(study)
     trials: list[Trial] = []
-    tuned: dict[tuple[str, str], Tuned] = {}
+    tuned: dict[tuple[str, str], TuningResult] = {}
     for corpus in study.corpora:
         for arm in arms.values():
             if arm.tuned_as != arm.name or study.tuning is None or corpus not in arm.corpora:
@@ -77,16 +77,16 @@ def final_trial(plan: Plan, arm: Arm, corpus: str, seed: int) -> Trial | None:
     return None if found is None or found.best is None else Trial(corpus, arm.name, found.best, seed)
 
 
-def _tuned(tuning: TuningSettings, corpus: str, arm: Arm, score: Score) -> tuple[list[Trial], Tuned]:
+def _tuned(tuning: TuningSettings, corpus: str, arm: Arm, score: Score) -> tuple[list[Trial], TuningResult]:
     """The trials that tuning has wanted so far, and what came of them."""
     grid = list(tuning.grid)
     for widened in range(tuning.widenings + 1):
         losses = {rate: _mean_score([Trial(corpus, arm.name, rate, s) for s in tuning.seeds], score) for rate in grid}
         known = {rate: loss for rate, loss in losses.items() if loss is not None}
         if len(known) < len(grid):
-            return _trials(tuning, corpus, arm, grid), Tuned(known, None, False)
+            return _trials(tuning, corpus, arm, grid), TuningResult(known, None, False)
         best = min(known, key=known.__getitem__)
-        found = Tuned(known, best if math.isfinite(known[best]) else None, best in (grid[0], grid[-1]))
+        found = TuningResult(known, best if math.isfinite(known[best]) else None, best in (grid[0], grid[-1]))
         if not found.at_edge or found.best is None or len(grid) < 2 or widened == tuning.widenings:
             break
         grid = sorted([*grid, _beyond(grid, best)])

@@ -19,7 +19,7 @@ from natattn.reproduce.analyses import (
     reads_models,
     wanted_analyses,
 )
-from natattn.reproduce.arguments import Asked
+from natattn.reproduce.arguments import Request
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.comparisons import judge
 from natattn.reproduce.done import DoneRuns
@@ -30,7 +30,7 @@ from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.ledger import claims_of
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.report import write_report
-from natattn.reproduce.results import Analysed, Finding, StudyResult, StudyTable
+from natattn.reproduce.results import AnalysisResult, Finding, StudyResult, StudyTable
 from natattn.reproduce.settings import ReproduceSettings
 from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
@@ -153,7 +153,7 @@ class Studies:
 
     def _analyses(self, trials: Trials, plan: Plan, analyse: bool) -> "_Read":
         """What the study's analyses say, made where they are not there yet."""
-        read, inputs, shown = _Read(), dict[str, list[Analysed]](), set[tuple[str, ...]]()
+        read, inputs, shown = _Read(), dict[str, list[AnalysisResult]](), set[tuple[str, ...]]()
         for wanted in wanted_analyses(trials, plan):
             folder = kept_analysis(wanted, self.analysis_folders)
             if folder is None:
@@ -250,7 +250,7 @@ def prefixed(result: StudyResult) -> StudyResult:
     )
 
 
-def reproduce(asked: Asked) -> tuple[Path, list[StudyResult]]:
+def reproduce(asked: Request) -> tuple[Path, list[StudyResult]]:
     """Do what is missing of the studies and write their results to a folder; the page, and the results.
 
     Raises: UserError for what the user can mend.

@@ -133,7 +133,7 @@ def overall(findings: Sequence[Finding]) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Analysed:
+class AnalysisResult:
     """What `natattn analyze` said of one model or one set of runs, for a judge to read.
 
     Attributes:

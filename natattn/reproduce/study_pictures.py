@@ -6,7 +6,7 @@ from typing import Any
 
 from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
 from natattn.report.section import Picture, table
-from natattn.reproduce.comparisons import Judged
+from natattn.reproduce.comparisons import Comparison
 from natattn.reproduce.figures import profile_figure
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.study_tables import steps_to_target, targets_of, unit_of_corpus
@@ -15,7 +15,7 @@ from natattn.reproduce.trials import Trials
 TICKS = (-1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def differences_picture(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> Picture | None:
+def differences_picture(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> Picture | None:
     """Final-loss differences with their intervals, a panel for each data set."""
     rows = [row for row in judged if row.comparison.metric == "final_loss" and row.difference.count > 1]
     corpora = list(dict.fromkeys(row.corpus for row in rows))

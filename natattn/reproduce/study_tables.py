@@ -10,7 +10,7 @@ from natattn.analysis.bands import series
 from natattn.analysis.differences import PAIRED_QUANTITIES, late_divergence
 from natattn.analysis.quantities import TASK_METRICS, task_metric
 from natattn.analysis.runs import ArmSummary, RunSummary
-from natattn.reproduce.comparisons import Judged
+from natattn.reproduce.comparisons import Comparison
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.trials import Trials
@@ -87,7 +87,7 @@ def arms_table(trials: Trials, plan: Plan) -> StudyTable:
     )
 
 
-def differences_table(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> StudyTable:
+def differences_table(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> StudyTable:
     """Every difference with its interval, adjusted within data and metric."""
     rows: list[tuple[Cell, ...]] = []
     runs = []
@@ -127,7 +127,7 @@ def _loss_units(trials: Trials, plan: Plan) -> str:
     return " or ".join(dict.fromkeys(f"nats/{unit}" for unit in units))
 
 
-def _says(row: Judged) -> Cell:
+def _says(row: Comparison) -> Cell:
     """The verdict on a claim; of a row without one where its interval lies: no placebo stands behind that."""
     if row.verdict is None or row.comparison.claim is not None:
         return Badge(row.verdict) if row.verdict is not None else None
@@ -140,7 +140,7 @@ def _other_deltas(trials: Trials) -> str:
     return "".join(f" ({PAIRED_QUANTITIES[metric].title}: {delta:g})" for metric, delta in own.items())
 
 
-def findings(trials: Trials, plan: Plan, judged: Sequence[Judged]) -> list[Finding]:
+def findings(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> list[Finding]:
     """The differences that bear on claims."""
     found = []
     for row in judged:
@@ -222,7 +222,7 @@ def _status(members: Members) -> str:
     return ", ".join(words) or ("finished" if members else "no runs")
 
 
-def _note(trials: Trials, plan: Plan, row: Judged) -> str:
+def _note(trials: Trials, plan: Plan, row: Comparison) -> str:
     """What bars or explains the verdict."""
     members = [trials.finals(plan, row.corpus, arm) for arm in (row.arm, row.other)]
     notes = [f"{row.missing} of {len(trials.arms[row.arm].seeds)} seeds missing or diverged"] * bool(row.missing)

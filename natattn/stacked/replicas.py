@@ -46,7 +46,7 @@ def train_replicas(settings: RunSettings, folder: Path, *, group: str | None = N
     Raises: UserError for whatever the user can mend; then a new folder holds nothing of ours.
     """
     settings.check()
-    folders = [folder / f"seed{each.seed}" for each in settings.of_each_seed()]
+    folders = [folder / f"seed{each.seed}" for each in settings.per_seed()]
     for path in (folder, *folders):
         run_folder.check_unused(path)
     with run_folder.RunLock(folder):
@@ -58,7 +58,7 @@ def train_in_folders(settings: RunSettings, folders: Sequence[Path], *, group: s
 
     Raises: UserError for whatever the user can mend; then a new folder holds nothing of ours.
     """
-    members = settings.of_each_seed()
+    members = settings.per_seed()
     with contextlib.ExitStack() as stack:
         stack.enter_context(deterministic(settings.train.deterministic, settings.device))
         for path in folders:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from natattn.tasks.base import Batch, Part, Task
+from natattn.tasks.base import Batch, BatchSlice, Task
 from natattn.tasks.language import LanguageSettings, LanguageTask
 from natattn.tasks.multimodal import MultimodalSettings, MultimodalTask
 from natattn.tasks.vision import VisionSettings, VisionTask
@@ -13,11 +13,11 @@ TaskSettings = Annotated[LanguageSettings | VisionSettings | MultimodalSettings,
 
 __all__ = [
     "Batch",
+    "BatchSlice",
     "LanguageSettings",
     "LanguageTask",
     "MultimodalSettings",
     "MultimodalTask",
-    "Part",
     "Task",
     "TaskSettings",
     "VisionSettings",

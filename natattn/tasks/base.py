@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchSlice:
     """Which part of a step's batch: those of a rank, and of them one accumulation slice."""
 
     rank: int = 0
@@ -56,7 +56,7 @@ class Task(Protocol):
     def initial_model(self, model: ModelSettings) -> nn.Module:
         """An arm's model in float32 on the CPU, with plain softmax attention; the same for the same seed."""
 
-    def batch(self, step: int, part: Part) -> Batch:
+    def batch(self, step: int, part: BatchSlice) -> Batch:
         """A part of a step's training batch, on the host; a function of (seed, step, sample) alone."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def turns(items: Iterable[Item], ranks: Ranks) -> Iterator[tuple[Item, bool]]:
+def round_robin(items: Iterable[Item], ranks: Ranks) -> Iterator[tuple[Item, bool]]:
     """(item, whether it counts) of this rank's items; as many on every rank.
 
     Ranks take turns. Where there are none left for some, they take the last one beside the others and do not count it:
@@ -103,7 +103,7 @@ def turns(items: Iterable[Item], ranks: Ranks) -> Iterator[tuple[Item, bool]]:
         yield turn[min(ranks.rank, len(turn) - 1)], ranks.rank < len(turn)
 
 
-class Sums:
+class MetricSums:
     """Sums over a split's batches, in float64 on the device; ranks add theirs at the end."""
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:

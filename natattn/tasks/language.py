@@ -27,7 +27,7 @@ from natattn.data import (
 from natattn.data.text.blocks import IGNORED_LABEL, check_length
 from natattn.distributed.ranks import Ranks
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, build_model
-from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
+from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
 
 PROBE_SEQUENCES = 8
 
@@ -101,7 +101,7 @@ class LanguageTask:
             seed=self.seed,
         )
 
-    def batch(self, step: int, part: Part) -> Tensor:
+    def batch(self, step: int, part: BatchSlice) -> Tensor:
         """Int64 tokens [sequences, context + 1]."""
         return torch.from_numpy(self._batches.batch(step, **vars(part)))
 
@@ -131,8 +131,8 @@ class LanguageTask:
         """Mean loss in nats/token over a split, every token but the first predicted exactly once."""
         text = self.corpus.validation if split == "validation" else self.corpus.test
         assert text is not None
-        sums = Sums(device, ranks)
-        for (inputs, labels), counted in turns(
+        sums = MetricSums(device, ranks)
+        for (inputs, labels), counted in round_robin(
             evaluation_batches(text, batch_size=batch_size, context=self.context), ranks
         ):
             with autocast():

@@ -19,8 +19,8 @@ from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
 from natattn.models.gpt2 import ModelSettings, SizeSettings
 from natattn.models.multimodal import build_dual_encoder
-from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
-from natattn.tasks.vision import OfImages, moved, save_image_processor
+from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
+from natattn.tasks.vision import ImageOptions, moved, save_image_processor
 
 PROBE_PAIRS = 8
 RECALLS = (1, 5)
@@ -41,7 +41,7 @@ class MultimodalSettings(Settings):
 
 
 @dataclass(frozen=True)
-class MultimodalTask(OfImages):
+class MultimodalTask(ImageOptions):
     """Contrastive training on pairs of image and caption.
 
     Raises: UserError where a caption is longer than ``size.context``.
@@ -88,7 +88,7 @@ class MultimodalTask(OfImages):
             seed=self.seed,
         )
 
-    def batch(self, step: int, part: Part) -> dict[str, Tensor]:
+    def batch(self, step: int, part: BatchSlice) -> dict[str, Tensor]:
         """uint8 images [pairs, H, W, C], int64 tokens [pairs, longest], and lengths and groups [pairs]."""
         first, count = part_of_batch(step, self.batch_size, **vars(part))
         split = self.corpus.train
@@ -120,8 +120,8 @@ class MultimodalTask(OfImages):
         """Loss in nats/pair and recall@1 and @5 both ways, means over the split's galleries."""
         pairs = self.corpus.validation if split == "validation" else self.corpus.test
         assert pairs is not None
-        sums = Sums(device, ranks)
-        for gallery, counted in turns(_galleries(len(pairs), self.corpus.gallery), ranks):
+        sums = MetricSums(device, ranks)
+        for gallery, counted in round_robin(_galleries(len(pairs), self.corpus.gallery), ranks):
             images, texts = [], []
             for start in range(0, len(gallery), batch_size):
                 batch = _pairs(pairs, gallery[start : start + batch_size])

@@ -20,7 +20,7 @@ from natattn.distributed.ranks import Ranks
 from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings
 from natattn.models.vision import build_vit
 from natattn.storage.atomic import replacing
-from natattn.tasks.base import Autocast, Batch, HeldOut, Part, Sums, turns
+from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
 
 PROBE_IMAGES = 8
 CALIBRATION_BINS = 15
@@ -38,7 +38,7 @@ class VisionSettings(Settings):
     learning_rate_scale: float = Field(gt=0)
 
 
-class OfImages:
+class ImageOptions:
     """What tasks that read images share; a step sees ``batch_size`` of their units."""
 
     corpus: Any
@@ -67,7 +67,7 @@ class OfImages:
 
 
 @dataclass(frozen=True)
-class VisionTask(OfImages):
+class VisionTask(ImageOptions):
     """Image classification on a corpus of labelled images."""
 
     corpus: ImageCorpus
@@ -96,7 +96,7 @@ class VisionTask(OfImages):
             seed=self.seed,
         )
 
-    def batch(self, step: int, part: Part) -> dict[str, Tensor]:
+    def batch(self, step: int, part: BatchSlice) -> dict[str, Tensor]:
         """Augmented uint8 images [images, height, width, channels] and int64 labels [images]."""
         first, count = part_of_batch(step, self.batch_size, **vars(part))
         split = self.corpus.train
@@ -121,8 +121,8 @@ class VisionTask(OfImages):
         """Loss in nats/image, accuracy, and expected calibration error."""
         pictures = self.corpus.validation if split == "validation" else self.corpus.test
         assert pictures is not None
-        sums = Sums(device, ranks)
-        for start, counted in turns(range(0, len(pictures), batch_size), ranks):
+        sums = MetricSums(device, ranks)
+        for start, counted in round_robin(range(0, len(pictures), batch_size), ranks):
             images = torch.from_numpy(np.array(pictures.images[start : start + batch_size])).to(device)
             labels = torch.from_numpy(pictures.labels[start : start + batch_size]).to(device)
             with autocast():

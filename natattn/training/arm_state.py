@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from natattn.config.messages import first_line
-from natattn.distributed.ranks import is_sharded, own_part, part_like, sharded_like
+from natattn.distributed.ranks import is_sharded, local, shard_like, sharded_like
 from natattn.errors import UserError
 from natattn.training.arms import Arm
 
@@ -69,7 +69,7 @@ def read_arm(folder: Path, arm: Arm, rest: Any) -> None:
         if empty is not None:
             others[name] = empty
     source.read({**targets, **others})
-    _put_back(arm, {name: own_part(tensor) for name, tensor in others.items()}, rest)
+    _put_back(arm, {name: local(tensor) for name, tensor in others.items()}, rest)
 
 
 def _put_back(arm: Arm, tensors: Mapping[str, Tensor], rest: Any) -> None:
@@ -116,7 +116,7 @@ def _empty(name: str, shape: Shape, arm: Arm) -> Tensor | None:
         if not sharing.keeps(slots, key):
             return None
         if sharing.holds_part(slots, whole):
-            return sharded_like(torch.empty_like(own_part(parameter), dtype=shape.dtype), parameter)
+            return sharded_like(torch.empty_like(local(parameter), dtype=shape.dtype), parameter)
     return torch.empty_like(whole, device=arm.device)
 
 
@@ -197,8 +197,8 @@ class _Whole:
                     if target is None:
                         continue
                     stored = file.get_tensor(name)
-                    part = stored if own_part(target) is target else part_like(stored, target)
-                    own_part(target).copy_(part)
+                    part = stored if local(target) is target else shard_like(stored, target)
+                    local(target).copy_(part)
 
 
 class _Parts:

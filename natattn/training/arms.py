@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
-from natattn.distributed.ranks import Ranks, own_part, whole
+from natattn.distributed.ranks import Ranks, full, local
 from natattn.models.attention_types import TemperedAttention
 from natattn.models.unpacked import one_sequence_per_row
 from natattn.optim.optimizer import DirectionalOptimizer
@@ -137,7 +137,7 @@ class Arm:
             self.clip_energies(step)
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
-        return StepResult(total, whole(gradient_norm))
+        return StepResult(total, full(gradient_norm))
 
     def _seed_dropout(self, step: int) -> None:
         rank = (self.ranks.rank,) if self.ranks.rank else ()
@@ -189,11 +189,11 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        digest.update(whole(parameter.detach()).cpu().contiguous().numpy().tobytes())
+        digest.update(full(parameter.detach()).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def identical(first: nn.Module, second: nn.Module) -> bool:
     """Whether two models of the same architecture have equal weights to the bit; of parts, this rank's."""
     pairs = zip(first.parameters(), second.parameters(), strict=True)
-    return all(torch.equal(own_part(a), own_part(b)) for a, b in pairs)
+    return all(torch.equal(local(a), local(b)) for a, b in pairs)

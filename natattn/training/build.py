@@ -9,7 +9,7 @@ import torch
 
 from natattn.attention.probe import AttentionProbe
 from natattn.data.images import prepare_images, prepare_pairs
-from natattn.distributed.ranks import Ranks, whole
+from natattn.distributed.ranks import Ranks, full
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
 from natattn.models.gpt2 import ModelSettings, context_of
@@ -71,8 +71,8 @@ def build_arms(settings: RunSettings, task: Task, ranks: Ranks | None = None) ->
             model.to(settings.device)
         if arms and not isinstance(model_settings.attention, PublishedAttention):
             load_weights(model, arms[0].model)
-        model_settings.attention.put_on(model)
-        settings.stabilisers.put_on(model)
+        model_settings.attention.apply_to(model)
+        settings.stabilisers.apply_to(model)
         if settings.train.activation_checkpointing:
             _checkpoint_activations(model)
         if _is_sharded(settings, ranks):
@@ -104,7 +104,7 @@ def _is_sharded(settings: RunSettings, ranks: Ranks) -> bool:
 
 def load_weights(model: torch.nn.Module, source: torch.nn.Module) -> None:
     """Copy the weights of another model of the same architecture, which the ranks may hold in parts."""
-    model.load_state_dict({name: whole(tensor) for name, tensor in source.state_dict().items()})
+    model.load_state_dict({name: full(tensor) for name, tensor in source.state_dict().items()})
 
 
 def whole_model(arm: Arm, settings: RunSettings, step: int) -> Any:
@@ -116,8 +116,8 @@ def whole_model(arm: Arm, settings: RunSettings, step: int) -> Any:
         model_settings = model_settings.model_copy(update={"attention": SoftmaxAttention(kind="softmax")})
     model = _initial_model(model_settings, settings, arm.task)
     load_weights(model, arm.model)
-    model_settings.attention.put_on(model)
-    settings.stabilisers.put_on(model)
+    model_settings.attention.apply_to(model)
+    settings.stabilisers.apply_to(model)
     if arm.tempered is not None:
         arm.tempered.update(model, step, settings.train.steps)
     return model

@@ -8,7 +8,7 @@ from torch import Tensor
 from natattn.config.base import Settings
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
-from natattn.tasks.base import Part, to_device
+from natattn.tasks.base import BatchSlice, to_device
 from natattn.tasks.language import LanguageTask
 from natattn.training.arms import Arm
 
@@ -46,7 +46,7 @@ def check_independence(arm: Arm) -> None:
     arm.model.eval()
     inputs = arm.task.probe_inputs(arm.device)
     if len(next(iter(inputs.values()))) < 2:  # one example held out: those that are trained on show it as well
-        inputs = arm.task.inputs(to_device(arm.task.batch(0, Part()), arm.device))
+        inputs = arm.task.inputs(to_device(arm.task.batch(0, BatchSlice()), arm.device))
     alone = {name: value[:1] for name, value in inputs.items()}
     together, single = (arm.task.examples(arm.model(**each))[:1].float() for each in (inputs, alone))
     if not bool(single.isfinite().all()):

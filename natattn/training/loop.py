@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from natattn.tasks.base import Batch, HeldOut, Part, to_device
+from natattn.tasks.base import Batch, BatchSlice, HeldOut, to_device
 from natattn.tracking import DIVERGED, Record, Tracker
 from natattn.tracking.metrics_file import MetricsFile, NoMetricsFile
 from natattn.training.arms import Arm, StepResult, identical
@@ -178,7 +178,7 @@ class Loop:
     def slices(self) -> list[Batch]:
         """This step's batch on the device, in accumulation slices."""
         count = self.settings.accumulation_steps
-        parts = [Part(self.ranks.rank, self.ranks.size, index, count) for index in range(count)]
+        parts = [BatchSlice(self.ranks.rank, self.ranks.size, index, count) for index in range(count)]
         return [to_device(self.task.batch(self.progress.step, part), self.device) for part in parts]
 
     def before_step(self, arm: Arm) -> None:

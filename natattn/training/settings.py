@@ -217,7 +217,7 @@ class RunSettings(Settings):
         if self.seed + self.seeds > 2**63:  # type: ignore[operator]
             raise UserError(f"{start}seed={self.seed}: the last seed would not be below 2**63")
 
-    def of_each_seed(self) -> "list[RunSettings]":
+    def per_seed(self) -> "list[RunSettings]":
         """The settings of the separate runs that ``seeds`` stands for."""
         seeds = range(self.seed, self.seed + (self.seeds or 1))
         return [self.model_copy(update={"seed": seed, "seeds": None}) for seed in seeds]

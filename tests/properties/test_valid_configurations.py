@@ -9,7 +9,7 @@ from property_tools import TRIED, examples, message_of
 
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.tasks.base import Part
+from natattn.tasks.base import BatchSlice
 from natattn.training.build import build_arms, open_task
 from natattn.training.guards import check_guards
 from natattn.training.run_folder import flatten
@@ -125,7 +125,7 @@ def test_what_is_let_through_takes_a_step_with_a_finite_loss(overrides: list[str
         TRIED["valid configurations: refused when built"] += 1
         return
     count = settings.train.accumulation_steps
-    slices = [task.batch(0, Part(0, 1, index, count)) for index in range(count)]
+    slices = [task.batch(0, BatchSlice(0, 1, index, count)) for index in range(count)]
     for arm in arms:
         arm.at_step(0, settings.train.steps)
         result = arm.train_step(slices, 0, settings.schedule.factor(0, settings.train.steps))

@@ -8,7 +8,7 @@ import pytest
 from natattn.analysis.scaling import GridPoint, laws, optima
 from natattn.analysis.sections import scaling as scaling_section
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import Analysed
+from natattn.reproduce.results import AnalysisResult
 
 SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)  # over five seeds
 
@@ -16,7 +16,7 @@ SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)  # over five seeds
 def analysis(section, *tables, seed=None, steps=None, where="text", maps=()):
     """Tables from rows as dictionaries."""
     made = [{"headings": list(rows[0]), "rows": [list(row.values()) for row in rows]} for rows in tables if rows]
-    return Analysed("models", where, seed, steps, {section: {"findings": [], "tables": made, "maps": list(maps)}})
+    return AnalysisResult("models", where, seed, steps, {section: {"findings": [], "tables": made, "maps": list(maps)}})
 
 
 def exponent(alpha, half, *, k="all heads", models=18, fit=0.5):
@@ -245,7 +245,7 @@ def grid(power, seeds):
     found = optima(points)
     tables = [scaling_section._law_table(laws(found)), scaling_section._optimum_table(found)]
     made = [{"headings": list(table.headings), "rows": [list(row) for row in table.rows]} for table in tables]
-    return Analysed("grid", "grammars", None, None, {"scaling": {"tables": made}})
+    return AnalysisResult("grid", "grammars", None, None, {"scaling": {"tables": made}})
 
 
 @pytest.mark.parametrize(

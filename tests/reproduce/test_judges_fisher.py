@@ -6,7 +6,7 @@ import pytest
 
 from natattn.analysis.fisher_errors import IDENTITY, IDENTITY_AND_PATTERN, KEY_GRAM, KRONECKER, MARGINAL, QUERY_GRAM
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import Analysed
+from natattn.reproduce.results import AnalysisResult
 
 SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)
 
@@ -19,7 +19,7 @@ def analysed(sections, *, seed=None, steps=None):
         }
         for name, (tables, maps) in sections.items()
     }
-    return Analysed("models", "text", seed, steps, made)
+    return AnalysisResult("models", "text", seed, steps, made)
 
 
 def score(name, error, gap, half, *, kept=False):

@@ -8,12 +8,12 @@ import pytest
 from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
 from natattn.reproduce.judges.reading import bounds, layer_means, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import Group, Measured, Row, findings_of, groups, near, one_sided
-from natattn.reproduce.results import Analysed
+from natattn.reproduce.results import AnalysisResult
 from natattn.statistics.paired import Difference, differences_of, slope_interval
 
 
 def analysed(seed=None, steps=None, name="models", sections=None, where="text"):
-    return Analysed(name, where, seed, steps, {"fisher": {}} if sections is None else sections)
+    return AnalysisResult(name, where, seed, steps, {"fisher": {}} if sections is None else sections)
 
 
 def test_means_as_fits_are_adjusted_as_samples_are():

@@ -10,7 +10,7 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.config import compose as config
 from natattn.reproduce.analyses import key_of_analysis
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import Analysed, Finding, StudyTable, overall
+from natattn.reproduce.results import AnalysisResult, Finding, StudyTable, overall
 
 KEPT = Path(__file__).parents[2] / "docs" / "results" / "analysis"
 
@@ -18,7 +18,7 @@ KEPT = Path(__file__).parents[2] / "docs" / "results" / "analysis"
 def judged(judge: str, *names: str) -> tuple[list[Finding], list[StudyTable]]:
     """Of kept pages, each as a model or set of runs without a seed of its own."""
     sections = {name: json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))["sections"] for name in names}
-    return JUDGES[judge]("kept", [Analysed(name, name, None, None, found) for name, found in sections.items()])
+    return JUDGES[judge]("kept", [AnalysisResult(name, name, None, None, found) for name, found in sections.items()])
 
 
 def test_kept_analyses_are_still_found_by_their_keys():

@@ -17,7 +17,7 @@ from natattn.analysis.sections.sources import TreeText
 from natattn.analysis.subject import Subject
 from natattn.analysis.widths import HeadPeak, exponents
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import Analysed
+from natattn.reproduce.results import AnalysisResult
 from natattn.statistics.paired import t_interval
 
 SETTINGS = SimpleNamespace(
@@ -40,7 +40,7 @@ def subject():
 def judged(judge, *sections, seeds=5):
     """The same model five times over, through the file."""
     written = {section.name: json.loads(json.dumps(section.to_json(), allow_nan=False)) for section in sections}
-    return JUDGES[judge]("study", [Analysed("tiny", "text", seed, 10, written) for seed in range(seeds)])
+    return JUDGES[judge]("study", [AnalysisResult("tiny", "text", seed, 10, written) for seed in range(seeds)])
 
 
 def cell(table, heading):
@@ -55,7 +55,7 @@ def test_fisher(subject):
     identity = [row for row in tables[0].rows if row[2:4] == ("F, score space", "identity")]
     assert 0 < identity[0][4].value < 1
     # One model keeps the intervals over its heads.
-    alone, _ = JUDGES["fisher"]("study", [Analysed("tiny", "text", None, None, {"fisher": section.to_json()})])
+    alone, _ = JUDGES["fisher"]("study", [AnalysisResult("tiny", "text", None, None, {"fisher": section.to_json()})])
     assert all(finding.estimate.low <= finding.estimate.value <= finding.estimate.high for finding in alone)
     assert any("6 heads" in finding.note for finding in alone)
 
@@ -124,7 +124,7 @@ def test_training(monkeypatch):
     monkeypatch.setattr(training.run_figures, "bands", lambda *arguments, **named: b"")
     section = training.training_section(SimpleNamespace(), SETTINGS, lambda count: None)
     written = json.loads(json.dumps(section.to_json(), allow_nan=False))
-    findings, (table,) = JUDGES["lead"]("study", [Analysed("runs", "text", None, None, {"training": written})])
+    findings, (table,) = JUDGES["lead"]("study", [AnalysisResult("runs", "text", None, None, {"training": written})])
     centre, half = t_interval(leads)
     assert (findings[0].estimate.low, findings[0].estimate.high) == pytest.approx((centre - half, centre + half))
     assert (findings[0].count, cell(table, "seeds")) == (5, 7)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from natattn.analysis.runs import RunSummary, summarise_run
-from natattn.reproduce.comparisons import Judged, judge
+from natattn.reproduce.comparisons import Comparison, judge
 from natattn.reproduce.done import DoneRuns
 from natattn.reproduce.jobs import JobMaker
 from natattn.reproduce.plan import Plan
@@ -45,7 +45,7 @@ class Given(Trials):
         return self.runs.get((trial.corpus, trial.arm, trial.seed))
 
 
-Made = tuple[Given, Plan, list[Judged]]
+Made = tuple[Given, Plan, list[Comparison]]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from natattn.analysis.runs import RunSummary, summarise_run
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.reproduce.analyses import Wanted, kept_analysis, wanted_analyses
+from natattn.reproduce.analyses import AnalysisSpec, kept_analysis, wanted_analyses
 from natattn.reproduce.done import DoneRuns
 from natattn.reproduce.jobs import JobMaker
 from natattn.reproduce.plan import plan
@@ -64,7 +64,7 @@ def test_an_analysis_without_its_sections_is_refused_and_one_that_broke_off_is_n
         list(wanted_analyses(trials, plan(study, lambda trial: None)))
     composed = config.compose(["sections=[frozen,cascades]"], "analyze")
     options = config.validated(config.plain_values(composed), AnalyzeSettings)
-    wanted = Wanted("x", analysis, options, (Trial("text", "a", None, 1),), "key")
+    wanted = AnalysisSpec("x", analysis, options, (Trial("text", "a", None, 1),), "key")
     (tmp_path / "key").mkdir()
     for sections, is_whole in (({"frozen": {}}, False), ({"frozen": {}, "cascades": {}}, True)):
         (tmp_path / "key" / "analysis.json").write_text(json.dumps({"sections": sections}))

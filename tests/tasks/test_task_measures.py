@@ -8,7 +8,7 @@ import torch
 
 from natattn.data.images import ImageSplit, PairSplit
 from natattn.distributed.ranks import Ranks
-from natattn.tasks.base import Sums, turns
+from natattn.tasks.base import MetricSums, round_robin
 from natattn.tasks.multimodal import chance as chance_of_pairs
 from natattn.tasks.multimodal import contrastive_loss, gallery_metrics
 from natattn.tasks.vision import CALIBRATION_BINS, Scaling, chance, classification_metrics, classification_sums
@@ -18,7 +18,7 @@ def test_accuracy_loss_and_calibration_of_a_made_split():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(400, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(5, (400,), generator=generator)
-    sums = Sums(torch.device("cpu"), Ranks())
+    sums = MetricSums(torch.device("cpu"), Ranks())
     for start in range(0, 400, 90):
         sums.add(classification_sums(logits[start : start + 90], labels[start : start + 90]))
     found = classification_metrics(sums.read())
@@ -145,7 +145,7 @@ def test_ranks_take_turns_and_count_everything_once(size):
     counted = []
     lengths = []
     for rank in range(size):
-        taken = list(turns(range(7), Ranks(rank, size)))
+        taken = list(round_robin(range(7), Ranks(rank, size)))
         lengths.append(len(taken))
         counted += [item for item, counts in taken if counts]
     assert sorted(counted) == list(range(7))

@@ -14,7 +14,7 @@ from natattn.cli.main import main
 from natattn.config import compose as config
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.tasks import Part
+from natattn.tasks import BatchSlice
 from natattn.training.arms import Arm, weights_hash
 from natattn.training.build import build_arms, open_task
 from natattn.training.evaluate import attention_metrics, split_metrics
@@ -37,7 +37,7 @@ def arms_of(overrides: list[str], *more: str) -> list[Arm]:
 
 
 def step(arm: Arm, number: int = 0) -> float:
-    return float(arm.train_step([arm.task.batch(number, Part())], number, 1.0).loss)
+    return float(arm.train_step([arm.task.batch(number, BatchSlice())], number, 1.0).loss)
 
 
 def equal(first, second) -> bool:
@@ -61,7 +61,7 @@ def test_every_attention_type_learns(model, small):
         losses = []
         for number in range(4):
             arm.at_step(number, 6)
-            losses.append(float(arm.train_step([arm.task.batch(0, Part())], number, 1.0).loss))
+            losses.append(float(arm.train_step([arm.task.batch(0, BatchSlice())], number, 1.0).loss))
         assert losses[-1] < losses[0], (arm.name, losses)
 
 
@@ -98,11 +98,11 @@ def test_stabilisers_bound_the_energies_of_both_arms(option, small):
 
 def test_parts_of_a_batch_are_the_batch(small):
     task = open_task(config.settings_of(config.compose(small)), progress=False)
-    whole = task.batch(3, Part())
-    parts = [task.batch(3, Part(rank, 2, index, 2)) for rank in range(2) for index in range(2)]
+    whole = task.batch(3, BatchSlice())
+    parts = [task.batch(3, BatchSlice(rank, 2, index, 2)) for rank in range(2) for index in range(2)]
     assert equal(whole, {name: torch.cat([part[name] for part in parts]) for name in whole})
-    assert equal(whole, task.batch(3, Part()))
-    assert not equal(whole, task.batch(4, Part()))
+    assert equal(whole, task.batch(3, BatchSlice()))
+    assert not equal(whole, task.batch(4, BatchSlice()))
 
 
 def test_metrics_do_not_depend_on_the_batch(small):

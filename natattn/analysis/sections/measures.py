@@ -31,7 +31,7 @@ def theorems_section(subject: Subject, settings: AnalyzeSettings, advance: Advan
 # Of models that predict the next token; others are refused, and spared them where nobody asked.
 OF_LANGUAGE_MODELS: frozenset[ModelSection] = frozenset({"gradients"})
 # Along or inside text, which patches of an image have no order for.
-OF_TEXT: frozenset[ModelSection] = frozenset({"sizes", "cascades", "fisher", "gradients", "hierarchy"})
+TEXT_ONLY: frozenset[ModelSection] = frozenset({"sizes", "cascades", "fisher", "gradients", "hierarchy"})
 # Of models with an encoder and a decoder: what asks for one pattern of one sequence on itself is left out.
 OF_TWO_SEQUENCES: frozenset[ModelSection] = frozenset({"heads", "spectra", "theorems"})
 MEASURES: Mapping[ModelSection, Measure] = {

@@ -14,9 +14,9 @@ from natattn.reproduce.judges.hierarchy import judge_hierarchy
 from natattn.reproduce.judges.lead import judge_lead
 from natattn.reproduce.judges.scaling import judge_scaling
 from natattn.reproduce.judges.theorems import judge_theorems
-from natattn.reproduce.results import Analysed, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Finding, StudyTable
 
-Judge = Callable[[str, Sequence[Analysed]], tuple[list[Finding], list[StudyTable]]]  # of a study's name
+Judge = Callable[[str, Sequence[AnalysisResult]], tuple[list[Finding], list[StudyTable]]]  # of a study's name
 
 JUDGES: Mapping[str, Judge] = {
     "widths": judge_widths,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from natattn.reproduce.judges import reading
 from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of
 from natattn.reproduce.judges.samples import Group, Measured, Row, findings_of, groups, mean_cell, near
-from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Finding, StudyTable
 
 CLAIMED = 1.5
 TOLERANCE = 0.1
@@ -24,7 +24,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def judge_cascades(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_cascades(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """τ at every threshold of every kind of models."""
     found = [(group, threshold) for group in groups(analyses, _SECTION) for threshold in _thresholds(group)]
     rows = [_row(group, threshold) for group, threshold in found]

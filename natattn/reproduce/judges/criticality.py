@@ -14,7 +14,7 @@ from typing import Any
 from natattn.reproduce.judges.fits import Fit, adjusted
 from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import Group, groups, mean_cell, one_sided
-from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM, Difference
 
 INDIFFERENCE = 0.02  # of α: T_c changes by 4 % from width 128 to 1,024
@@ -29,7 +29,7 @@ _EXPONENTS = ("scan", "T_c by", "k", "α")
 
 @dataclass(frozen=True)
 class _Exponent:
-    analysed: Analysed
+    analysed: AnalysisResult
     row: Mapping[str, Any]
 
     @property
@@ -54,7 +54,7 @@ class _Exponent:
         return self.analysed.seeds is None or self.analysed.seeds >= LEAST_FOR_A_CLAIM
 
 
-def judge_widths(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_widths(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """α of all heads together, for both scans and both peaks, Holm-adjusted over all families of models."""
     with_section = [analysed for analysed in analyses if "widths" in analysed.sections]
     found = [_Exponent(a, row) for a in with_section for row in rows_of(a, "widths", *_EXPONENTS)]
@@ -79,7 +79,7 @@ def judge_widths(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding
     return findings, tables
 
 
-def _not_measured(study: str, analysed: Analysed) -> Finding:
+def _not_measured(study: str, analysed: AnalysisResult) -> Finding:
     note = "not measured: no scan has peaks at three widths"
     return Finding(
         "K1", study, "α of T_c", analysed.where, Estimate(math.nan), "", 0, "inconclusive", None, note, analysed.runs
@@ -142,7 +142,7 @@ def _place_table(places: Sequence[_Exponent], differences: Sequence[Difference])
     return StudyTable("widths_by_place", "α by layer and rank", caption, headings, tuple(rows), runs)
 
 
-def _size_rows(analyses: Sequence[Analysed]) -> Iterator[tuple[Analysed, tuple[Cell, ...]]]:
+def _size_rows(analyses: Sequence[AnalysisResult]) -> Iterator[tuple[AnalysisResult, tuple[Cell, ...]]]:
     for analysed in analyses:
         for row in rows_of(analysed, "widths", "scan", "peak of", "verdict"):
             height = Estimate(
@@ -156,7 +156,7 @@ def _size_rows(analyses: Sequence[Analysed]) -> Iterator[tuple[Analysed, tuple[C
             yield analysed, (analysed.where, row["scan"], row["peak of"], height, width, row["verdict"])
 
 
-def _size_table(found: Sequence[tuple[Analysed, tuple[Cell, ...]]]) -> StudyTable:
+def _size_table(found: Sequence[tuple[AnalysisResult, tuple[Cell, ...]]]) -> StudyTable:
     headings = ("models", "scan", "peak of", "height ∝ d^", "width in log T ∝ d^", "peaks")
     caption = (
         "Finite size: a transition's peaks grow and sharpen with the system, a crossover's round off. 95 % t intervals "
@@ -166,7 +166,7 @@ def _size_table(found: Sequence[tuple[Analysed, tuple[Cell, ...]]]) -> StudyTabl
     return StudyTable("peaks_by_width", "Peaks over the width", caption, headings, rows, runs)
 
 
-def judge_correlation(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_correlation(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """Tables alone: ξ, χ, m and C over temperature, over training at T = 1, and peaks over the context."""
     curves: list[tuple[Cell, ...]] = []
     trained: list[tuple[Cell, ...]] = []
@@ -209,7 +209,7 @@ def _at(group: Group, kind: str, temperature: float) -> list[Estimate]:
     return [mean_cell(group, rows, curve) for curve in CURVES]
 
 
-def _context_table(analyses: Sequence[Analysed]) -> StudyTable:
+def _context_table(analyses: Sequence[AnalysisResult]) -> StudyTable:
     """The heights are divided by what independent scores would gain: C by log L, χ by L."""
     rows: list[tuple[Cell, ...]] = []
     runs = []

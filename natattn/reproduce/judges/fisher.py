@@ -29,7 +29,7 @@ from natattn.reproduce.judges.samples import (
     mean_cell,
     one_sided,
 )
-from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Finding, StudyTable
 
 ABOUT = 0.1
 INDIFFERENCE = 0.01  # of errors, in units of the Fisher's norm
@@ -50,13 +50,13 @@ _SPACES = {
 class _Question:
     claim: str
     what: str
-    read: Callable[[Analysed], Measured]
+    read: Callable[[AnalysisResult], Measured]
     rule: Rule
     against: float = 0.0
     unit: str = "of the norm"
 
 
-def judge_fisher(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_fisher(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """Every question of every kind of models and step; Holm-adjusted over the rows of one claim."""
     found = groups(analyses, _SECTION)
     findings: list[Finding] = []
@@ -95,17 +95,17 @@ def _questions() -> Iterator[_Question]:
     )  # fmt: skip
 
 
-def _row_of(analysed: Analysed, space: str, name: str) -> reading.Row:
+def _row_of(analysed: AnalysisResult, space: str, name: str) -> reading.Row:
     """That of the declared damping in the table of the inverse, which has three."""
     if space == _INVERSE:
         return row_of(analysed, _SECTION, space, name, **{"λ": CLAIMED_DAMPING})
     return row_of(analysed, _SECTION, space, name)
 
 
-def _error_of(space: str, name: str) -> Callable[[Analysed], Measured]:
+def _error_of(space: str, name: str) -> Callable[[AnalysisResult], Measured]:
     """The error, mean over heads, with its interval over these where the model is alone."""
 
-    def read(analysed: Analysed) -> Measured:
+    def read(analysed: AnalysisResult) -> Measured:
         row = _row_of(analysed, space, name)
         value = number(row, ERROR)
         if math.isnan(value):
@@ -123,10 +123,12 @@ def _error_at(cosine: float) -> float:
     return math.nan if math.isnan(cosine) else math.sqrt(1 - min(1.0, max(0.0, cosine)) ** 2)
 
 
-def _gap_of(space: str, name: str, other: str, heading: str, low: str, high: str) -> Callable[[Analysed], Measured]:
+def _gap_of(
+    space: str, name: str, other: str, heading: str, low: str, high: str
+) -> Callable[[AnalysisResult], Measured]:
     """What one error is above another, paired by head; of analyses kept before, the difference of the means."""
 
-    def read(analysed: Analysed) -> Measured:
+    def read(analysed: AnalysisResult) -> Measured:
         row, beside = _row_of(analysed, space, name), _row_of(analysed, space, other)
         value = number(row, heading) if heading in row else number(row, ERROR) - number(beside, ERROR)
         if math.isnan(value):
@@ -138,10 +140,10 @@ def _gap_of(space: str, name: str, other: str, heading: str, low: str, high: str
     return read
 
 
-def _conditioning_of(name: str) -> Callable[[Analysed], Measured]:
+def _conditioning_of(name: str) -> Callable[[AnalysisResult], Measured]:
     """Mean over heads of the logarithm of λ_max/mean, after less before; kept before, of the means over heads."""
 
-    def read(analysed: Analysed) -> Measured:
+    def read(analysed: AnalysisResult) -> Measured:
         row, plain = _row_of(analysed, _CONDITIONED, name), _row_of(analysed, _CONDITIONED, IDENTITY)
         heading = "log ratio to the identity"
         if heading in row:

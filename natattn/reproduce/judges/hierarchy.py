@@ -21,7 +21,7 @@ from natattn.reproduce.judges.samples import (
     mean_cell,
     one_sided,
 )
-from natattn.reproduce.results import Analysed, Badge, Cell, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Finding, StudyTable
 from natattn.statistics.paired import slope_interval
 
 BLOCK_INDIFFERENCE = 0.005  # of attention
@@ -30,7 +30,7 @@ _ABOVE, _FLOOR = "excess above it", "excess of distance alone"
 _LEVEL = ("tree", "level", "excess")
 
 
-def judge_hierarchy(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_hierarchy(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """F2 by level, Holm-adjusted over all levels; F5 by kind of models, Holm-adjusted over these."""
     levels = [(group, tree, level) for group in groups(analyses, "hierarchy") for tree, level in _levels(group)]
     blocks = findings_of(study, [_block_row(*each) for each in levels], one_sided("above", BLOCK_INDIFFERENCE))
@@ -59,7 +59,7 @@ def _block_row(group: Group, tree: str, level: str) -> Row:
     return Row("F2", what, group, tuple(_above_floor(member, tree, level) for member in group.members), "of attention")
 
 
-def _above_floor(analysed: Analysed, tree: str, level: str) -> Measured:
+def _above_floor(analysed: AnalysisResult, tree: str, level: str) -> Measured:
     """Mean over heads and sources."""
     row = row_of(analysed, "hierarchy", "tree", tree, level=level)
     if not row:
@@ -74,7 +74,7 @@ def _slope_row(group: Group) -> Row:
     return Row("F5", what, group, tuple(map(_slope, group.members)), "per layer")
 
 
-def _slope(analysed: Analysed) -> Measured:
+def _slope(analysed: AnalysisResult) -> Measured:
     found = layer_means(analysed, "heads", "attention_distance")
     known = {layer: math.log(value) for layer, value in found.items() if value > 0}
     if len(known) < 2:

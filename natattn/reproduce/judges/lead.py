@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
 from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, rows_of
 from natattn.reproduce.judges.samples import one_sided
-from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM, LEAST_FOR_SIGN_FLIPS, Difference, mean, sign_flip_p_value
 
 CLAIMS = ("K4", "R4")
@@ -26,7 +26,7 @@ _SECTION = "training"
 class _Lead:
     """Of one kind of runs at one place. ``sample`` is empty for analyses kept before it was there."""
 
-    analysed: Analysed
+    analysed: AnalysisResult
     kind: str
     place: str
     fit: Fit
@@ -48,7 +48,7 @@ class _Lead:
         return self.fit.count == self.seeds and not abs(self.fit.value) <= self.spacing
 
 
-def judge_lead(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_lead(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """The lead of every kind of runs, Holm-adjusted over kinds; and of every layer, over all of these."""
     found = [lead for analysed in analyses if _SECTION in analysed.sections for lead in _leads(analysed)]
     declared = [lead for lead in found if lead.place == DECLARED]
@@ -71,7 +71,7 @@ def judge_lead(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding],
     return findings, tables
 
 
-def _leads(analysed: Analysed) -> Iterator[_Lead]:
+def _leads(analysed: AnalysisResult) -> Iterator[_Lead]:
     rows = rows_of(analysed, _SECTION, "runs", "layer", "lead, log steps")
     of_runs = rows_of(analysed, _SECTION, "runs", "layer", "own lead, log steps")
     kinds = {row["runs"] for row in rows}

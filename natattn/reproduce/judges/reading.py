@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from natattn.reproduce.results import Analysed
+from natattn.reproduce.results import AnalysisResult
 from natattn.statistics.paired import mean
 
 Row = Mapping[str, Any]
@@ -14,7 +14,7 @@ UNKNOWN: Bounds = (math.nan, math.nan)
 _INTERVAL = re.compile(r"^(?P<value>[^\[]*)\[(?P<low>[^,]+),\s*(?P<high>[^\]]+)\]$")
 
 
-def rows_of(analysed: Analysed, section: str, *headings: str) -> list[Row]:
+def rows_of(analysed: AnalysisResult, section: str, *headings: str) -> list[Row]:
     """Rows of the first table of a section that has all of these headings; none where there is no such table."""
     for table in analysed.sections.get(section, {}).get("tables", ()):
         if set(headings) <= set(table["headings"]):
@@ -22,7 +22,7 @@ def rows_of(analysed: Analysed, section: str, *headings: str) -> list[Row]:
     return []
 
 
-def row_of(analysed: Analysed, section: str, heading: str, value: object, **others: object) -> Row:
+def row_of(analysed: AnalysisResult, section: str, heading: str, value: object, **others: object) -> Row:
     """The row of a table with this value under a heading, and others under theirs; empty where there is none."""
     for row in rows_of(analysed, section, heading, *others):
         if row[heading] == value and all(row[name] == wanted for name, wanted in others.items()):
@@ -74,7 +74,7 @@ def is_rounded(row: Row, low: str = "low") -> bool:
     return bool(row) and low not in row
 
 
-def layer_means(analysed: Analysed, section: str, name: str) -> dict[int, float]:
+def layer_means(analysed: AnalysisResult, section: str, name: str) -> dict[int, float]:
     """Means over heads of a map of heads, {layer: mean}; empty where there is no such map."""
     for found in analysed.sections.get(section, {}).get("maps", ()):
         if found["name"] == name:

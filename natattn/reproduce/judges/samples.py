@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from natattn.reproduce.judges import reading
-from natattn.reproduce.results import Analysed, Estimate, Finding
+from natattn.reproduce.results import AnalysisResult, Estimate, Finding
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM, Difference, Verdict, differences_of, mean, verdict
 
 Rule = Callable[[Difference, bool], Verdict]  # of a difference, and whether nothing is missing
@@ -45,7 +45,7 @@ class Group:
     """
 
     label: str
-    members: tuple[Analysed, ...]
+    members: tuple[AnalysisResult, ...]
 
     @property
     def steps(self) -> int | None:
@@ -84,9 +84,9 @@ class Row:
     note: str = ""
 
 
-def groups(analyses: Sequence[Analysed], section: str) -> list[Group]:
+def groups(analyses: Sequence[AnalysisResult], section: str) -> list[Group]:
     """The analyses that have a section, by name, text and steps; those without a seed each by themselves."""
-    found: dict[tuple[object, ...], list[Analysed]] = {}
+    found: dict[tuple[object, ...], list[AnalysisResult]] = {}
     steps: dict[tuple[str, str], set[int | None]] = {}
     for place, analysed in enumerate(analyses):
         if section in analysed.sections:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from natattn.reproduce.judges.fits import Fit, adjusted
 from natattn.reproduce.judges.reading import bounds, is_rounded, known, number, row_of, rows_of, value_of
 from natattn.reproduce.judges.samples import near
-from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM
 
 CLAIMED = 0.5
@@ -24,7 +24,7 @@ _FITTED = 3  # numbers of the free law
 
 @dataclass(frozen=True)
 class _Power:
-    analysed: Analysed
+    analysed: AnalysisResult
     symbol: str
     fit: Fit
     joint: float
@@ -51,7 +51,7 @@ class _Power:
         return "; ".join(parts)
 
 
-def judge_scaling(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_scaling(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """Both powers of every grid, Holm-adjusted over all of them."""
     with_section = [analysed for analysed in analyses if "scaling" in analysed.sections]
     powers = [power for analysed in with_section for power in _powers(analysed)]
@@ -73,7 +73,7 @@ def judge_scaling(study: str, analyses: Sequence[Analysed]) -> tuple[list[Findin
     return findings, [table for table in tables if table.rows]
 
 
-def _powers(analysed: Analysed) -> Iterator[_Power]:
+def _powers(analysed: AnalysisResult) -> Iterator[_Power]:
     free = row_of(analysed, "scaling", "law", FREE)
     joint = number(row_of(analysed, "scaling", "law", CLAIM), "p against free powers")
     inside = [r for r in rows_of(analysed, "scaling", "best N·d") if math.isfinite(number(r, "best N·d"))]
@@ -84,7 +84,7 @@ def _powers(analysed: Analysed) -> Iterator[_Power]:
         yield _Power(analysed, symbol, fit, joint, len({row.get("seed") for row in inside}), is_rounded(free, low))
 
 
-def _law_table(analyses: Sequence[Analysed], findings: Sequence[Finding]) -> StudyTable:
+def _law_table(analyses: Sequence[AnalysisResult], findings: Sequence[Finding]) -> StudyTable:
     """The claim among its rivals; the free powers with their adjusted intervals and verdicts."""
     rows: list[tuple[Cell, ...]] = []
     runs = []
@@ -111,7 +111,7 @@ def _law_table(analyses: Sequence[Analysed], findings: Sequence[Finding]) -> Stu
     )
 
 
-def _optimum_table(analyses: Sequence[Analysed]) -> StudyTable:
+def _optimum_table(analyses: Sequence[AnalysisResult]) -> StudyTable:
     """What the laws are fitted to, beside the claim's value with the claim's own fitted C."""
     rows: list[tuple[Cell, ...]] = []
     runs = []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from natattn.analysis.theorems import PROVED
 from natattn.reproduce.judges.reading import Row, count, number, rows_of
-from natattn.reproduce.results import Analysed, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import Verdict
 
 CLAIMS = ("P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'")
@@ -17,9 +17,9 @@ _LONGEST = 300  # characters of a counterexample in a note
 _HEADINGS = ("claim", "statement", "verdict")
 
 
-def judge_theorems(study: str, analyses: Sequence[Analysed]) -> tuple[list[Finding], list[StudyTable]]:
+def judge_theorems(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
     """A finding for every reading of every theorem; the checks are of patterns, the same for every model."""
-    checks: dict[str, tuple[Row, Analysed]] = {}
+    checks: dict[str, tuple[Row, AnalysisResult]] = {}
     for analysed in analyses:
         for row in rows_of(analysed, "theorems", *_HEADINGS):
             name = str(row["claim"])
@@ -48,7 +48,7 @@ def _is_refuted(row: Row) -> bool:
     return row["verdict"] == "refuted" and bool(row.get("smallest counterexample"))
 
 
-def _finding(study: str, name: str, row: Row, analysed: Analysed) -> Finding:
+def _finding(study: str, name: str, row: Row, analysed: AnalysisResult) -> Finding:
     cases = count(row, "cases")
     refuted = _is_refuted(row)
     said: Verdict = "refuted" if refuted else "supported" if name in PROVED else "inconclusive"
