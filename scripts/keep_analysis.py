@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from natattn.analysis.analyze import FIGURES, RESULTS
+from natattn.analysis.frame import from_json
+from natattn.analysis.registry import MODEL_QUESTIONS, RUN_QUESTIONS
 from natattn.errors import UserError
 from natattn.report.section import shown
 
@@ -51,8 +53,8 @@ def keep(folder: Path, name: str) -> None:
     (KEPT / f"{name}.json").write_text(text, encoding="utf-8")
     for old in IMAGES.glob(f"{name}_*.png"):
         old.unlink()
-    for section in found["sections"].values():
-        for picture in section["pictures"]:
+    for pictures in found["pictures"].values():
+        for picture in pictures:
             png = f"{picture['name']}.png"
             shutil.copyfile(folder / FIGURES / png, IMAGES / f"{name}_{png}")
     (KEPT / f"{name}.md").write_text(page(found, name), encoding="utf-8")
@@ -62,7 +64,9 @@ def page(found: dict[str, Any], name: str) -> str:
     """The analysis as Markdown."""
     card = "\n".join(f"- {key}: {value}" for key, value in found["subject"].items())
     parts = [f"# Analysis: {name.replace('_', ' ')}", f"{card}\n\nAll numbers: [{name}.json]({name}.json)."]
-    for section in found["sections"].values():
+    questions = {**MODEL_QUESTIONS, **RUN_QUESTIONS}
+    for question, result in found["results"].items():
+        section = questions[question].section(from_json(questions[question].result, result)).to_json()
         parts.append(f"## {section['title']}")
         parts.append("\n".join(f"- {finding}" for finding in section["findings"]))
         for picture in section["pictures"]:

@@ -2,7 +2,7 @@
 
 import math
 
-from natattn.reproduce.results import Badge, Cell, Estimate
+from natattn.report.table import Badge, Cell, Estimate
 
 NOTHING = "—"
 DIGITS = 4  # significant, of numbers without an interval

@@ -10,7 +10,7 @@ import numpy as np
 
 from natattn.report.cells import cell_text
 from natattn.report.page import SHORT, escaped, sortable
-from natattn.reproduce.results import Badge, Cell, Estimate, StudyTable
+from natattn.report.table import Badge, Cell, Estimate, StudyTable
 from natattn.statistics.paired import Verdict
 
 MOST_LINKS = 6
