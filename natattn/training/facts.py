@@ -83,15 +83,3 @@ def resumed_facts(facts: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any
     if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):  # it becomes a part of paths
         run_id = facts["run_id"]
     return {**facts, "run_id": run_id, "group": group if isinstance(group, str) else None}
-
-
-def check_repeated_data(facts: dict[str, Any], repeated: dict[str, Any], source: str) -> None:
-    """Raises: UserError, before anything is trained, where the data is not what the run to be repeated was fed."""
-    then, now = repeated["data"], facts["data"]
-    if then["fingerprint"] == now["fingerprint"]:
-        return
-    names = f"{then['name']} → {now['name']}, " if then.get("name") != now.get("name") else ""
-    raise UserError(
-        f"repeat={source}: the data is not that of the run ({names}fingerprint {str(then['fingerprint'])[:12]} → "
-        f"{now['fingerprint'][:12]}); nothing was trained"
-    )

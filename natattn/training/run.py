@@ -28,7 +28,7 @@ from natattn.training.checkpoint import checkpoint_name, load_newest
 from natattn.training.determinism import deterministic
 from natattn.training.distributed import check_ranks, on_first
 from natattn.training.environment import write_environment
-from natattn.training.facts import check_repeated_data, finish_facts, resumed_facts, run_facts
+from natattn.training.facts import finish_facts, resumed_facts, run_facts
 from natattn.training.guards import check_guards
 from natattn.training.interruption import Interruption
 from natattn.training.loop import Loop
@@ -65,8 +65,6 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None, rank
         facts = {**run_facts(settings, arms, group), "leaky": leaky}
         if settings.resume is not None:
             facts = resumed_facts(facts, run_folder.read_run(folder))
-        if settings.repeat is not None:
-            check_repeated_data(facts, run_folder.read_run(Path(settings.repeat)), settings.repeat)
         return _train(settings, folder, arms, facts)
 
 
