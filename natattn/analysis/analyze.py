@@ -17,7 +17,7 @@ from natattn.analysis.settings import AnalyzeSettings, ModelSection, SectionName
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.models.gpt2 import PretrainedInit
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import SECTION_KEYS, Section
 from natattn.storage.atomic import replacing, write_json
 from natattn.storage.documents import hash_of, read_json
@@ -140,7 +140,7 @@ class _Results:
         words = [section["title"], *section["findings"]]
         if any(Path(name).name != name for name in names) or not all(isinstance(word, str) for word in words):
             return False
-        render("", {}, [section], dict.fromkeys(names, b""))  # what cannot be shown raises, and is made anew
+        render_analysis("", {}, [section], dict.fromkeys(names, b""))  # what cannot be shown raises, and is made anew
         return all((self.folder / FIGURES / f"{name}.png").is_file() for name in names)
 
     def add(self, section: Section, seconds: float) -> None:
@@ -170,7 +170,7 @@ class _Results:
                 for picture in section["pictures"]
             }
             with replacing(path) as temporary:
-                temporary.write_text(render(title, self.facts, sections, pictures), encoding="utf-8")
+                temporary.write_text(render_analysis(title, self.facts, sections, pictures), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         return path
