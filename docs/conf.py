@@ -12,7 +12,7 @@ extensions = ["myst_parser"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # Thousands of files of kept runs and analyses: no page is made of them.
-exclude_patterns = ["results/runs", "results/analyses"]
+exclude_patterns = ["results/analyses"]
 # Tables that the program writes begin with a heading of the third level.
 suppress_warnings = ["myst.header"]
 html_theme = "furo"

@@ -7,7 +7,7 @@
 # to $OUTPUT (outputs/screening), $JOBS (2) at a time, one thread each. What is finished is skipped and what broke off is
 # resumed, so that it can be stopped and started at will. $RATES, $SEEDS (0), $STEPS (600), $EXTRA overrides and $TAG, a
 # word that tells runs with them apart, make other studies of it. Give relative folders: the runs keep their names.
-# `python scripts/screening_table.py` makes the table, `python scripts/keep_runs.py` what is kept of the runs.
+# `python scripts/screening_table.py` makes the table.
 set -euo pipefail
 text=$1
 shift

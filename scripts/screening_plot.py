@@ -1,6 +1,6 @@
 """The picture of a screening: loss over learning rate, and differences to one optimizer over the steps.
 
-    python scripts/screening_plot.py docs/results/runs --tuning-seeds 0 --seeds 1,2,3,4,5 --against muon
+    python scripts/screening_plot.py docs/results/runs.jsonl --tuning-seeds 0 --seeds 1,2,3,4,5 --against muon
 
 Left, for every optimizer, its last loss at each learning rate. Right, for every optimizer that was run on all the
 seeds, its loss minus the other's on the same seed, mean and 95 % t interval at each evaluation. Writes

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natattn.analysis.runs import find_runs, read_facts
+from natattn.analysis.runs import find_runs, read_facts, read_run_config, read_run_metrics
 from natattn.errors import UserError
 from natattn.optim.settings import read_settings
 from natattn.statistics.paired import mean, standard_deviation, t_interval, time_to_target
-from natattn.tracking.metrics_file import FILE_NAME, read_metrics
-from natattn.training.run_folder import flatten, read_config
+from natattn.training.run_folder import flatten
 
 OF_THE_RATE = ("learning_rate", "learning_rates.hidden")
 INFINITE = float("inf")
@@ -85,8 +84,8 @@ def read_run(folder: Path) -> Run | None:
     if facts["status"] not in ("finished", "diverged") or len(facts["arms"]) != 1:
         return None
     (arm,) = facts["arms"]
-    config = read_config(folder)
-    metrics = read_metrics(folder / FILE_NAME)
+    config = dict(read_run_config(folder))
+    metrics = read_run_metrics(folder)
     steps, losses, _ = metrics.select(arm=arm, name="validation/loss")
     _, seconds, _ = metrics.select(arm=arm, name="time/train_seconds")
     ended = [*map(int, steps)], [*map(float, losses)], [*map(float, seconds)]

@@ -47,7 +47,7 @@ NOT_RUN = {
     "scripts/studies/ledger_on_slurm.sh": "needs Slurm",
     "RAY_ADDRESS=auto scripts/studies/ledger_on_ray.sh": "needs Ray",
     "python scripts/bench.py": "minutes; a benchmark",
-    "python scripts/keep_study.py": "writes to docs/results",
+    "python scripts/keep.py": "writes to docs/results",
     "python scripts/screening_": "tests/analysis/test_screening_scripts.py",
     "scripts/screen_optimizers.sh": "an hour",
     "RATES=0.0065": "an hour",

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateRuntimeError
 
-from natattn.report.cells import NOTHING, cell_text, number_text
+from natattn.report.cells import NOTHING, cell_text, link_target, number_text
 from natattn.reproduce.results import Cell, Estimate
 from natattn.statistics.paired import Verdict
 
@@ -134,8 +134,9 @@ def run_links(runs: Sequence[Path], base: Path) -> list[RunLink]:
 
 
 def run_address(run: Path, base: Path) -> str:
-    """Return the address of a run folder relative to the page's folder, quoted for a browser."""
-    return quote(os.fsencode(relative(run, base))) + "/"
+    """Return the relative address of a run's folder, or of the record that it is packed in, for a page in ``base``."""
+    target = link_target(run)
+    return quote(os.fsencode(relative(target, base))) + ("/" if target == run else "")
 
 
 def relative(run: Path, base: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from natattn.analysis.kept_runs import RECORD
 from natattn.errors import UserError
 from natattn.report.section import Picture
 from natattn.report.tables import ledger_table, summary_table, write_tables
@@ -65,7 +66,7 @@ class Studies:
         """Studies at their budgets, with the runs that are done. Raises: UserError for what cannot be composed."""
         first = settings[0]
         folder, kept = Path(first.output), Path(first.kept)
-        done = DoneRuns([folder / RUNS, *first.runs, kept / RUNS], named=first.runs)
+        done = DoneRuns([folder / RUNS, *first.runs, kept / RECORD], named=first.runs)
         maker = JobMaker(folder, first.wikitext)
         trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
         arms = {name for each in trials for name in each.study.arms}

@@ -90,28 +90,3 @@ def test_runs_that_do_not_compare_are_refused_in_one_line(make_screening, tmp_pa
         assert (code, out) == (2, "")
         assert said in error
         assert error.count("\n") == 1
-
-
-def test_kept_runs_are_small_and_give_the_same_table(make_screening, tmp_path, monkeypatch, capsys):
-    runs = [make_screening("muon", seed=0, advantage=0.1, rate=rate) for rate in (0.004, 0.01)]
-    keep = script("keep_runs")
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(keep, "KEPT", kept)
-    for run in runs:
-        keep.keep(run)
-    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in kept.iterdir()]
-    assert len(sizes) == 2
-    assert max(sizes) < (runs[0] / "metrics.jsonl").stat().st_size / 4
-    tables = [
-        run_script("screening_table", monkeypatch, capsys, *folders)[1] for folders in (runs, sorted(kept.iterdir()))
-    ]
-    assert tables[0] == tables[1] != ""
-
-
-def test_a_run_that_names_a_folder_of_the_machine_is_not_kept(make_screening, tmp_path, monkeypatch):
-    keep = script("keep_runs")
-    monkeypatch.setattr(keep, "KEPT", tmp_path / "kept")
-    run = make_screening("muon", seed=0, advantage=0.1, text=str(tmp_path / "valid.txt"))
-    with pytest.raises(Exception, match=r"data\.train=.*names a folder of this machine"):
-        keep.keep(run)
-    assert not (tmp_path / "kept").exists()
