@@ -19,7 +19,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateRuntimeError
 
 from natattn.report.cells import NOTHING, cell_text, link_target, number_text
-from natattn.reproduce.results import Cell, Estimate
+from natattn.report.section import HeadMap, Section
+from natattn.report.table import Cell, Estimate
 from natattn.statistics.paired import Verdict
 
 MOST_LINKS = 6  # run links in a row that are shown without a click
@@ -56,17 +57,9 @@ def render_page(
         raise ValueError(f"{template}: {error}") from error
 
 
-def render_analysis(
-    title: str, facts: Mapping[str, str], sections: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]
-) -> str:
-    """Return the page of an analysis.
-
-    Args:
-        facts: {name: value} for the top of the page.
-        sections: as ``Section.to_json`` returns them.
-        pictures: {name: PNG}.
-    """
-    return render_page("analysis.html", title, facts=facts, sections=sections, pictures=pictures)
+def render_analysis(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
+    """Return the page of an analysis, with ``facts`` ({name: value}) at its top."""
+    return render_page("analysis.html", title, facts=facts, sections=sections)
 
 
 @cache
@@ -157,24 +150,20 @@ class HeatCell:
     colour: str
 
 
-def heat_rows(head_map: Mapping[str, Any]) -> Iterator[tuple[int, list[HeatCell]]]:
-    """Yield each layer of a head map (as ``Section.to_json`` returns it) with its cells, coloured by their values."""
-    known = [value for row in head_map["values"] for value in row if _is_finite(value)]
+def heat_rows(head_map: HeadMap) -> Iterator[tuple[int, list[HeatCell]]]:
+    """Yield each layer of a head map with its cells, coloured by their values."""
+    known = [value for row in head_map.values for value in row if math.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    for layer, values in zip(head_map["layers"], head_map["values"], strict=True):
+    for layer, values in zip(head_map.layers, head_map.values, strict=True):
         cells = []
         for head, value in enumerate(values):
-            hover = f"layer {layer}, head {head}: {value!r} {head_map['unit']}".strip()
-            if _is_finite(value):
+            hover = f"layer {layer}, head {head}: {value!r} {head_map.unit}".strip()
+            if math.isfinite(value):
                 colours = _colours((value - low) / (high - low) if high > low else 0.5)
                 cells.append(HeatCell(number_text(value, 2), hover, *colours))
             else:
                 cells.append(HeatCell(NOTHING, hover, "none", "inherit"))
         yield layer, cells
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
 
 
 def _colours(share: float) -> tuple[str, str]:

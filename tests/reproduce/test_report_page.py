@@ -11,8 +11,9 @@ from report_results import HOSTILE, claims, data_of, result, written
 
 from natattn.errors import UserError
 from natattn.report.page import cell_view
+from natattn.report.table import Estimate, StudyTable
 from natattn.reproduce.report import MOST_POINTS, RunView, read_views, render_report, runs_of, write_report
-from natattn.reproduce.results import Estimate, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
 

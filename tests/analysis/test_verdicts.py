@@ -1,19 +1,28 @@
-"""Holm's rule for fits, the cells of a table, and how models become repetitions."""
+"""Holm's rule for fits, and how models become repetitions."""
 
 import math
 
 import numpy as np
 import pytest
 
-from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
-from natattn.reproduce.judges.reading import bounds, layer_means, number, row_of, rows_of, value_of
-from natattn.reproduce.judges.samples import Group, Measured, Row, findings_of, groups, near, one_sided
-from natattn.reproduce.results import AnalysisResult
+from natattn.analysis.verdicts import (
+    AnalysisResult,
+    Fit,
+    Group,
+    Measured,
+    Row,
+    adjusted,
+    findings_of,
+    groups,
+    mean_of,
+    near,
+    one_sided,
+)
 from natattn.statistics.paired import Difference, differences_of, slope_interval
 
 
-def analysed(seed=None, steps=None, name="models", sections=None, where="text"):
-    return AnalysisResult(name, where, seed, steps, {"fisher": {}} if sections is None else sections)
+def analysed(seed=None, steps=None, name="models", results=None, where="text"):
+    return AnalysisResult(name, where, seed, steps, {"fisher": {}} if results is None else results)
 
 
 def test_means_as_fits_are_adjusted_as_samples_are():
@@ -43,42 +52,6 @@ def test_a_fit_without_an_interval_takes_no_part():
     assert all(map(math.isnan, unknown.interval))
 
 
-def test_cells_are_read_by_their_headings():
-    tables = [
-        {"headings": ["a", "b"], "rows": [["x", 1]]},
-        {
-            "headings": ["a", "low", "high", "95 % interval"],
-            "rows": [["x", 0.5, "inf", "[0.5, ∞]"], ["y", None, 2, ""]],
-        },
-    ]
-    found = analysed(sections={"s": {"tables": tables}})
-    assert rows_of(found, "s", "a", "low")[0]["low"] == 0.5
-    assert rows_of(found, "s", "c") == rows_of(found, "other", "a") == []
-    assert row_of(found, "s", "a", "y", high=2)["low"] is None
-    assert row_of(found, "s", "a", "z") == {}
-    assert bounds(row_of(found, "s", "a", "x", low=0.5)) == (0.5, math.inf)
-    assert all(
-        map(math.isnan, (number({}, "a"), number({"a": None}, "a"), number({"a": "—"}, "a"), number({"a": True}, "a")))
-    )
-
-
-def test_analyses_kept_before_bounds_had_columns_give_the_shown_ones():
-    assert bounds({"95 % interval": "[−0.333, 1e-05]"}) == (-0.333, 1e-05)
-    assert bounds({"power": "−0.2 [−0.35, ∞]"}, text="power") == (-0.35, math.inf)
-    assert value_of({"power": "−0.2 [−0.35, −0.06]"}, "exact", text="power") == -0.2
-    assert value_of({"power": "0.5", "exact": 0.25}, "exact", text="power") == 0.25
-    assert all(map(math.isnan, bounds({"95 % interval": "[—, —]"})))
-    assert all(map(math.isnan, bounds({})))
-
-
-def test_layers_of_a_map():
-    maps = [{"name": "distance", "unit": "", "layers": [0, 2], "values": [[1.0, None, 3.0], [None]]}]
-    found = layer_means(analysed(sections={"heads": {"maps": maps}}), "heads", "distance")
-    assert found[0] == 2.0
-    assert math.isnan(found[2])
-    assert layer_means(analysed(), "heads", "distance") == {}
-
-
 def test_models_that_differ_in_their_seed_are_one_group():
     models = [
         analysed(1, 100),
@@ -86,7 +59,7 @@ def test_models_that_differ_in_their_seed_are_one_group():
         analysed(1, 200),
         analysed(),
         analysed(),
-        analysed(3, 100, sections={}),
+        analysed(3, 100, results={}),
     ]
     found = groups(models, "fisher")
     assert [(group.label, len(group.members)) for group in found] == [
@@ -179,3 +152,12 @@ def test_repetitions_that_happen_to_be_equal_say_nothing_and_take_no_place_from_
     assert equal.interval == (-math.inf, math.inf)
     (alone,) = adjusted([mean_of([0.1, 0.2, 0.15, 0.12, 0.18])])
     assert other.p_value == pytest.approx(2 * alone.p_value)
+
+
+def test_a_result_is_read_by_question_and_type():
+    found = analysed(results={"fisher": 3})
+    assert found.result("fisher", int) == 3
+    with pytest.raises(KeyError):
+        found.result("widths", int)
+    with pytest.raises(TypeError, match="fisher: int is not str"):
+        found.result("fisher", str)

@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 from scipy.stats import f_oneway
 
-from natattn.analysis.sections import widths
-from natattn.analysis.widths import HeadPeak, WidthStudy, _by_width, exponents, lack_of_fit
+from natattn.analysis.criticality import FiniteSize, PowerOf
+from natattn.analysis.questions import widths
+from natattn.analysis.questions.widths import (
+    Exponent,
+    Growth,
+    HeadPeak,
+    LeastLoss,
+    Widths,
+    exponents,
+    lack_of_fit,
+    study,
+    verdict,
+)
+from natattn.analysis.verdicts import AnalysisResult
 
 WIDTHS = (32, 64, 128, 256, 512)
 
@@ -91,14 +103,11 @@ def test_lack_of_fit_needs_repetition():
     assert lack_of_fit([1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 4, 4]) == 0.0
 
 
-def section_of(found, monkeypatch, *, best=()):
-    """The section about these peaks, and the panels that it draws by the name of the picture."""
-    sizes = {("frozen", "heat_capacity"): _by_width(found, "frozen", "heat_capacity")}
-    study = WidthStudy(tuple(found), tuple(best), tuple(exponents(found)), sizes)
+def section_of(found, monkeypatch, *, least=()):
+    """Return the section about these peaks, and the panels that it draws by the name of the picture."""
     drawn = []
-    monkeypatch.setattr(widths, "study_widths", lambda runs, settings, advance: study)
     monkeypatch.setattr(widths.run_figures, "powers", lambda panels, x_label: drawn.append(panels) or b"")
-    section = widths.widths_section(None, None, lambda count: None)
+    section = widths.section(study(found, [LeastLoss(*values) for values in least]))
     return section, dict(zip([picture.name for picture in section.pictures], drawn, strict=True))
 
 
@@ -127,7 +136,7 @@ def test_the_section_says_whether_peaks_grow_with_the_width(height, width, verdi
         replace(peak, height=peak.width**height, half_width=peak.width**width) for peak in peaks((0.5, 0.5), spread=0)
     ]
     section, _ = section_of(found, monkeypatch)
-    (finding,) = [each for each in section.findings if each.startswith("Peaks of the heat capacity")]
+    (finding,) = [each for each in section.findings if each.startswith("Peaks of the heat capacity, scores")]
     assert finding.startswith(f"Peaks of the heat capacity, scores frozen, over widths: {verdict}: height ∝ d^")
     (row,) = section.tables[1].rows
     by_heading = dict(zip(section.tables[1].headings, row, strict=True))
@@ -137,8 +146,8 @@ def test_the_section_says_whether_peaks_grow_with_the_width(height, width, verdi
 
 def test_the_pictures_show_every_model_and_the_powers_that_were_fitted(monkeypatch):
     found = peaks((0.5, -0.2), spread=0, missing={(32, 0)})
-    best = [(32, 0, 0.5, 3.0), (512, 1, 2.0, 2.0), (128, 0, 1.0, 2.5)]
-    section, drawn = section_of(found, monkeypatch, best=best)
+    least = [(32, 0, 0.5, 3.0), (512, 1, 2.0, 2.0), (128, 0, 1.0, 2.5)]
+    section, drawn = section_of(found, monkeypatch, least=least)
     assert any("The loss is least at T between 0.5 and 2 over 3 models" in each for each in section.findings)
     ((_, layers),) = drawn["widths"]
     assert [points.label for points in layers] == ["layer 0", "layer 1"]
@@ -158,3 +167,68 @@ def test_without_a_peak_nothing_is_drawn(monkeypatch):
     assert drawn == {}
     assert "nothing can be drawn" in section.findings[-1]
     assert any("at fewer than three widths, nothing can be said" in each for each in section.findings)
+
+
+def analysis(*fits, growth=(), where="text", seeds=None):
+    return AnalysisResult("models", where, None, None, {"widths": Widths((), (), fits, growth)}, seeds=seeds)
+
+
+def exponent(alpha, half, *, where="all heads", models=18, fit=0.5):
+    return Exponent("frozen", "heat_capacity", where, alpha, (alpha - half, alpha + half), 1.0, models, 0.0, fit)
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected"),
+    [
+        (exponent(0.4, 0.1), "supported"),
+        (exponent(-0.4, 0.1), "refuted"),
+        (exponent(0.001, 0.01), "no effect"),
+        (exponent(0.1, 0.2), "inconclusive"),
+        (exponent(0.4, 0.1, models=4), "inconclusive"),
+        (exponent(0.4, 0.1, fit=0.01), "inconclusive"),  # T_c is not a power of the width
+        (exponent(-0.4, 0.1, fit=0.01), "refuted"),
+    ],
+)
+def test_verdict_on_an_exponent(fit, expected):
+    (found,), tables = verdict("k", [analysis(fit)])
+    assert (found.claim, found.study, found.verdict) == ("K1", "k", expected)
+    assert (found.count, found.estimate.value) == (fit.models, fit.alpha)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(fit.interval)  # one row: not adjusted
+    assert [table.name for table in tables] == ["widths"]
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.4, "inconclusive"), (-0.4, "refuted")])
+def test_few_seeds_can_refute_but_not_support(alpha, expected):
+    (found,), _ = verdict("k", [analysis(exponent(alpha, 0.1), seeds=3)])
+    assert found.verdict == expected
+    assert "3 seeds of each" in found.note
+
+
+def test_exponents_are_adjusted_over_families_and_scans():
+    fit = exponent(0.1, 0.09)  # p about 0.03
+    (alone,), _ = verdict("k", [analysis(fit)])
+    (first, second), (table,) = verdict("k", [analysis(fit, where=where) for where in ("one", "two")])
+    assert alone.verdict == "supported"
+    assert first.verdict == second.verdict == "inconclusive"
+    assert first.p_value == pytest.approx(2 * alone.p_value)
+    assert [cells[0] for cells in table.rows] == ["one", "two"]
+
+
+def test_places_and_peaks_have_tables_and_no_verdict():
+    powers = (PowerOf(0.0, (0.0, 0.0)), PowerOf(0.11, (0.01, 0.21)), PowerOf(-0.12, (-0.3, 0.1)))
+    growth = Growth("frozen", "heat_capacity", FiniteSize((32.0, 64.0, 128.0), *powers, "undecided"))
+    found = analysis(exponent(0.4, 0.1), exponent(0.7, 0.1, where="layer 0"), growth=(growth,))
+    findings, tables = verdict("k", [found])
+    assert [finding.estimate.value for finding in findings] == [0.4]
+    assert "undecided" in findings[0].note
+    assert [(table.name, len(table.rows)) for table in tables] == [
+        ("widths", 1), ("widths_by_place", 1), ("peaks_by_width", 1),
+    ]  # fmt: skip
+    assert tables[2].rows[0][3].value == 0.11
+
+
+def test_widths_without_peaks_are_not_measured():
+    (found,), tables = verdict("k", [analysis()])
+    assert (found.verdict, found.count, tables) == ("inconclusive", 0, [])
+    assert math.isnan(found.estimate.value)
+    assert "not measured" in found.note
