@@ -272,11 +272,15 @@ def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
         if truncate_at is None:
             return _after_last_newline(file, size)
         if truncate_at > size:
-            raise UserError(f"{path} has {size} bytes, fewer than the {truncate_at} of the checkpoint: the file was changed")
+            raise UserError(
+                f"{path} has {size} bytes, fewer than the {truncate_at} of the checkpoint: the file was changed"
+            )
         if truncate_at > 0:
             file.seek(truncate_at - 1)
             if file.read(1) != b"\n":
-                raise UserError(f"{path}: position {truncate_at} of the checkpoint is inside a line: the file was changed")
+                raise UserError(
+                    f"{path}: position {truncate_at} of the checkpoint is inside a line: the file was changed"
+                )
         return truncate_at
 
 

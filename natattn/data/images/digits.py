@@ -1,6 +1,7 @@
-"""Handwritten digits that come with scikit-learn: 1,797 real pictures of 8 × 8 pixels, no network."""
+"""Handwritten digits: 1,797 real images of 8 × 8 pixels that ship with natattn (digits.npz; digits.LICENSE.txt)."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,11 +15,11 @@ from natattn.data.text.splits import SplitName, hash_number
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_SIZE = 8
-ON_BLACK: Fill = "zero"  # to repeat the edge would lengthen the strokes that end there
+ON_BLACK: Fill = "zero"  # repeating the edge would lengthen strokes that end there
 
 
 class DigitsSettings(PictureSettings):
-    """The digits; held-out ones are drawn by a hash of their pixels."""
+    """The digits; held-out images are drawn by a hash of their pixels."""
 
     fill: ClassVar[Fill] = ON_BLACK
 
@@ -26,7 +27,7 @@ class DigitsSettings(PictureSettings):
 
 
 def read_digits(settings: DigitsSettings) -> Labelled:
-    """The digits in their splits."""
+    """Return the digits in their splits."""
     images, labels = digit_pictures()
     splits = {
         split: LabelledPixels(pixels_in_memory(resize_grey(images[members], settings.image_size)), labels[members])
@@ -37,22 +38,20 @@ def read_digits(settings: DigitsSettings) -> Labelled:
 
 @lru_cache(maxsize=1)
 def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [1797, 8, 8], int64 [1797]): pixels and digits."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the set counts ink in 0 … 16
-    return images, digits.target.astype(np.int64)
+    """Return pixels, uint8 [1797, 8, 8], and digits, int64 [1797]."""
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as digits:
+        images = np.rint(digits["ink"] * (255 / 16)).astype(np.uint8)  # the data set counts ink from 0 to 16
+        return images, digits["labels"].astype(np.int64)
 
 
 def split_digits(settings: PictureSettings) -> dict[SplitName, np.ndarray]:
-    """{split: int64 indices of its digits}; no picture is in two splits."""
+    """Return {split: int64 indices of its digits}; no image is in two splits."""
     keys = [hash_number(image.tobytes()) for image in digit_pictures()[0]]
     return draw_splits(keys, settings.fractions(validation=False, test=False), "data.validation_fraction")
 
 
 def resize_grey(images: np.ndarray, size: int) -> np.ndarray:
-    """Uint8 [count, height, width] → uint8 [count, size, size, 1]."""
+    """Resize uint8 [count, height, width] to uint8 [count, size, size, 1]."""
     if images.shape[1] != size:
         from PIL import Image
 
