@@ -21,9 +21,9 @@ HEAD = """\
 # Licences
 
 natattn is licensed under MIT. This page lists its dependencies with the licences that their metadata states.
-`python scripts/licences.py` generates it from the installed packages; this version is from {platform} with Python {python}, and
-other platforms may differ. On Linux with CUDA, PyTorch also installs NVIDIA's libraries under NVIDIA's licences. The digits in
-`natattn/data/images/digits.npz` are licensed under CC BY 4.0 (`digits.LICENSE.txt`).
+`python scripts/licences.py` generates it from the installed packages; this version is from {platform} with Python
+{python}, and other platforms may differ. On Linux with CUDA, PyTorch also installs NVIDIA's libraries under NVIDIA's
+licences. The digits in `natattn/data/images/digits.npz` are licensed under CC BY 4.0 (`digits.LICENSE.txt`).
 """
 
 

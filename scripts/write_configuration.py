@@ -18,8 +18,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 # {group: its introduction}; a group without one is an error.
 GROUPS = {
     "task": "What is learned. [Data and tasks](data.md) compares them.",
-    "model": "The attention type of the candidate arm; the reference always uses `standard`. [Attention](attention.md) explains "
-    "them.",
+    "model": "The attention type of the candidate arm; the reference always uses `standard`. "
+    "[Attention](attention.md) explains them.",
     "size": "Width, depth and context of both arms. `size.n_layer=3` changes one of them.",
     "optim": "The candidate's optimizer. [Optimizers](optimizers.md) lists the updates and the keys.",
     "reference": "The reference arm's optimizer: those of `optim` that read no attention, or `none` for no reference.",
@@ -39,8 +39,8 @@ GROUPS = {
 WITHOUT_KEYS = frozenset({"optim", "reference", "experiment", "study"})
 START = """# Configuration
 
-`natattn train` is composed from small files: one from each folder of `conf/` (a *group*), and the values of `conf/train.yaml`.
-On the command line `group=option` selects a file, and `key=value` changes a value:
+`natattn train` is composed from small files: one from each folder of `conf/` (a *group*), and the values of
+`conf/train.yaml`. On the command line `group=option` selects a file, and `key=value` changes a value:
 
 ```bash
 natattn train size=pico optim=adamw train.steps=500 optim.learning_rates.hidden=0.001
@@ -48,8 +48,8 @@ natattn train size=pico optim=adamw --cfg job  # prints every resolved key; noth
 natattn train --help                           # the groups and options of this page
 ```
 
-- An unknown key or an invalid value ends the command before anything is built, with one line that names the key and what to
-  use.
+- An unknown key or an invalid value ends the command before anything is built, with one line that names the key and
+  what to use.
 - `+key=value` adds a key that the file does not contain but the optimizer accepts, such as a rate for one more role;
   `++key=value` sets it in either case.
 - `-m` with commas runs a sweep: `natattn train -m optim=adamw,aif seed=0,1` is four runs.

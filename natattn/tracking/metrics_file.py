@@ -95,7 +95,7 @@ class MetricsFile:
             self._fail(error)
 
     def position(self) -> int:
-        """Flush, and return the size of the file in bytes. A checkpoint stores it; a resumed run truncates the file there."""
+        """Flush, and return the size in bytes, which a checkpoint stores and a resumed run truncates the file to."""
         self.flush()
         return self._open_file().tell()
 
@@ -272,15 +272,11 @@ def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
         if truncate_at is None:
             return _after_last_newline(file, size)
         if truncate_at > size:
-            raise UserError(
-                f"{path} has {size} bytes, fewer than the {truncate_at} of the checkpoint: the file was changed"
-            )
+            raise UserError(f"{path} has {size} bytes, fewer than the checkpoint's {truncate_at}: it was changed")
         if truncate_at > 0:
             file.seek(truncate_at - 1)
             if file.read(1) != b"\n":
-                raise UserError(
-                    f"{path}: position {truncate_at} of the checkpoint is inside a line: the file was changed"
-                )
+                raise UserError(f"{path}: the checkpoint's position {truncate_at} is inside a line: it was changed")
         return truncate_at
 
 
