@@ -24,8 +24,9 @@ class WandbMirror:
     """A Tracker that sends records to wandb in a separate process.
 
     Metrics are named `<arm>/<name>`, over the column `step`. Files are written to `<folder>/wandb`. A resumed run
-    passes the same `run_id`. No method raises or blocks, except that `__exit__` waits at most `settings.timeout_seconds`. The
-    first failure calls `warn` with one line (default: standard error) and disables the mirror.
+    passes the same `run_id`. No method raises or blocks, except that `__exit__` waits at most
+    `settings.timeout_seconds`. The first failure calls `warn` with one line (default: standard error) and disables the
+    mirror.
     """
 
     def __init__(
