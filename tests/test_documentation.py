@@ -20,7 +20,6 @@ from natattn.optim.settings import FactorSettings
 
 # {what a page says: what is there in its place}
 SUBSTITUTIONS = {
-    "init.path=FOLDER_OR_HUB_NAME": "init.path=outputs/RUN/arms/natural/model",
     "init.path=FOLDER": "init.path=outputs/RUN/arms/natural/model",
     "data.train=FILE": "data.train=valid.txt",
     "data.train=FOLDER": "data.train=images",

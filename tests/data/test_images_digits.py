@@ -5,7 +5,7 @@ import pytest
 
 from natattn.data.images import DigitsSettings, ImageSplit, prepare_images
 from natattn.data.images.digits import digit_pictures
-from natattn.data.images.held_out import draw_splits
+from natattn.data.images.sources import draw_splits
 from natattn.errors import UserError
 
 FIELDS = {
@@ -86,5 +86,5 @@ def test_equal_contents_stay_in_one_split() -> None:
         "train": 32,
     }
     assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(200))
-    with pytest.raises(UserError, match=r"data\.train=x: 2 different images are too few to be split"):
+    with pytest.raises(UserError, match=r"data\.train=x: 2 distinct images are too few to be split"):
         draw_splits([1, 2, 2], {"validation": 0.1, "test": 0.1}, "data.train=x")
