@@ -11,8 +11,8 @@ author = copyright = "The natattn authors"
 extensions = ["myst_parser"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# Records of runs and analyses are not pages.
-exclude_patterns = ["results/runs", "results/analyses"]
+# Records of analyses are not pages.
+exclude_patterns = ["results/analyses"]
 # Generated tables begin with a heading of the third level.
 suppress_warnings = ["myst.header"]
 html_theme = "furo"

@@ -44,7 +44,7 @@ NOT_RUN = {
     "natattn train -m size=small seed=0,1,2,3 hydra/launcher=": "tests/test_launchers.py",
     "natattn reproduce study=optimizers budget=cpu wikitext=FOLDER hydra/launcher=": "tests/reproduce",
     "python scripts/bench.py": "minutes; a benchmark",
-    "python scripts/keep_study.py": "writes to docs/results",
+    "python scripts/keep.py": "writes to docs/results",
 }
 CHANGED_PAGES = "docs/extending/"  # whose commands need their change: tests/test_documentation_changes.py
 
