@@ -57,7 +57,7 @@ def test_a_signal_stops_and_saves(
     assert server.run(["train", *small, "hydra.run.dir=run"], fault=fault, **options) == 128 + signals[0]
     said = stderr(tmp_path)
     if stage == "prepare":
-        assert said == "natattn: interrupted; start it again: there is nothing yet to go on with\n"
+        assert said == "natattn: interrupted; start it again: there is nothing to resume yet\n"
         assert not (tmp_path / "run").exists()
         command = [*small, "hydra.run.dir=run"]
     else:
