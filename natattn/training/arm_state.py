@@ -95,7 +95,7 @@ def _tensors_of(arm: Arm) -> tuple[dict[str, Tensor], Any]:
     content = arm.optimizer.state_dict()
     for number, parameter in enumerate(arm.optimizer.parameters()):
         for name, value in content["state"].get(number, {}).items():
-            if arm.optimizer.sharing.holds_part(arm.optimizer.slots_of(parameter), value):
+            if arm.optimizer.holds_shard(parameter, value):
                 content["state"][number] = {**content["state"][number], name: sharded_like(value, parameter)}
     optimizer, rest = flatten(content)
     tensors = {f"model/{name}": tensor.detach() for name, tensor in arm.unique_tensors().items()}
@@ -112,10 +112,9 @@ def _empty(name: str, shape: Shape, arm: Arm) -> Tensor | None:
     if kind == "optimizer" and address.startswith("state/"):
         _, number, key = address.split("/", 2)
         parameter = arm.optimizer.parameters()[int(number)]
-        slots, sharing = arm.optimizer.slots_of(parameter), arm.optimizer.sharing
-        if not sharing.keeps(slots, key):
+        if not arm.optimizer.keeps(parameter, key):
             return None
-        if sharing.holds_part(slots, whole):
+        if arm.optimizer.holds_shard(parameter, whole):
             return sharded_like(torch.empty_like(local(parameter), dtype=shape.dtype), parameter)
     return torch.empty_like(whole, device=arm.device)
 
