@@ -59,7 +59,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         self.measuring = False
         self._matrices: dict[nn.Parameter, list[Matrix]] = {}
         # By the identity of a parameter group: the parameters that had gradients, and the batches of their matrices.
-        self._batches: dict[int, tuple[tuple[nn.Parameter, ...], list[Batch]]] = {}
+        self._batches: dict[int, tuple[list[nn.Parameter], list[Batch]]] = {}
         by_parameter: dict[nn.Parameter, list[Matrix]] = {}
         for matrix in matrices:
             by_parameter.setdefault(matrix.parameter, []).append(matrix)
@@ -259,7 +259,7 @@ class DirectionalOptimizer(torch.optim.Optimizer):
 
     def _batches_of(self, group: dict[str, Any]) -> list[Batch]:
         """Return the matrices of a group that have a gradient, by direction, rate and whether ranks split the work."""
-        having = tuple(parameter for parameter in group["params"] if parameter.grad is not None)
+        having = [parameter for parameter in group["params"] if parameter.grad is not None]
         known = self._batches.get(id(group))
         if known is not None and len(known[0]) == len(having) and all(map(operator.is_, known[0], having)):
             return known[1]

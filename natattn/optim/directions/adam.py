@@ -51,7 +51,7 @@ class Adam(Direction):
     ) -> None:
         """Step with PyTorch's fused AdamW kernel, which reads memory in order and so cannot take slices of a weight."""
         values = [matrix.value for matrix in matrices]
-        if not all(value.is_contiguous() for value in values):
+        if not all(map(Tensor.is_contiguous, values)):
             super().step(matrices, attention, learning_rate=learning_rate, weight_decay=weight_decay)
             return
         adamw(

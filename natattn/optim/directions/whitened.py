@@ -93,20 +93,19 @@ class Whitened(Direction):
         for matrix in matrices:
             matrix.state["host_step"] += 1
         momenta = average_gradients(matrices, self.momentum, nesterov=self.nesterov)
-        kept_of = [[matrix.state.get(f"{side}_{self._kept}") for side in ("output", "input")] for matrix in matrices]
+        output_name, input_name = f"output_{self._kept}", f"input_{self._kept}"
+        kept = [(matrix.state.get(output_name), matrix.state.get(input_name)) for matrix in matrices]
 
         def whitened(indices: list[int]) -> Tensor:
             batch = torch.stack([momenta[index] for index in indices])
-            output_kept, input_kept = (
-                None if sides[0] is None else torch.stack(sides)  # type: ignore[arg-type]
-                for sides in zip(*(kept_of[index] for index in indices), strict=True)
-            )
+            outputs, inputs = zip(*[kept[index] for index in indices], strict=True)
+            stacked = [None if sides[0] is None else torch.stack(sides) for sides in (outputs, inputs)]
             heads = self._heads(matrices[indices[0]])
-            return at_adam_rms(self.unscaled(batch, output_kept, input_kept, heads)).to(batch.dtype)
+            return at_adam_rms(self.unscaled(batch, *stacked, heads)).to(batch.dtype)
 
         keys = [
-            (momentum.shape, momentum.dtype, matrix.heads, *(None if side is None else side.shape for side in kept))
-            for matrix, momentum, kept in zip(matrices, momenta, kept_of, strict=True)
+            (value.shape, value.dtype, matrix.heads, getattr(sides[0], "shape", None), getattr(sides[1], "shape", None))
+            for matrix, value, sides in zip(matrices, momenta, kept, strict=True)
         ]
         return in_batches(keys, whitened)
 
