@@ -170,7 +170,7 @@ def test_no_room_for_wandb(
     small_disk(folder / "wandb", "8k")
     options = {"log": tmp_path / "log", "cwd": tmp_path, "NATATTN_CACHE": str(undisturbed.cache)}
     assert server.run(["train", *small, "tracker=offline", f"hydra.run.dir={folder}"], **options) == 0
-    assert "training goes on" in (tmp_path / "log" / "stdout.txt").read_text()
+    assert "training continues" in (tmp_path / "log" / "stdout.txt").read_text()
     assert (tmp_path / "log" / "stderr.txt").read_text() == ""
     assert records(folder) == records(undisturbed.folder)
 

@@ -243,7 +243,9 @@ def test_wandb_s_process_is_killed(
     command = "kill -9 $(pgrep -P $PPID -f wandb_process[.]py)"
     fault = {"kind": "commanded", "roots": [str(tmp_path)], "stage": "training", "number": 9, "command": command}
     assert server.run(["train", *small, "tracker=offline", "hydra.run.dir=run"], fault=fault, **options) == 0
-    assert "warning: wandb failed: its process ended; training goes on" in (tmp_path / "log" / "stdout.txt").read_text()
+    assert (
+        "warning: wandb failed: its process ended; training continues" in (tmp_path / "log" / "stdout.txt").read_text()
+    )
     assert stderr(tmp_path) == ""
     assert records(tmp_path / "run") == records(undisturbed.folder)
 
