@@ -1,4 +1,4 @@
-"""The optimizer of *Attention-Informed Optimization* (paper A): ``AttentionInformedOptimizer(model.parameters())``."""
+"""The optimizer of *Attention-Informed Optimization*: ``AttentionInformedOptimizer(model.parameters())``."""
 
 import math
 from collections.abc import Iterable
