@@ -17,7 +17,7 @@ from natattn.analysis.run_set import load_runs
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.config import compose as config
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import Section
 
 # Questions that still return their section have no contract yet.
@@ -72,8 +72,7 @@ def test_results_round_trip_and_render(name, subject, make_run, tmp_path):
     assert section.to_json() == expected.to_json()
     assert section.name == name
     assert section.findings
-    pictures = {picture.name: picture.png for picture in section.pictures}
-    assert f'id="{name}"' in render("page", {}, [section.to_json()], pictures)
+    assert f'id="{name}"' in render_analysis("page", {}, [section])
     for field in fields(question.result):
         with pytest.raises(ValueError, match=rf"missing fields \['{field.name}'\]"):
             from_json(question.result, {key: value for key, value in written.items() if key != field.name})
