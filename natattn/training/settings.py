@@ -210,7 +210,7 @@ class RunSettings(Settings):
             raise UserError(f"{start}model={self.model.name}: its blocks cannot be stacked; use a sweep: -m seed=0,1,…")
         if self.model.dropout > 0:
             raise UserError(
-                f"{start}model.dropout={self.model.dropout:g}: stacked seeds would drop other units than each seed alone; "
+                f"{start}model.dropout={self.model.dropout:g}: stacked seeds would drop other units than alone; "
                 "valid: model.dropout=0, or a sweep: -m seed=0,1,…"
             )
         if self.train.compile:
@@ -227,7 +227,7 @@ class RunSettings(Settings):
 
     @property
     def candidate_name(self) -> str:
-        """Name of the candidate arm: its attention type, followed by its optimizer if the reference has the same type."""
+        """Name of the candidate arm: its attention type, and its optimizer if the reference has the same type."""
         if self.model.name == REFERENCE and isinstance(self.reference, OptimSettings):
             return f"{REFERENCE}_{self.optim.name}"
         return self.model.name
