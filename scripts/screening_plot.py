@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from screening_table import Run, read_run
 
-from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
 from natattn.analysis.runs import find_runs
 from natattn.errors import UserError
+from natattn.report.figures import COLOURS, MARKERS, drawn
 from natattn.statistics.paired import mean, t_interval
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "optimizers.png"
