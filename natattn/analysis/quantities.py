@@ -48,10 +48,7 @@ class Quantity:
 
     def title_in(self, run_unit: str) -> str:
         """Return the title with its unit, in runs whose losses are means over tokens, images or pairs."""
-        title = self.title.strip()
-        return (
-            f"{title}, nats/{run_unit}" if self.unit == "nats" else f"{title}, GiB" if self.unit == "bytes" else title
-        )
+        return self.title.strip() + {"nats": f", nats/{run_unit}", "bytes": ", GiB"}.get(self.unit, "")
 
 
 def loss(value: float) -> str:

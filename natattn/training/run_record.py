@@ -1,4 +1,4 @@
-"""run.json: what a reader of the metrics needs to know beside them, and what a resumed run must agree with."""
+"""run.json: what readers of the metrics need to know about the run, and what a resumed run must agree with."""
 
 import re
 import secrets
@@ -6,22 +6,24 @@ from typing import Any
 
 from natattn.errors import UserError
 from natattn.optim.settings import OptimSettings
-from natattn.training import run_folder
-from natattn.training.arms import Arm, weights_hash
-from natattn.training.progress import Outcome
+from natattn.training.arm import Arm, weights_hash
+from natattn.training.checkpoint import Outcome
+from natattn.training.run_folder import config_hash
 from natattn.training.settings import CHANGEABLE, REFERENCE, RunSettings
 
 _RUN_ID = re.compile(r"[\w-]{1,64}")
 
 
-def run_facts(settings: RunSettings, arms: list[Arm], group: str | None) -> dict[str, Any]:
-    """The content of run.json at the start of a run; ``arms`` must still have their initial weights."""
-    config = settings.model_dump(mode="json")
+def new_record(settings: RunSettings, arms: list[Arm], *, group: str | None, leaky: list[str]) -> dict[str, Any]:
+    """Return the content of run.json at the start of a run; ``arms`` must still have their initial weights.
+
+    Args:
+        leaky: names of the arms that read later tokens.
+    """
     optims = {arm.name: settings.optim.name for arm in arms}
     models = {arm.name: settings.model.name for arm in arms}
     if isinstance(settings.reference, OptimSettings):
         optims[REFERENCE], models[REFERENCE] = settings.reference.name, REFERENCE
-    digest = run_folder.config_hash(config, without=CHANGEABLE)
     task = arms[0].task
     return {
         "task": task.kind,
@@ -42,52 +44,52 @@ def run_facts(settings: RunSettings, arms: list[Arm], group: str | None) -> dict
         "steps": settings.train.steps,
         f"{task.unit}s_per_step": task.units_per_step,
         "seed": settings.seed,
-        "config_hash": digest,
+        "config_hash": config_hash(settings.model_dump(mode="json"), without=CHANGEABLE),
         "run_id": secrets.token_hex(6),
         "group": group,
         "initial_weights_hash": weights_hash(arms[0].model),
         "identical": False,
-        "data": task.facts(),
+        "data": task.data_summary(),
         "device": str(settings.device),
         "ranks": arms[0].ranks.size,
         "label": f"{settings.model.name} · {settings.optim.name} · {settings.size.name}",
-        "leaky": [],
+        "leaky": leaky,
     }
 
 
-def finish_facts(facts: dict[str, Any], arms: list[Arm], outcome: Outcome, *, identical: bool) -> None:
+def finish_record(record: dict[str, Any], arms: list[Arm], outcome: Outcome, *, identical: bool) -> None:
     """Enter how the run ended."""
-    facts["status"] = outcome
-    facts["identical"] = identical
+    record["status"] = outcome
+    record["identical"] = identical
     for arm in arms:
         status = "interrupted" if outcome == "interrupted" else "finished"
-        facts["arms"][arm.name].update(status=status if arm.active else arm.status, cause=arm.cause)
+        record["arms"][arm.name].update(status=status if arm.active else arm.status, cause=arm.cause)
 
 
-def resumed_facts(facts: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a run that goes on: what names it stays, what it is made of must not have changed.
+def resumed_record(record: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a resumed run: the new one with the identifier and group of the saved one.
 
-    Raises: UserError where the data or the initial weights are not those that the run began with.
+    Raises: UserError if the data or the initial weights differ from those that the run began with.
     """
     if not saved:
-        return facts
+        return record
     data = saved.get("data")
     for what, now, then in (
-        ("the data", facts["data"]["fingerprint"], data.get("fingerprint") if isinstance(data, dict) else None),
-        ("the initial weights", facts["initial_weights_hash"], saved.get("initial_weights_hash")),
+        ("the data", record["data"]["fingerprint"], data.get("fingerprint") if isinstance(data, dict) else None),
+        ("the initial weights", record["initial_weights_hash"], saved.get("initial_weights_hash")),
     ):
         if now != then:
             was = then[:12] if isinstance(then, str) else "unknown"
             raise UserError(f"resume: {what} changed since the run began ({was} → {now[:12]}); start a new run")
     run_id, group = saved.get("run_id"), saved.get("group")
-    if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):  # it becomes a part of paths
-        run_id = facts["run_id"]
-    return {**facts, "run_id": run_id, "group": group if isinstance(group, str) else None}
+    if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):  # it becomes part of a path
+        run_id = record["run_id"]
+    return {**record, "run_id": run_id, "group": group if isinstance(group, str) else None}
 
 
-def check_repeated_data(facts: dict[str, Any], repeated: dict[str, Any], source: str) -> None:
-    """Raises: UserError, before anything is trained, where the data is not what the run to be repeated was fed."""
-    then, now = repeated["data"], facts["data"]
+def check_repeated_data(record: dict[str, Any], repeated: dict[str, Any], source: str) -> None:
+    """Raises: UserError if the data differs from that of the run to be repeated."""
+    then, now = repeated["data"], record["data"]
     if then["fingerprint"] == now["fingerprint"]:
         return
     names = f"{then['name']} → {now['name']}, " if then.get("name") != now.get("name") else ""

@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from natattn.models.unpacked import one_sequence_per_row
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
 from natattn.tasks.base import Batch, Task
-from natattn.training.progress import Status
+
+Status = Literal["running", "diverged"]
 
 
 class Stopwatch:
-    """Seconds spent in an arm's training steps, without making the host wait for a GPU at every step."""
+    """Measures seconds of training steps without synchronizing with the GPU at every step."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
@@ -31,7 +32,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time spent inside."""
+        """Add the time spent in the block."""
         if self._cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
@@ -44,7 +45,7 @@ class Stopwatch:
             self.seconds += time.perf_counter() - begin
 
     def read(self) -> float:
-        """Total so far; waits for the GPU."""
+        """Return the total so far; synchronizes with the GPU."""
         for start, end in self._pending:
             end.synchronize()
             self.seconds += start.elapsed_time(end) / 1000
@@ -54,7 +55,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step measured, still on the device: the batch's mean loss (nats) and the gradient's norm."""
+    """Mean loss of a batch (nats) and norm of its gradient before clipping, scalars on the device."""
 
     loss: Tensor
     gradient_norm: Tensor
@@ -62,7 +63,16 @@ class StepResult:
 
 @dataclass
 class Arm:
-    """One model in training."""
+    """A model in training with its attention probe and optimizer.
+
+    Attributes:
+        forward: called for training in place of the model, for example its compiled or distributed version; None for
+            the model.
+        without_sync: context in which backward passes accumulate gradients without averaging them over the ranks.
+        clip_energy: QK-clip's threshold in nats.
+        patterns: attention patterns on some rows of the probe batch at the last evaluation, by layer.
+        peak_memory: bytes of GPU memory at the peak of this arm's steps; stays 0 on the CPU.
+    """
 
     name: str
     model: Any  # a transformers model of the task
@@ -74,18 +84,16 @@ class Arm:
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     clip_norm: float | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    forward: Callable[..., Any] | None = None  # what training calls in place of the model
-    # Inside it backward passes add up gradients that the ranks do not share yet.
+    forward: Callable[..., Any] | None = None
     without_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     tempered: TemperedAttention | None = None
-    clip_energy: float | None = None  # QK-clip's threshold, nats
+    clip_energy: float | None = None
     status: Status = "running"
     cause: str | None = None
     stopwatch: Stopwatch = field(init=False)
-    optimizer_stopwatch: Stopwatch = field(init=False)  # the optimizer's part of it
-    # Of each layer on some rows of the probe batch, as of the last evaluation: what the next is compared with.
+    optimizer_stopwatch: Stopwatch = field(init=False)
     patterns: dict[int, Tensor] = field(default_factory=dict)
-    peak_memory: int = 0  # bytes of GPU memory at the worst moment of this arm's steps; the CPU keeps no such count
+    peak_memory: int = 0
     _rates: list[float] = field(init=False)
     _parameters: list[nn.Parameter] = field(init=False)
 
@@ -96,30 +104,30 @@ class Arm:
 
     @property
     def active(self) -> bool:
-        """Whether the arm still trains."""
+        """Return whether the arm still trains."""
         return self.status == "running"
 
     def at_step(self, step: int, steps: int) -> None:
-        """Set what depends on the step alone: the temperature of tempered attention."""
+        """Set the temperature of tempered attention for this step."""
         if self.tempered is not None:
             self.tempered.update(self.model, step, steps)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch of the task, in nats."""
+        """Return the mean loss of a batch in nats."""
         forward = self.model if self.forward is None else self.forward
         with self.autocast(), one_sequence_per_row():
             outputs = forward(**self.task.inputs(batch))
         return self.task.loss(outputs, batch, self.model)
 
     def train_step(self, slices: Sequence[Batch], step: int, learning_rate_factor: float) -> StepResult:
-        """One update from a batch given as accumulation slices of equal size.
+        """Update the weights once, from a batch given as accumulation slices of equal size.
 
-        Dropout draws from a stream addressed by (seed, step, rank), so that arms drop the same units.
+        Dropout is seeded by (seed, step, rank), so that all arms drop the same units.
         """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with self.stopwatch.running():
-            if not self.model.training:  # to say so again costs a walk over all modules
+            if not self.model.training:  # train() visits every module
                 self.model.train()
             self._seed_dropout(step)
             total = torch.zeros((), device=self.device)
@@ -128,7 +136,7 @@ class Arm:
                     with self.without_sync() if index + 1 < len(slices) else contextlib.nullcontext():
                         loss = self.loss(batch) / len(slices)
                         loss.backward()  # type: ignore[no-untyped-call]
-                    total = total + loss.detach()  # in float64 where the loss is
+                    total = total + loss.detach()  # becomes float64 if the loss is
             gradient_norm = self._clip_gradients()
             self.set_rates(learning_rate_factor)
             with self.optimizer_stopwatch.running():
@@ -137,47 +145,47 @@ class Arm:
             self.clip_energies(step)
         if self.device.type == "cuda":
             self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
-        return StepResult(total, full(gradient_norm))
+        return StepResult(total, gradient_norm if self.ranks.size == 1 else full(gradient_norm))
 
     def _seed_dropout(self, step: int) -> None:
         rank = (self.ranks.rank,) if self.ranks.rank else ()
         seed = addressed_seed(self.seed, "dropout", step, *rank)
-        # torch.manual_seed also asks for every kind of device that there might be, at half a millisecond.
+        # torch.manual_seed also visits every device backend, which takes half a millisecond.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def _clip_gradients(self) -> Tensor:
-        """Clip the gradient by its norm, which is returned as it was before."""
+        """Clip the gradient by its norm; returns the norm before clipping."""
         parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
-        # On the host, where looking is free, a gradient that is short enough is left alone.
+        # On the CPU comparing is cheaper than scaling by 1; on a GPU it would synchronize.
         if self.clip_norm is not None and (norm.device.type != "cpu" or not bool(norm <= self.clip_norm)):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         return norm
 
     def set_rates(self, learning_rate_factor: float) -> None:
-        """The learning rate of every parameter group, by the schedule."""
+        """Multiply the base learning rate of every parameter group by the schedule's factor."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * learning_rate_factor
 
     def clip_energies(self, step: int) -> None:
-        """QK-clip, on the steps that the probe has observed."""
+        """Apply QK-clip on the steps that the probe records."""
         if self.clip_energy is not None and self.probe is not None and step % self.probe.every == 0:
             maxima = {layer: self.probe.statistics(layer)["maximum"] for layer in self.probe.layers}
             clip_query_key_weights(self.model, maxima, self.clip_energy)
 
     @property
     def base_learning_rate(self) -> float:
-        """Rate of the first parameter group before the schedule's factor."""
+        """Learning rate of the first parameter group before the schedule's factor."""
         return float(self._rates[0])
 
     def diverge(self, step: int, cause: str) -> None:
-        """Stop the arm for good."""
+        """Stop training the arm."""
         self.status, self.cause = "diverged", f"{cause} at step {step}"
 
     def unique_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, tied ones once."""
+        """Return parameters and persistent buffers by name, tied ones once."""
         tensors: dict[str, Tensor] = dict(self.model.named_parameters())
         persistent = self.model.state_dict().keys()
         tensors.update({name: buffer for name, buffer in self.model.named_buffers() if name in persistent})
@@ -185,7 +193,7 @@ class Arm:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names and values of all parameters: what pairs runs that were trained separately."""
+    """Return the SHA-256 of names and values of all parameters; it identifies runs with equal initial weights."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
@@ -194,6 +202,6 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def identical(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two models of the same architecture have equal weights to the bit; of parts, this rank's."""
+    """Return whether two models have bitwise equal weights; of sharded weights, this rank's shards."""
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return all(torch.equal(local(a), local(b)) for a, b in pairs)
