@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateRuntimeError
 
 from natattn.report.section import HeadMap, Section
-from natattn.report.table import NOTHING, Cell, Estimate, cell_text, link_target
+from natattn.report.table import NOTHING, Estimate, cell_text, link_target
 from natattn.statistics.paired import Verdict
 
 MOST_LINKS = 6  # run links in a row that are shown without a click
@@ -87,7 +87,7 @@ class CellView:
     is_code: bool = False
 
 
-def cell_view(value: Cell, digits: int) -> CellView:
+def cell_view(value: str | int | float | Estimate | None, digits: int) -> CellView:
     """Return a cell other than a badge, sorted by its value and with every digit on hover."""
     if isinstance(value, str) or value is None:
         text = cell_text(value)
