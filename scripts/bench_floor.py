@@ -21,7 +21,7 @@ from bench_train import interleaved, make_loop, prepared, report, take_turns
 from torch import Tensor, nn
 from torch.nn import functional
 
-from natattn.models.gpt2 import SizeSettings
+from natattn.models.settings import SizeSettings
 from natattn.statistics.paired import t_interval
 from natattn.tasks import BatchSlice, LanguageTask
 from natattn.training.build import build_arms

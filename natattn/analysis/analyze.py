@@ -16,7 +16,7 @@ from natattn.analysis.sections.run_measures import RUN_MEASURES
 from natattn.analysis.settings import AnalyzeSettings, ModelSection, SectionName
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
-from natattn.models.gpt2 import PretrainedInit
+from natattn.models.settings import PretrainedInit
 from natattn.report.page import render
 from natattn.report.section import SECTION_KEYS, Section
 from natattn.storage.atomic import replacing, write_json

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from natattn.attention.softmax import masked_softmax
+from natattn.attention.patterns import masked_softmax
 from natattn.fisher.decomposition import attention_fisher
 
 Parameters = Mapping[str, Tensor]

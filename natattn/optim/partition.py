@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from natattn.attention.modules import attention_layers
-from natattn.attention.projections import head_counts
+from natattn.attention.layers import attention_layers, head_counts
 
 Role = Literal["embedding", "vector", "query", "key", "value", "output", "mlp", "head"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import ModelSettings
+from natattn.models.settings import ModelSettings
 
 # What one step is computed from, opaque to the loop: a tensor, or several by name. The first dimension counts examples.
 Batch = Tensor | dict[str, Tensor]

@@ -10,7 +10,6 @@ from torch import nn
 
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.models.attention_types import PublishedAttention
 from natattn.training.progress import Parallel
 from natattn.training.settings import RunSettings
 
@@ -44,7 +43,7 @@ def check_ranks(settings: RunSettings, ranks: Ranks) -> None:
             "task=multimodal: every pair is compared with all others of its batch, which the ranks would not see; "
             "run it without torchrun"
         )
-    if isinstance(settings.model.attention, PublishedAttention):
+    if settings.model.attention.own_architecture:
         raise UserError(f"model={settings.model.name}: every rank would see its own energies; run it without torchrun")
     if settings.train.device.startswith("cuda:"):
         raise UserError(

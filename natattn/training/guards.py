@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from natattn.config.base import Settings
+from natattn.attention.types.base import AttentionType
 from natattn.errors import UserError
-from natattn.models.attention_types import PublishedAttention
 from natattn.tasks.base import BatchSlice, to_device
 from natattn.tasks.language import LanguageTask
 from natattn.training.arms import Arm
@@ -16,7 +15,7 @@ TOLERANCE = 1e-4  # of a logit's change, in units of the logits' standard deviat
 BATCH_TOLERANCE = 1e-2  # as the first; a GPU's convolutions round to TF32, in another order for another batch
 
 
-def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
+def check_guards(arms: list[Arm], *, attention: AttentionType) -> list[str]:
     """Check every arm before it trains; the names of the arms that read later tokens, which only model=published may.
 
     That model's labels may be shifted twice as well, as its author's were.
@@ -29,7 +28,7 @@ def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
             check_independence(arm)
         return []
     context, vocab_size = task.context, task.corpus.tokenizer.vocab_size
-    if isinstance(attention, PublishedAttention):
+    if attention.may_look_ahead:
         return [arm.name for arm in arms if not causality_leak(arm, context, vocab_size) <= TOLERANCE]
     for arm in arms:
         check_causality(arm, context, vocab_size)

@@ -8,11 +8,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from natattn.attention.attach import fold_temperature
+from natattn.attention.types.tempered import fold_temperature
 from natattn.config.messages import first_line
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.models.gpt2 import check_init, without_progress_bars
+from natattn.models.pretrained import check_init, without_progress_bars
 from natattn.storage.atomic import remove_unfinished, replacing_folder, write_json
 from natattn.storage.documents import whole_number
 from natattn.tracking import Tracker

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from natattn.attention.energy import AttentionInputs
-from natattn.attention.streaming import systematic_rows
+from natattn.attention.energy import AttentionInputs, systematic_rows
 from natattn.fisher.approximation import relative_frobenius_error, rotary_key_error
 from natattn.fisher.decomposition import key_fisher, query_fisher
 from natattn.fisher.kronecker import FACTORS, first_sequences, kronecker_factors

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from natattn.fisher.probe import FisherProbe
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 
 TOKENS = {"vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0}
 MODELS = {

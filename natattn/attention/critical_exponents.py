@@ -1,10 +1,12 @@
-"""Exponents α_k of critical temperatures: numbers, or what `natattn analyze` fitted to models of several widths."""
+"""Exponents α_k of critical temperatures: numbers, or those that `natattn analyze` fitted over several widths."""
 
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator
+from torch import Tensor
 
 from natattn.storage.documents import read_json
 
@@ -13,11 +15,11 @@ _FITTED = ("scores frozen", "heat capacity")
 
 
 def read_exponents(value: Any) -> Any:
-    """α of every rank of head from an analysis.json with a section `widths`; anything else is left as it is.
+    """Return α of every rank of head from an analysis.json with `widths`; return any other value unchanged.
 
-    Heads have no names that two models share, so that the head of number k gets the exponent of rank k.
+    Heads have no names that two models share, so the head of number k gets the exponent of rank k.
 
-    Raises: ValueError where the file cannot be read or holds no such fit.
+    Raises: ValueError if the file cannot be read or holds no such fit.
     """
     if not (isinstance(value, str) and value.endswith(".json")):
         return value
@@ -37,3 +39,16 @@ def read_exponents(value: Any) -> Any:
 
 
 Exponents = Annotated[float | tuple[float, ...], BeforeValidator(read_exponents)]
+
+
+def critical_temperatures(
+    exponents: float | tuple[float, ...], width: int, heads: int, temperature: float = 1.0
+) -> Tensor:
+    """Return T_c(k) = T_0 (d/768)^(−α_k) of every head, float32 [heads] (Criticality and Phase Transitions, 3.2).
+
+    Raises: ValueError if there are several exponents, but not one for each head.
+    """
+    values = torch.as_tensor(exponents, dtype=torch.float32).reshape(-1)
+    if len(values) not in (1, heads):
+        raise ValueError(f"{len(values)} exponents for {heads} heads")
+    return (temperature * (width / 768) ** -values).expand(heads)
