@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Written by the program; their commands are not for readers.
-_WRITTEN = ("results/analysis/", "results/studies/", "results/runs/", "results/analyses/")
+_WRITTEN = ("results/analysis/", "results/studies/", "results/analyses/")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 SMALL_MODEL = ("size.n_layer=1", "size.n_embd=16", "size.n_head=2")

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 from property_tools import run
 
-from natattn.analysis.analyze import _Results
-from natattn.analysis.settings import AnalyzeSettings
-from natattn.config import compose as config
 from natattn.report.page import render
 from natattn.report.section import HeadMap, Picture, Section, table
+from natattn.report.table import Badge, Estimate, Finding, StudyTable
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.report import render_report
-from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 from natattn.reproduce.run_views import embedded, read_views
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
@@ -161,20 +159,6 @@ def test_a_page_of_an_analysis_is_text():
         pictures=(Picture(HOSTILE, HOSTILE, table([HOSTILE], [[1]]), b"png"),),
     )
     check(render(HOSTILE, {HOSTILE: HOSTILE}, [section.to_json()], {HOSTILE: b"png"}), data=False)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"title": 3}, {"findings": [None]}, {"findings": 3}, {"pictures": [{"name": "../../x", "caption": ""}]},
-     {"maps": [3]}, {"tables": [{"headings": 3, "rows": []}]}, {"pictures": 3}, {"title": None}],
-)  # fmt: skip
-def test_a_kept_section_that_cannot_be_shown_is_made_anew(change, tmp_path):
-    whole = Section(HOSTILE, HOSTILE, (HOSTILE,)).to_json()
-    settings = AnalyzeSettings.model_validate(config.plain_values(config.compose([], "analyze")))
-    results = _Results(tmp_path, settings, {}, "source")
-    for section, kept in ((whole, {"x"}), ({**whole, **change}, set())):
-        (tmp_path / "analysis.json").write_text(json.dumps({"key": results.key, "sections": {"x": section}}))
-        assert set(_Results(tmp_path, settings, {}, "source").sections) == kept
 
 
 def test_a_page_of_studies_is_text(tmp_path):

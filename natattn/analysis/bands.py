@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natattn.analysis.run_set import Treatment, pairs
-from natattn.analysis.runs import ArmSummary, RunSummary
+from natattn.analysis.runs import ArmSummary, RunSummary, read_run_metrics
 from natattn.statistics.paired import t_interval
-from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
-from natattn.tracking.metrics_file import Metrics, read_metrics
+from natattn.tracking.metrics_file import Metrics
 
 Floats = NDArray[np.float64]
 Series = tuple[NDArray[np.int64], Floats]
@@ -109,10 +108,10 @@ def _once(steps: NDArray[np.int64], values: Floats) -> Series:
 
 
 def metrics_of(run: RunSummary) -> Metrics:
-    """The columns of its metrics file; kept, because one after another of them is asked for."""
-    return _metrics(run.folder / METRICS_FILE)
+    """Return the metrics of a run; cached, because callers ask for one series after another."""
+    return _metrics(run.folder)
 
 
 @lru_cache(maxsize=64)
-def _metrics(path: Path) -> Metrics:
-    return read_metrics(path)
+def _metrics(folder: Path) -> Metrics:
+    return read_run_metrics(folder)

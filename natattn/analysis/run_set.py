@@ -99,8 +99,7 @@ def load_runs(settings: "AnalyzeSettings") -> RunSet:
     if left_out:
         facts["left out"] = f"{len(left_out)}: {'; '.join(left_out[:MOST_NAMED])}"
     # A run that was made again has the same configuration, but not the same file.
-    written = {run.folder: (run.folder / METRICS_FILE).stat().st_mtime_ns for run in runs}
-    source = ", ".join(sorted(f"{run.config_hash} {run.status} {written[run.folder]}" for run in runs))
+    source = ", ".join(sorted(f"{run.config_hash} {run.status} {_written(run.folder)}" for run in runs))
     folder = Path(settings.output) if settings.output is not None else Path("outputs") / f"analysis_{_safe(name)}"
     return RunSet(
         name=name, facts=facts, source=source, folder=folder, treatments=treatments,
@@ -153,6 +152,11 @@ def _baselines(treatments: Sequence[Treatment], wanted: str | None) -> tuple[Tre
 def _listed(values: Sequence[object]) -> str:
     more = f" and {len(values) - MOST_NAMED} more" if len(values) > MOST_NAMED + 2 else ""
     return ", ".join(map(str, values[: MOST_NAMED if more else None])) + more
+
+
+def _written(folder: Path) -> int:
+    file = folder / METRICS_FILE
+    return (file if file.exists() else folder.parent).stat().st_mtime_ns  # that of a packed run is its record
 
 
 def _safe(name: str) -> str:

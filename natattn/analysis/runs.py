@@ -1,4 +1,4 @@
-"""Run folders: finding them, and reading the numbers of one that every table is made of."""
+"""Finding runs, in folders and in packed records, and reading the numbers that every table is made of."""
 
 import glob
 import math
@@ -13,6 +13,7 @@ import numpy as np
 
 from natattn.analysis import facts as read
 from natattn.analysis.data_facts import DataFacts, data_of, unit_of
+from natattn.analysis.kept_runs import RECORD, kept_metrics, kept_run, kept_runs
 from natattn.errors import UserError
 from natattn.statistics.paired import time_to_target
 from natattn.storage.documents import read_json
@@ -23,12 +24,15 @@ from natattn.training.run_folder import CONFIG, RUN, read_config
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """The numbers of one arm; None is "not known". Losses in nats per the run's unit.
+    """Numbers of one arm; None means unknown. Losses are in nats per unit of the run (token, image or pair).
 
-    `metrics` are the task's others, as they were last measured, by their names: validation/accuracy, …
-
-    `steps_to_target` and `seconds_to_target` are of the reference's final loss: None if it was not reached, or there
-    is no target. A diverged arm has no final loss and has reached nothing.
+    Attributes:
+        steps_to_target, seconds_to_target: time until the validation loss is at most the reference's final loss; None
+            if it never is, or if the run has no reference. A diverged arm reaches no target and has no final loss.
+        step_seconds: median over the intervals between evaluations.
+        units_per_second: tokens, images or pairs.
+        step_time_ratio: step time over that of the reference.
+        metrics: last value of each further metric of the task, such as ``validation/accuracy``.
     """
 
     name: str
@@ -44,9 +48,9 @@ class ArmSummary:
     test_loss: float | None
     steps_to_target: float | None
     seconds_to_target: float | None
-    step_seconds: float | None  # median over the intervals between evaluations
-    units_per_second: float | None  # tokens, images or pairs
-    step_time_ratio: float | None  # to the reference
+    step_seconds: float | None
+    units_per_second: float | None
+    step_time_ratio: float | None
     peak_memory_bytes: float | None
     leaky: bool
     metrics: dict[str, float] = field(default_factory=dict)
@@ -54,7 +58,13 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run. Where `problem` says why it cannot be read, the rest is empty."""
+    """One run. If it cannot be read, ``problem`` states why and the other fields are empty.
+
+    Attributes:
+        folder: run folder, or address inside a record (see ``natattn.analysis.kept_runs``).
+        unit: what a loss is the mean over: token, image or pair.
+        arms: the reference first.
+    """
 
     folder: Path
     problem: str | None = None
@@ -63,39 +73,45 @@ class RunSummary:
     reference: str | None = None
     candidate: str | None = None
     seed: int | None = None
-    unit: str = "token"  # what a loss is the mean over: token, image or pair
+    unit: str = "token"
     planned_steps: int | None = None
     device: str = ""
     identical: bool = False
     target: float | None = None
     process_peak_memory_bytes: float | None = None
     data: DataFacts | None = None
-    arms: tuple[ArmSummary, ...] = ()  # the reference first
+    arms: tuple[ArmSummary, ...] = ()
     config: dict[str, Any] | None = None
     config_hash: str = ""
     initial_weights_hash: str | None = None
 
     def arm(self, name: str | None) -> ArmSummary | None:
-        """The arm of that name, if the run has it."""
+        """Return the arm of that name; None if the run does not have it."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """The run folders among the paths and below them, in natural order; patterns (`outputs/*`) are expanded.
+    """Return the runs at and below the paths, in natural order. Patterns (``outputs/*``) are expanded.
 
-    Raises UserError where a path holds no run.
+    A path may also be a record of packed runs (``docs/results/runs.jsonl``) or one run in it.
+
+    Raises: UserError for a path without runs.
     """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        runs = [run for start in _expand(str(path)) for run in _runs_below(start)]
-        if not runs:
+    runs: dict[Path, Path] = {}
+    for path in map(str, paths):
+        is_pattern = glob.has_magic(path) and not os.path.exists(path)
+        starts = map(Path, glob.glob(path)) if is_pattern else [Path(path)]
+        below = [run for start in starts for run in _runs_below(start)]
+        if not below:
             raise UserError(f"no run in {path}: a run folder holds {RUN}, a sweep folder holds run folders")
-        found.update((run.resolve(), run) for run in runs)
-    return sorted(found.values(), key=_natural_order)
+        runs.update((run.resolve(), run) for run in below)
+    return sorted(runs.values(), key=_natural_order)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The content of run.json. Raises UserError where it is missing or is no JSON object."""
+    """Return the run record (``run.json``). Raises: UserError if it is missing or not a JSON object."""
+    if (kept := kept_run(folder)) is not None:
+        return kept.run
     path = folder / RUN
     try:
         facts = read_json(path)
@@ -108,11 +124,22 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved configuration of a run. Raises: UserError if it is missing or malformed."""
+    kept = kept_run(folder)
+    return read_config(folder) if kept is None else kept.config
+
+
+def read_run_metrics(folder: Path) -> Metrics:
+    """Return the metrics of a run. Raises: UserError if they are missing or malformed."""
+    return read_metrics(folder / METRICS_FILE) if kept_run(folder) is None else kept_metrics(folder)
+
+
 def summarise_run(folder: Path) -> RunSummary:
-    """Reads one run folder; one that is broken gives a summary whose `problem` says why. Never raises UserError."""
+    """Summarise one run. If it is broken, ``problem`` of the summary states why; UserError is never raised."""
     folder = Path(folder)
     try:
-        return _summarise(folder, read_facts(folder), read_metrics(folder / METRICS_FILE))
+        return _summarise(folder, read_facts(folder), read_run_metrics(folder))
     except UserError as error:
         return RunSummary(folder, problem=str(error))
     except KeyError as error:
@@ -121,23 +148,22 @@ def summarise_run(folder: Path) -> RunSummary:
         return RunSummary(folder, problem=f"{folder / RUN}: {error}")
 
 
-def _expand(path: str) -> list[Path]:
-    if os.path.exists(path) or not glob.has_magic(path):
-        return [Path(path)]
-    return [Path(match) for match in glob.glob(path)]
-
-
 def _runs_below(start: Path) -> Iterator[Path]:
+    if start.name == RECORD and start.is_file():
+        yield from kept_runs(start)
+    elif kept_run(start) is not None:
+        yield start
     for folder, subfolders, files in os.walk(start):
         if {RUN, METRICS_FILE, CONFIG} & set(files):
             subfolders.clear()  # runs do not nest
             yield Path(folder)
         else:
-            subfolders[:] = [each for each in subfolders if not each.startswith(".")]
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            yield from kept_runs(Path(folder) / RECORD) if RECORD in files else ()
 
 
 def _natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts 2_natural before 10_natural."""
+    """Return a key that sorts 2_natural before 10_natural."""
     parts = re.split(r"(\d+)", str(path))
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
@@ -205,14 +231,14 @@ def _arm(
 
 
 def _task_metrics(metrics: Metrics, arm: str) -> dict[str, float]:
-    """The last values of what is measured of a split beside its loss."""
-    found = {name for name in metrics.names() if name.startswith(("validation/", "test/"))}
-    last = {name: _last(metrics, arm, name) for name in sorted(found - {"validation/loss", "test/loss"})}
+    """Return the last value of every metric of a split except its loss."""
+    names = {name for name in metrics.names() if name.startswith(("validation/", "test/"))}
+    last = {name: _last(metrics, arm, name) for name in sorted(names - {"validation/loss", "test/loss"})}
     return {name: value for name, value in last.items() if value is not None}
 
 
 def _final_loss(metrics: Metrics, arm: str) -> float | None:
-    """The last validation loss; a diverged arm has none."""
+    """Return the last validation loss; None for a diverged arm."""
     final = _last(metrics, arm, "validation/loss")
     if final is None or not math.isfinite(final) or _last(metrics, arm, "diverged") is not None:
         return None
@@ -237,7 +263,7 @@ def _at_step(metrics: Metrics, arm: str, name: str, step: float) -> float | None
 
 def _step_seconds(metrics: Metrics, arm: str) -> float | None:
     steps, train_seconds, _ = metrics.select(arm=arm, name="time/train_seconds")
-    # A resumed run may log a step twice: no interval.
+    # A resumed run may log a step twice.
     taken = np.diff(steps) > 0
     return float(np.median(np.diff(train_seconds)[taken] / np.diff(steps)[taken])) if taken.any() else None
 
@@ -251,8 +277,7 @@ def _units_per_second(metrics: Metrics, arm: str, step_seconds: float | None, fa
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
-    """A run is worth showing without its configuration."""
     try:
-        return read_config(folder)
+        return read_run_config(folder)
     except UserError:
-        return None
+        return None  # a run is worth showing without its configuration

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from natattn.storage.documents import read_json
 
-# Of the fitted table: the scores as the models have them, and the peak that every head has.
-_FITTED = ("scores frozen", "heat capacity")
+# Of the fits: the scores as the models have them, and the peak that every head has.
+_FITTED = ("frozen", "heat_capacity")
 
 
 def read_exponents(value: Any) -> Any:
@@ -25,10 +25,9 @@ def read_exponents(value: Any) -> Any:
         return value
     try:
         analysis = read_json(Path(os.path.expanduser(value)))
-        table = analysis["sections"]["widths"]["tables"][0]
-        rows = [dict(zip(table["headings"], row, strict=True)) for row in table["rows"]]
-        fitted = [row for row in rows if (row["scan"], row["T_c by"]) == _FITTED and row["k"].startswith("rank ")]
-        found = tuple(float(row["α"]) for row in sorted(fitted, key=lambda row: int(row["k"].removeprefix("rank "))))
+        fits = analysis["results"]["widths"]["exponents"]
+        fits = [fit for fit in fits if (fit["kind"], fit["of"]) == _FITTED and fit["where"].startswith("rank ")]
+        found = tuple(float(fit["alpha"]) for fit in sorted(fits, key=lambda fit: int(fit["where"][len("rank ") :])))
     except OSError as error:
         raise ValueError(f"{value}: {error.strerror}") from error
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):

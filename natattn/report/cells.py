@@ -1,8 +1,9 @@
 """How the cells of a study's tables are written: numbers to the digits that their intervals support."""
 
 import math
+from pathlib import Path
 
-from natattn.reproduce.results import Badge, Cell, Estimate
+from natattn.report.table import Badge, Cell, Estimate
 
 NOTHING = "—"
 DIGITS = 4  # significant, of numbers without an interval
@@ -60,6 +61,11 @@ def estimate_text(estimate: Estimate) -> str:
         return f"{fixed(value, decimals)} [{fixed(low, decimals)}, {fixed(high, decimals)}]"
     parts = [fixed(number / 10.0**largest, decimals + largest) for number in (value, low, high)]
     return f"({parts[0]} [{parts[1]}, {parts[2]}]) × 10{str(largest).translate(_RAISED)}"
+
+
+def link_target(run: Path) -> Path:
+    """Return what a page links to for a run: its folder, or the record that it is packed in (``runs.jsonl/NAME``)."""
+    return run.parent if run.parent.suffix == ".jsonl" else run
 
 
 def half_width(estimate: Estimate) -> float:

@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from natattn.report.cells import cell_text
+from natattn.report.cells import cell_text, link_target
 from natattn.report.page import SHORT, escaped, sortable
-from natattn.reproduce.results import Badge, Cell, Estimate, StudyTable
+from natattn.report.table import Badge, Cell, Estimate, StudyTable
 from natattn.statistics.paired import Verdict
 
 MOST_LINKS = 6
@@ -70,8 +70,9 @@ def run_links(runs: Sequence[Path], base: Path) -> str:
 
 
 def run_address(run: Path, base: Path) -> str:
-    """Where the run lies, seen from the page's folder: a relative address that browsers understand."""
-    return quote(os.fsencode(_seen_from(base, run))) + "/"
+    """Return the relative address of a run's folder, or of the record that it is packed in, for a page in ``base``."""
+    target = link_target(run)
+    return quote(os.fsencode(_seen_from(base, target))) + ("/" if target == run else "")
 
 
 def study_table(table: StudyTable, base: Path) -> str:

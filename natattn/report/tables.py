@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from natattn.report.cells import cell_text
+from natattn.report.cells import cell_text, link_target
 from natattn.report.escaping import latex, markdown
+from natattn.report.table import Badge, Cell, Estimate, StudyTable
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim, strongest, tally
-from natattn.reproduce.results import Badge, Cell, Estimate, StudyResult, StudyTable, overall
+from natattn.reproduce.results import StudyResult, overall
 from natattn.statistics.paired import Verdict
 from natattn.storage.atomic import replacing
 
@@ -80,7 +81,7 @@ def _links(runs: Sequence[Path], folder: Path) -> str:
     links = []
     for run in runs[:MOST_LINKS]:
         name = run.name[:8] if _HASH.fullmatch(run.name) else run.name
-        links.append(f"[{markdown(name)}]({quote(os.fsencode(_relative(run, folder)))})")
+        links.append(f"[{markdown(name)}]({quote(os.fsencode(_relative(link_target(run), folder)))})")
     rest = len(runs) - MOST_LINKS
     return ", ".join(links) + (f" +{rest}" if rest > 0 else "")
 
@@ -147,7 +148,7 @@ def to_csv(table: StudyTable, folder: Path | None = None) -> str:
                 cells += [repr(float(number)) for number in (cell.value, cell.low, cell.high)]
             else:
                 cells += [_plain(cell), "", ""] if is_estimated else [_plain(cell)]
-        paths = [run.as_posix() if folder is None else _relative(run, folder) for run in runs]
+        paths = [run.as_posix() if folder is None else _relative(link_target(run), folder) for run in runs]
         writer.writerow([*cells, ";".join(paths)])
     return text.getvalue()
 

@@ -5,12 +5,9 @@ from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from natattn.analysis.runs import RunSummary, find_runs, read_facts, summarise_run
+from natattn.analysis.runs import RunSummary, find_runs, read_facts, read_run_config, read_run_metrics, summarise_run
 from natattn.errors import UserError
 from natattn.reproduce.jobs import job_key
-from natattn.storage.documents import read_yaml
-from natattn.tracking.metrics_file import FILE_NAME, read_metrics
-from natattn.training.run_folder import CONFIG
 
 # A run that its time limit stopped has not done what was asked.
 ENDED = ("finished", "diverged")
@@ -57,7 +54,7 @@ class DoneRuns:
     def _has(self, folder: Path, patterns: Sequence[str]) -> bool:
         if folder not in self._names:
             try:
-                self._names[folder] = read_metrics(folder / FILE_NAME).names()
+                self._names[folder] = read_run_metrics(folder).names()
             except UserError:
                 self._names[folder] = []
         return all(any(fnmatchcase(name, pattern) for name in self._names[folder]) for pattern in patterns)
@@ -69,8 +66,7 @@ def key_of(run: Path) -> str | None:
         facts = read_facts(run)
         if facts["status"] not in ENDED:
             return None
-        composed = read_yaml(run / CONFIG)
-        return job_key(composed, facts["data"]["fingerprint"], facts["device"])
+        return job_key(read_run_config(run), facts["data"]["fingerprint"], facts["device"])
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from natattn.report.cells import half_width
+from natattn.report.table import Finding
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.results import Finding, StudyResult, overall
+from natattn.reproduce.results import StudyResult, overall
 from natattn.statistics.paired import Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

@@ -7,9 +7,10 @@ from urllib.parse import quote
 from natattn.report.cells import number_text
 from natattn.report.html import badge, cell, precise, run_links
 from natattn.report.page import escaped, fact_list, sortable
+from natattn.report.table import Badge, Cell, Finding
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim
-from natattn.reproduce.results import Badge, Cell, Finding, StudyResult, overall
+from natattn.reproduce.results import StudyResult, overall
 
 STYLE = """
 section.claim { margin: 1.6rem 0; } .claim h3 .badge { margin-left: 0.5rem; vertical-align: 0.05rem; }

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from natattn.analysis.kept_runs import RECORD
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.errors import UserError
 from natattn.report.section import Picture
+from natattn.report.table import Finding, StudyTable
 from natattn.report.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.analyses import (
     analysed,
@@ -30,7 +33,7 @@ from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.ledger import claims_of
 from natattn.reproduce.plan import Plan
 from natattn.reproduce.report import write_report
-from natattn.reproduce.results import AnalysisResult, Finding, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 from natattn.reproduce.settings import ReproduceSettings
 from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
@@ -65,7 +68,7 @@ class Studies:
         """Studies at their budgets, with the runs that are done. Raises: UserError for what cannot be composed."""
         first = settings[0]
         folder, kept = Path(first.output), Path(first.kept)
-        done = DoneRuns([folder / RUNS, *first.runs, kept / RUNS], named=first.runs)
+        done = DoneRuns([folder / RUNS, *first.runs, kept / RECORD], named=first.runs)
         maker = JobMaker(folder, first.wikitext)
         trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
         arms = {name for each in trials for name in each.study.arms}

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from natattn.analysis.quantities import task_metrics
-from natattn.analysis.runs import ArmSummary, RunSummary, summarise_run
+from natattn.analysis.runs import ArmSummary, RunSummary, read_run_metrics, summarise_run
 from natattn.report.html import run_address
-from natattn.tracking.metrics_file import FILE_NAME as METRICS_FILE
-from natattn.tracking.metrics_file import Metrics, read_metrics
+from natattn.tracking.metrics_file import Metrics
 from natattn.training.run_folder import ADDED_LATER, flatten
 
 MOST_RUNS = 400  # on one page
@@ -109,7 +108,7 @@ def _view(run: RunSummary, name: str, address: str) -> RunView:
     if run.problem is not None:
         problem = run.problem.replace(f"{run.folder}/", "")  # the address says where it is
         return RunView(f"{name} · broken", address, f"broken: {problem}", None, "", run.unit, None, {}, ())
-    metrics = read_metrics(run.folder / METRICS_FILE)
+    metrics = read_run_metrics(run.folder)
     arms = " vs ".join(f"{arm.name} ({arm.optimizer})" for arm in run.arms)
     seed = "" if run.seed is None else f" · seed {run.seed}"
     return RunView(

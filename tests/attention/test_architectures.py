@@ -15,7 +15,7 @@ from natattn.attention.probe import AttentionProbe
 from natattn.attention.types.natural_gradient import NaturalGradient
 from natattn.attention.types.tempered import Tempered, fold_temperature
 
-TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
+TABLE = Path(__file__).parents[2] / "docs" / "attention.md"
 ROWS = re.findall(r"^\| (\w+) \| (yes|no) \| (yes|no) \| (.+) \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
 OBSERVED = [name for name, observed, _, _ in ROWS if observed == "yes"]
 REFUSED = [name for name, observed, _, _ in ROWS if observed == "no"]

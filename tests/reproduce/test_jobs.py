@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
+from natattn.analysis.kept_runs import RECORD, kept_runs
+from natattn.analysis.runs import read_facts, read_run_config
 from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.reproduce.bundles import bundled
@@ -16,7 +18,7 @@ from natattn.reproduce.jobs import Job, JobMaker, job_key
 from natattn.reproduce.settings import CorpusSettings, Repeats
 from natattn.reproduce.texts import file_overrides, repeated_lines
 from natattn.tracking.metrics_file import read_metrics
-from natattn.training.run_folder import RUN, RunLock, read_config
+from natattn.training.run_folder import RUN, RunLock
 
 TINY = (
     "model=natural", "reference=none", "size=pico", "size.n_embd=16", "size.n_head=2", "size.n_layer=1",
@@ -83,12 +85,12 @@ def test_what_was_composed_is_remembered_and_a_damaged_memory_is_made_anew(tmp_p
 
 
 def test_published_runs_are_found_by_their_key_and_only_with_what_is_wanted_of_them():
-    kept = Path(__file__).parents[2] / "docs" / "results" / "runs"
-    folder = next(path for path in sorted(kept.iterdir()) if (path / RUN).exists())
+    kept = Path(__file__).parents[2] / "docs" / "results" / RECORD
+    folder = kept_runs(kept)[0]
     key = key_of(folder)
-    facts = json.loads((folder / RUN).read_text())
-    assert key == job_key(read_config(folder), facts["data"]["fingerprint"], facts["device"])
-    done = DoneRuns([folder, kept / "nowhere"])
+    facts = read_facts(folder)
+    assert key == job_key(read_run_config(folder), facts["data"]["fingerprint"], facts["device"])
+    done = DoneRuns([kept, kept.with_name("nowhere")])
     found = done.find(key, ["validation/loss"])
     assert found is not None
     assert found.folder == folder

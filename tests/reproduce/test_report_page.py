@@ -11,9 +11,10 @@ from report_results import HOSTILE, claims, data_of, result, written
 
 from natattn.errors import UserError
 from natattn.report.html import cell
+from natattn.report.table import Estimate, StudyTable
 from natattn.reproduce import run_views
 from natattn.reproduce.report import runs_of, write_report
-from natattn.reproduce.results import Estimate, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 from natattn.reproduce.run_views import MOST_POINTS, embedded, read_views
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile

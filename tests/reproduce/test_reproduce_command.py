@@ -16,6 +16,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 
+from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.reproduce.arguments import read_arguments
@@ -175,9 +176,8 @@ def test_joblib_runs_the_same_study_file(tmp_path: Path, everything: Path):
 def test_what_is_kept_makes_the_same_tables_without_the_runs(everything: Path, tmp_path: Path):
     scripts = Path(__file__).parents[2] / "scripts"
     (tmp_path / "scripts").mkdir()
-    for name in ("keep_study.py", "keep_runs.py"):
-        shutil.copyfile(scripts / name, tmp_path / "scripts" / name)  # docs/ is beside the script
-    command = [sys.executable, str(tmp_path / "scripts" / "keep_study.py"), "study=all", "budget=smoke"]
+    shutil.copyfile(scripts / "keep.py", tmp_path / "scripts" / "keep.py")  # it writes to docs/ next to scripts/
+    command = [sys.executable, str(tmp_path / "scripts" / "keep.py"), "study=all", "budget=smoke"]
     done = subprocess.run(command, cwd=everything, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     results = tmp_path / "docs" / "results"
@@ -187,7 +187,9 @@ def test_what_is_kept_makes_the_same_tables_without_the_runs(everything: Path, t
     assert without_runs == {name: [row[:-1] for row in rows] for name, rows in theirs.items()}
     links = {link for row in made["ledger.csv"][1:] for link in row[-1].split(";") if link}
     assert links
-    assert all((results / "studies" / "all_smoke" / "tables" / link / "config.yaml").exists() for link in links)
+    packed = {path.name for path in kept_runs(results / RECORD)}
+    assert {Path(link).name for link in links} <= packed
+    assert all(Path(link).parent.name == RECORD for link in links)
     assert {path.name for path in (results / "studies").iterdir()} == {"all_smoke"}
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from natattn.analysis.runs import RunSummary, summarise_run
+from natattn.report.table import Badge
 from natattn.reproduce.comparisons import Comparison, judge
 from natattn.reproduce.done import DoneRuns
 from natattn.reproduce.jobs import JobMaker
 from natattn.reproduce.plan import Plan
-from natattn.reproduce.results import Badge
 from natattn.reproduce.settings import StudySettings
 from natattn.reproduce.studies import Trial
 from natattn.reproduce.study_pictures import differences_picture, profile_picture
