@@ -14,8 +14,8 @@ from PIL import Image
 
 from natattn.cli.main import main
 from natattn.config import compose as config
-from natattn.optim.directions import DirectionSettings
-from natattn.optim.directions.levels import Levels
+from natattn.optim.directions import AnyDirection
+from natattn.optim.directions.attention_fisher import Levels
 from natattn.optim.settings import FactorSettings
 
 # {what a page says: what is there in its place}
@@ -185,7 +185,7 @@ def test_mistakes_end_with_the_lines_that_the_pages_show(workspace, monkeypatch,
 
 def test_every_key_of_a_direction_is_on_the_page_of_the_optimizers():
     text = (DOCS / "optimizers.md").read_text(encoding="utf-8").partition("\n## Keys\n")[2].partition("\n## ")[0]
-    kinds = {kind.__name__: kind for kind in get_args(get_args(DirectionSettings)[0])}
+    kinds = {kind.__name__: kind for kind in get_args(get_args(AnyDirection)[0])}
     fields = {name for kind in (*kinds.values(), Levels, FactorSettings) for name in kind.model_fields}
     named = {word.rpartition(".")[2] for word in re.findall(r"`([\w.]+)`", text)}
     assert fields - named - {"multipliers"} == set()

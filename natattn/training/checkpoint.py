@@ -266,7 +266,7 @@ def write_arm(folder: Path, arm: Arm) -> Any:
     if arm.ranks.size > 1:
         for index, parameter in enumerate(arm.optimizer.parameters()):
             for name, value in content["state"].get(index, {}).items():
-                if arm.optimizer.sharing.holds_part(arm.optimizer.slots_of(parameter), value):
+                if arm.optimizer.holds_shard(parameter, value):
                     content["state"][index] = {**content["state"][index], name: sharded_like(value, parameter)}
     optimizer, rest = flatten(content)
     tensors = {f"model/{name}": tensor.detach() for name, tensor in arm.unique_tensors().items()}
@@ -328,10 +328,9 @@ def _empty(name: str, stored: StoredTensor, arm: Arm) -> Tensor | None:
     if arm.ranks.size > 1 and kind == "optimizer" and address.startswith("state/"):
         _, index, key = address.split("/", 2)
         parameter = arm.optimizer.parameters()[int(index)]
-        slots, sharing = arm.optimizer.slots_of(parameter), arm.optimizer.sharing
-        if not sharing.keeps(slots, key):
+        if not arm.optimizer.keeps(parameter, key):
             return None
-        if sharing.holds_part(slots, full):
+        if arm.optimizer.holds_shard(parameter, full):
             return sharded_like(torch.empty_like(local(parameter), dtype=stored.dtype), parameter)
     return torch.empty_like(full, device=arm.device)
 

@@ -9,8 +9,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from natattn.distributed.ranks import Ranks
-from natattn.optim import sharing
-from natattn.optim.sharing import exchanged, owners
+from natattn.optim import sharded
+from natattn.optim.sharded import exchanged, owners
 
 RANKS = 3
 # Many small matrices are gathered; one large one among many ranks is told by its owner.
@@ -24,7 +24,7 @@ def _update(case: str, number: int) -> torch.Tensor:
 
 def _rank(rank: int, folder: str, bucket: int) -> None:
     torch.set_num_threads(1)
-    sharing.BUCKET_ELEMENTS = bucket
+    sharded.BUCKET_ELEMENTS = bucket
     store = torch.distributed.FileStore(os.path.join(folder, "store"), RANKS)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     ranks, right = Ranks.of_group(), {}

@@ -1,30 +1,4 @@
-"""Two runs side by side on a report's page: which keys differ, the final numbers, and both losses over the steps."""
-
-from collections.abc import Sequence
-
-from natattn.reproduce.run_views import MOST_POINTS, MOST_RUNS, RunView, embedded
-
-STYLE = """
-:root { --first: #0072b2; --second: #a23b00; }
-@media (prefers-color-scheme: dark) { :root { --first: #56b4e9; --second: #ff9d5c; } }
-.chosen-runs { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.3rem 0.8rem;
-  align-items: center; } .chosen-runs select { font: inherit; font-size: 0.85rem; width: 100%; padding: 0.2rem; }
-.first { color: var(--first); } .second { color: var(--second); } label.first, label.second { font-weight: 600; }
-#compare-curves { width: 100%; max-width: 52rem; height: auto; display: block; margin: 0.5rem 0; }
-#compare-curves text { fill: var(--faint); font-size: 11px; } #compare-curves .grid { stroke: var(--line); }
-#compare-curves polyline { fill: none; stroke: currentColor; stroke-width: 1.7; }
-#compare-curves .reference, .swatch.reference { stroke-dasharray: 5 3; }
-#compare-curves .point { fill: currentColor; fill-opacity: 0; } #compare-curves .point.seen { fill-opacity: 1; }
-#compare-curves .point:hover { fill-opacity: 0.6; }
-.swatch { width: 2rem; height: 0.6rem; stroke: currentColor; stroke-width: 2; vertical-align: middle;
-  margin-right: 0.4rem; }
-#compare-settings td { overflow-wrap: anywhere; } #compare-finals td.short { white-space: nowrap; }
-.leaky { color: #b00020; font-weight: 600; }
-@media (prefers-color-scheme: dark) { .leaky { color: #ff8f9c; } }
-"""
-
-# Everything that comes from a run enters the page as text, never as markup.
-SCRIPT = """
+// Compare two runs of the page. Everything that comes from a run enters the page as text, never as markup.
 (() => {
   const held = document.getElementById("run-data");
   if (held === null) return;
@@ -155,33 +129,3 @@ SCRIPT = """
     select.addEventListener("change", show); });
   show();
 })();
-"""
-
-
-def comparison(views: Sequence[RunView], runs: int) -> str:
-    """The section, and the runs that it compares; nothing where there are none.
-
-    Args:
-        runs: how many the page links to, of which there may be no view of all.
-    """
-    if len(views) < 2:
-        return ""
-    ordered = sorted(views, key=lambda view: view.label)
-    bounded = (
-        f"<p>Here are {len(views)} of the {runs} runs that this page links to: it carries no more than {MOST_RUNS}.</p>"
-        if runs > len(views)
-        else ""
-    )
-    choices = "".join(
-        f'<label class="{side}" for="compare-{side}">{letter}</label><select id="compare-{side}"></select>'
-        for side, letter in (("first", "A"), ("second", "B"))
-    )
-    return (
-        f'<h2 id="compare">Two runs side by side</h2>{bounded}<div class="chosen-runs">{choices}</div>'
-        '<div class="wide"><table id="compare-finals"></table></div><p id="compare-difference"></p>'
-        '<svg id="compare-curves" viewBox="0 0 720 300" role="img" aria-label="validation losses over steps"></svg>'
-        '<p class="caption">The arm that is the reference is dashed. Losses of the first tenth of the steps do not '
-        f"stretch the axis; a curve has at most {MOST_POINTS} points. Point at one for its number.</p>"
-        '<p id="compare-same"></p><div class="wide"><table id="compare-settings"></table></div>'
-        f'<script type="application/json" id="run-data">{embedded(ordered)}</script>'
-    )

@@ -1,4 +1,4 @@
-"""What an optimizer's last step did, by role, for the metrics file."""
+"""Metrics of an optimizer's last step, by role."""
 
 import math
 from collections.abc import Iterable
@@ -7,25 +7,23 @@ import torch
 from torch import Tensor
 
 from natattn.distributed.ranks import Ranks
-from natattn.optim.partition import ParameterView
+from natattn.optim.matrix import Matrix
 
 Conditions = dict[str, list[list[float]]]  # by role: condition numbers of all heads, without and with the root
 
 
-def measured(
-    changes: Iterable[tuple[ParameterView, float, Tensor, Tensor]],
-) -> dict[str, dict[str, float]]:
-    """By role: the root mean square of learning_rate · u, and the same relative to the weights', if finite.
+def update_metrics(changes: Iterable[tuple[Matrix, float, Tensor, Tensor]]) -> dict[str, dict[str, float]]:
+    """Return, by role, the root mean square of learning_rate · u, and its ratio to the weights' if that is finite.
 
     Args:
-        changes: (view, 1 − learning_rate · weight_decay, the whole parameter before the step, and after it).
+        changes: (matrix, 1 − learning_rate · weight_decay, the full parameter before the step, and after it).
     """
     squares: dict[str, list[Tensor]] = {}
-    for view, decay, before, after in changes:
-        old = view.of(before).float()
-        update = view.of(after).float() - decay * old
+    for matrix, decay, before, after in changes:
+        old = matrix.of(before).float()
+        update = matrix.of(after).float() - decay * old
         entry = torch.stack([update.square().sum(), old.square().sum(), old.new_tensor(old.numel())])
-        squares.setdefault(view.role, []).append(entry)
+        squares.setdefault(matrix.role, []).append(entry)
     result = {}
     for role, entries in squares.items():
         update, weight, count = torch.stack(entries).sum(0).tolist()
@@ -39,15 +37,16 @@ def measured(
 def preconditioner_metrics(
     conditions: Conditions, failed: int | None, skipped: int, ranks: Ranks, device: torch.device
 ) -> dict[str, float]:
-    """Of the matrices of all ranks: geometric means of condition numbers by role, and failed decompositions.
+    """Return geometric means of condition numbers by role, and failed decompositions, over the matrices of all ranks.
 
     Args:
-        failed: decompositions of this rank's matrices that failed; None where it has none that are decomposed.
-        skipped: factors that could not be entered, which all ranks know of.
+        conditions: of this rank's matrices.
+        failed: failed decompositions of this rank's matrices; None if it decomposes none.
+        skipped: factors that were left out because they were not finite, the same number on all ranks.
     """
-    found = ranks.gather({"conditions": conditions, "failed": failed}, device)
+    gathered = ranks.gather({"conditions": conditions, "failed": failed}, device)
     joined: Conditions = {}
-    for part in found:
+    for part in gathered:
         for role, columns in part["conditions"].items():
             kept = joined.setdefault(role, [[], []])
             for column, values in zip(kept, columns, strict=True):
@@ -57,7 +56,7 @@ def preconditioner_metrics(
         for role, columns in joined.items()
         for name, values in zip(("condition", "preconditioned_condition"), columns, strict=True)
     }
-    counts = [part["failed"] for part in found if part["failed"] is not None]
+    counts = [part["failed"] for part in gathered if part["failed"] is not None]
     if counts:
         metrics["failed_decompositions"] = float(sum(counts) + skipped)
     return metrics
