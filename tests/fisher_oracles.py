@@ -14,7 +14,7 @@ from torch.func import jacrev
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.patterns import masked_softmax, row_patterns
 from natattn.fisher.decomposition import attention_fisher, relative_frobenius_error, softcap_slope
-from natattn.fisher.rotary import Rotary
+from natattn.fisher.kronecker import Rotary
 
 KeyForm = Literal["averaged", "plain"]
 Parameters = Mapping[str, Tensor]
