@@ -17,20 +17,19 @@ from dataclasses import replace
 
 import torch
 
-from natattn.config import compose as config
 from natattn.stacked.arm import StackedArm
 from natattn.statistics.paired import t_interval
 from natattn.tasks import BatchSlice, LanguageTask
 from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
-from natattn.training.settings import RunSettings
+from natattn.training.settings import RunSettings, compose_run
 
 OVERRIDES = ("size=pico", "train.batch_size=4", "reference=none", "tracker=off", "train.steps=100000")
 
 
 def settings_of(optimizer: str, overrides: list[str]) -> RunSettings:
     """Of a run with only the candidate."""
-    return config.settings_of(config.compose([*OVERRIDES, f"optim={optimizer}", *overrides]))
+    return compose_run([*OVERRIDES, f"optim={optimizer}", *overrides])
 
 
 def arm_of(settings: RunSettings, task: LanguageTask, seed: int) -> tuple[Arm, list[torch.Tensor]]:

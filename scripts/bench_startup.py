@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from natattn.config import compose as config
 from natattn.data import Batches, prepare
 from natattn.statistics.paired import t_interval
+from natattn.training.settings import compose_run
 
 IMPORTS = "import torch, transformers, hydra, pydantic; from transformers import GPT2LMHeadModel"
 # The command as it is, in a process that ends with its first step.
@@ -62,7 +62,7 @@ def pair(name: str, times: list[tuple[float, float]]) -> None:
 
 def pipeline(repeats: int) -> None:
     """Bytes per second of preparing and of reading."""
-    settings = config.settings_of(config.compose(["tracker=off"]))
+    settings = compose_run(["tracker=off"])
     corpus = prepare(settings.data, settings.tokenizer)
     text_bytes = sum(split.byte_count for split in (corpus.train, corpus.validation))
     rates = []

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from natattn.config import compose as config
 from natattn.statistics.paired import t_interval
 from natattn.tasks import BatchSlice, LanguageTask
 from natattn.tracking.console import Console
@@ -29,7 +28,7 @@ from natattn.training.build import build_arms, open_task
 from natattn.training.checkpoint import Progress
 from natattn.training.run import Run
 from natattn.training.run_record import new_record
-from natattn.training.settings import RunSettings
+from natattn.training.settings import RunSettings, compose_run
 from natattn.training.train import step
 
 
@@ -60,7 +59,7 @@ class StepTimes(TrainerCallback):
 
 def prepared(*overrides: str) -> tuple[RunSettings, LanguageTask]:
     """Settings and task of a run."""
-    settings = config.settings_of(config.compose(list(overrides)))
+    settings = compose_run(list(overrides))
     task = open_task(settings)
     assert isinstance(task, LanguageTask)
     return settings, task
