@@ -1,11 +1,12 @@
-"""A probe that also keeps running Kronecker factors: of attention (D1-Kron, D1-V) and of plain layer inputs.
+"""A probe that also keeps running Kronecker factors of attention (D1-Kron, D1-V) and covariances of layer inputs.
 
 It reads what the training forward passes compute anyway, on some steps and from a few sequences, and never changes it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +17,40 @@ from natattn.attention.probe import AttentionProbe
 from natattn.attention.projections import projection, projection_name
 from natattn.attention.site import AttentionSite
 from natattn.distributed.ranks import Ranks
-from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
-from natattn.fisher.rotary import Rotary, matching_rotary
-from natattn.fisher.running import RunningAverages
+from natattn.fisher.kronecker import (
+    FACTORS,
+    FactorName,
+    Rotary,
+    first_sequences,
+    kronecker_factors,
+    matching_rotary,
+)
 from natattn.randomness import addressed_seed
 
 _PREFIX = "factor/"
-COMPARED = 16  # tokens by which the convention of a rotary embedding is told
+COMPARED = 16  # tokens that are compared to find the convention of a rotary embedding
 
 
 class FisherProbe(AttentionProbe):
     """An ``AttentionProbe`` with exponential averages of Kronecker factors.
 
     Factors are captured on every ``capture_every``-th step from the first ``sequences`` sequences of the step's first
-    forward pass in training mode; padding tokens are left out of attention's factors, but not of plain covariances.
-    Rotary embedding is known where it is handed to the attention layer as ``position_embeddings`` (Llama, Qwen, Cohere,
-    GLM and their relatives), in either convention; elsewhere the factors take the form without.
+    forward pass in training mode. Padding tokens are excluded from attention's factors, but not from covariances.
+    Rotary embedding is taken into account if the attention layer receives it as ``position_embeddings`` (Llama, Qwen,
+    Cohere, GLM and their relatives), in either convention; otherwise the factors take the form without.
 
     Args:
         model: a transformers ``PreTrainedModel``.
         factors: attention factors to keep, of every observed layer.
-        covariances: names of linear modules whose input covariance mean x xᵀ to keep.
+        covariances: names of linear modules; the covariance mean x xᵀ of their inputs is kept.
         capture_every: steps between captures.
-        sequences: how many of a batch's sequences a capture reads.
+        sequences: number of sequences of a batch that a capture reads.
         capture_rows: query rows sampled per sequence in a capture; None for all.
         decay: of the exponential averages over captures, in [0, 1); they are bias-corrected.
         shared_key_input: keep one A_K for all heads of a layer, at a fraction of the cost.
-        ranks: the processes that share each batch, in their order. ``sequences`` is of the whole batch; what each rank
-            captures enters the averages of all in ``reduce``, once per step after its forward passes. With accumulation
-            the batch that they are the first of is that of the ranks' first slices.
+        ranks: the processes that share each batch, in their order. ``sequences`` counts those of the whole batch; the
+            captures of each rank enter the averages of all in ``reduce``, once per step after its forward passes. With
+            gradient accumulation, the first sequences are those of the ranks' first slices.
         quantities, others: of ``AttentionProbe``.
 
     Raises: ValueError for arguments out of range, KeyError for an unknown factor.
@@ -75,14 +81,14 @@ class FisherProbe(AttentionProbe):
         self.captures = 0  # steps that were captured so far
         self.capturing = False
         self._offset = 0.5
-        # Of the capture under way: projections' inputs, and what a compiled pass leaves to be entered after it.
+        # Of the current capture: the inputs of projections, and what a compiled pass leaves to be entered after it.
         self._inputs: dict[str, Tensor] = {}
         self._moments: dict[str, tuple[Tensor, int, int]] = {}
         self._attention: dict[int, tuple[AttentionInputs, int]] = {}
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the capture under way
+        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the current capture
         self._seen: set[str] = set()
         if not (quantities or factors):
-            others["layers"] = ()  # input covariances alone need no look into attention
+            others["layers"] = ()  # input covariances alone do not read attention
         super().__init__(model, quantities=quantities, **others)
         self._handles: list[RemovableHandle] = []
         try:
@@ -92,14 +98,14 @@ class FisherProbe(AttentionProbe):
             raise
 
     def average(self, owner: str | int, name: str) -> Tensor | None:
-        """A factor's bias-corrected average, [heads or 1, dim, dim]; the identity for a head without a finite one.
+        """Return a factor's bias-corrected average, [heads or 1, dim, dim]: the identity if no factor was finite.
 
         Args:
-            owner: index of an attention layer, or the name of a module whose input covariance is kept.
+            owner: index of an attention layer, or name of a module whose input covariance is kept.
             name: one of the factors, or "covariance".
 
-        Returns: None before its first capture: of a layer that no forward pass has reached in training mode, and always
-            of cross-attention, which is not observed.
+        Returns: None before its first capture: for a layer that no forward pass has reached in training mode, and
+            always for cross-attention, which is not observed.
         Raises: KeyError for a factor that is not kept.
         """
         if owner not in self.covariances if name == "covariance" else name not in self.factors:
@@ -108,12 +114,12 @@ class FisherProbe(AttentionProbe):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """By factor, how many captures of a head were left out because they were not finite."""
+        """Number of captures of single heads that were skipped because they were not finite, by factor."""
         return self._averages.skipped
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """As of ``AttentionProbe``; on due steps the first forward pass also enters the averages."""
+        """Observe a step as ``AttentionProbe`` does; on due steps the first forward pass also enters the averages."""
         due = step % self.capture_every == 0
         if due:
             self._offset = addressed_seed(self.seed, "captured rows", step) / 2**63
@@ -128,27 +134,27 @@ class FisherProbe(AttentionProbe):
                 self._end()
 
     def reduce(self, ranks: Ranks | None = None) -> None:
-        """As of ``AttentionProbe``; what the ranks have captured enters the averages of all of them.
+        """Reduce as ``AttentionProbe`` does, and enter the captures of all ranks into the averages.
 
-        A factor is a mean over query rows, a covariance one over tokens: the ranks' numbers of these are its weights.
+        Factors are means over query rows, covariances over tokens; the ranks' numbers of these are the weights.
         """
         ranks = ranks or Ranks.of_group()
         super().reduce(ranks)
         self._averages.reduce(ranks)
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Remove the probe from the model."""
         super().detach()
         for handle in self._handles:
             handle.remove()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was last recorded, and the averages."""
+        """Return the last recorded statistics, and the averages."""
         own = {"captures": torch.tensor(self.captures), **self._averages.state_dict()}
         return super().state_dict() | {_PREFIX + name: tensor for name, tensor in own.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore a ``state_dict``."""
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
         super().load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
         self.captures = int(own.pop("captures", torch.tensor(0)))
@@ -161,7 +167,7 @@ class FisherProbe(AttentionProbe):
             site.capture = self._capture_attention
 
     def _enter_compiled(self) -> None:
-        """Enter what a compiled forward pass has left."""
+        """Enter the captures of a compiled forward pass."""
         for name, (moment, rows, batch) in self._moments.items():
             self._averages.enter(f"{name}.covariance", moment, rows, batch)
         for site in self.sites:
@@ -201,7 +207,7 @@ class FisherProbe(AttentionProbe):
         owner = self.model.get_submodule(name)
 
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            # A copy of the model has copies of the hooks.
+            # Copies of the model have copies of the hooks, which must not capture.
             if not (self.capturing and module.training and module is owner):
                 return
             batch = arguments[0].shape[0]
@@ -212,8 +218,8 @@ class FisherProbe(AttentionProbe):
                 self._seen.add(name)
                 rows = inputs.flatten(0, -2)
                 moment = _mean_outer_product(rows)
-                # A compiled pass leaves its tensors here: to change averages inside it would be compiled for each of
-                # their states.
+                # A compiled pass leaves its tensors here: changing averages inside it would recompile for each of their
+                # states.
                 if torch.compiler.is_compiling():
                     self._moments[name] = moment, rows.shape[0], batch
                 else:
@@ -266,15 +272,128 @@ class FisherProbe(AttentionProbe):
             self._averages.enter(f"{site.layer}.{name}", factor, counted_rows, batch)
 
     def _rotary_of(self, site: AttentionSite, inputs: AttentionInputs, query_input: Tensor) -> Rotary | None:
-        """The layer's rotations; which convention it has is found out by turning the first queries."""
+        """Return the layer's rotations; rotating the first queries shows which convention it has."""
         if site.layer not in self._rotary:
             return None
-        found = projection(self.model.get_submodule(site.name), "query")
-        assert found is not None
-        weight, *bias = (part.detach() for part in found)
+        query = projection(self.model.get_submodule(site.name), "query")
+        assert query is not None
+        weight, *bias = (part.detach() for part in query)
         before = torch.nn.functional.linear(query_input[:1, :COMPARED].to(weight.dtype), weight, *bias)
         before_BHLD = before.view(1, -1, inputs.query.shape[1], inputs.query.shape[-1]).transpose(1, 2)
         return matching_rotary(*self._rotary[site.layer], before_BHLD, inputs.query[:1, :, :COMPARED])
+
+
+@dataclass(eq=False)
+class RunningAverage:
+    """Exponential average of one factor for each of its heads; updating it never synchronises with the device.
+
+    Attributes:
+        total: sum of the finite factors with exponential weights, [heads, dim, dim].
+        weight: sum of these weights, [heads].
+        skipped: number of factors of each head that were not finite.
+    """
+
+    total: Tensor
+    weight: Tensor
+    skipped: Tensor
+
+    @classmethod
+    def start(cls, factor: Tensor) -> Self:
+        """Return the average of no factors."""
+        heads = factor.shape[0]
+        return cls(torch.zeros_like(factor), factor.new_zeros(heads), factor.new_zeros(heads, dtype=torch.int64))
+
+    def enter(self, factor: Tensor, decay: float) -> None:
+        """Enter a factor; a head whose factor is not finite keeps its average."""
+        finite = factor.isfinite().all(-1).all(-1)
+        kept = finite[:, None, None]
+        self.total = torch.where(kept, torch.lerp(factor, self.total, decay), self.total)
+        self.weight = torch.where(finite, decay * self.weight + (1 - decay), self.weight)
+        self.skipped = self.skipped + ~finite
+
+    def average(self) -> Tensor:
+        """Return the bias-corrected average, [heads, dim, dim]; the identity for a head without a finite factor yet."""
+        identity = torch.eye(self.total.shape[-1], dtype=self.total.dtype, device=self.total.device)
+        weight = self.weight[:, None, None]
+        return torch.where(weight > 0, self.total / weight, identity)
+
+
+class RunningAverages:
+    """The averages of several factors, by name.
+
+    With several ranks, each captures from its part of the batch; ``reduce`` combines the captures, so that all ranks
+    keep the same averages.
+
+    Args:
+        decay: of the averages, in [0, 1); they are bias-corrected.
+        sequences: number of sequences that are captured, the first ones of the whole batch.
+        ranks: the processes that share each batch, in their order.
+    """
+
+    def __init__(self, decay: float, sequences: int, ranks: Ranks) -> None:
+        self.decay = decay
+        self.sequences = sequences
+        self.ranks = ranks
+        self._averages: dict[str, RunningAverage] = {}
+        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # factors that are not reduced yet, and their weights
+
+    def own_sequences(self, batch: int) -> int:
+        """Return how many of this rank's sequences are captured: at least one, possibly with weight 0."""
+        return min(max(self.sequences - self.ranks.rank * batch, 1), batch)
+
+    def enter(self, name: str, factor: Tensor, rows: Tensor | int, batch: int) -> None:
+        """Enter a factor that is a mean over ``rows``, from a forward pass over ``batch`` sequences."""
+        if self.ranks.size == 1:
+            self._enter(name, factor)
+            return
+        counts = self.ranks.rank * batch < self.sequences
+        weight = torch.as_tensor(rows, dtype=factor.dtype, device=factor.device).mean() * counts
+        # A rank without captured sequences contributes only the shape of the factor.
+        self._captured[name] = (factor if counts else torch.zeros_like(factor)), weight
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Enter the captures of all ranks, as means weighted by their numbers of rows.
+
+        If the mask differs between heads, the weight is the mean number of rows.
+        """
+        if self._captured:
+            names, parts = list(self._captured), list(self._captured.values())
+            self._captured = {}
+            weighted = ranks.sum([factor * weight for factor, weight in parts] + [weight for _, weight in parts])
+            factors, weights = weighted[: len(names)], weighted[len(names) :]
+            for name, factor, weight in zip(names, factors, weights, strict=True):
+                self._enter(name, factor / weight)
+
+    def average(self, name: str) -> Tensor | None:
+        """Return the average of ``RunningAverage``; None if no factor has been entered."""
+        running = self._averages.get(name)
+        return None if running is None else running.average()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Number of captures of single heads that were skipped because they were not finite, by factor."""
+        return {name: int(average.skipped.sum()) for name, average in self._averages.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages as tensors under flat names."""
+        return {
+            f"{name}/{field.name}": getattr(average, field.name)
+            for name, average in self._averages.items()
+            for field in fields(average)
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore a ``state_dict``."""
+        names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
+        self._averages = {
+            name: RunningAverage(*(tensors[f"{name}/{field.name}"].clone() for field in fields(RunningAverage)))
+            for name in names
+        }
+
+    def _enter(self, name: str, factor: Tensor) -> None:
+        if name not in self._averages:
+            self._averages[name] = RunningAverage.start(factor)
+        self._averages[name].enter(factor, self.decay)
 
 
 def _check(factors: Collection[str], decay: float, **counts: int | None) -> None:
@@ -285,11 +404,11 @@ def _check(factors: Collection[str], decay: float, **counts: int | None) -> None
         raise ValueError(f"decay={decay}: must be in [0, 1)")
     for factor in factors:
         if factor not in FACTORS:
-            raise KeyError(f"unknown factor {factor!r}; there are {', '.join(FACTORS)}")
+            raise KeyError(f"unknown factor {factor!r}. Use {', '.join(FACTORS)}")
 
 
 def _mean_outer_product(rows: Tensor) -> Tensor:
-    """mean x xᵀ over rows [M, N], as one head: [1, N, N]."""
+    """Return mean x xᵀ over rows [M, N], as one head: [1, N, N]."""
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         rows = rows.to(working_dtype(rows))
         return (rows.mT @ rows)[None] / rows.shape[0]

@@ -153,7 +153,7 @@ def test_a_run_is_written_reported_and_goes_on_exactly(small, tmp_path, monkeypa
     assert main(["analyze", "run=whole", "sections=[heads,patterns,spectra]", "law_replicas=0"]) == 0
     capsys.readouterr()
     for command, said in {
-        ("sample", "run=whole"): "its arms do not write text",
+        ("sample", "run=whole"): "its arms do not generate text",
         ("analyze", "run=whole", "sections=[cascades]"): "cascades is not of ViT",
     }.items():
         assert main(list(command)) == 2

@@ -189,7 +189,7 @@ def test_what_cannot_go_on_is_refused_and_left_as_it_was(damage, tiny, tmp_path,
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(["train", f"resume={folder}", "train.steps=500"]) == 2
-    said = {"cut": "it was changed", "metrics gone": "is missing", "checkpoints gone": "no checkpoint is left"}
+    said = {"cut": "it was changed", "metrics gone": "is missing", "checkpoints gone": "no checkpoint to resume from"}
     assert said[damage] in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
