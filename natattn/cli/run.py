@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natattn.analysis.pictures.run_curves import CURVES, plot_curves
+from natattn.analysis.run_curves import CURVES, plot_curves
 from natattn.analysis.summary import print_report
 from natattn.cli.exit_codes import error_line, run_guarded
 from natattn.cli.train import FailedJobError, hydra_main

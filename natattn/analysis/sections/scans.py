@@ -188,7 +188,9 @@ def _of_trivial_growth(rows: Sequence[tuple[Cell, ...]]) -> str:
     """What independent scores would gain from more keys: C with the nats of a row, log L, and χ with its factor n."""
     parts = []
     for of, name, size in (("heat_capacity", "C per nat of log L", math.log), ("susceptibility", "χ per key", float)):
-        known = [(int(row[1] or 0), row[4]) for row in rows if row[0] == of and isinstance(row[4], float)]
+        known = [
+            (row[1], row[4]) for row in rows if row[0] == of and isinstance(row[1], int) and isinstance(row[4], float)
+        ]
         ends = [height / size(length) for length, height in known]
         parts.append(f"{name} {shown(ends[0])} to {shown(ends[-1])}" if ends else f"{name} unknown")
     return (
