@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from natattn.attention.types.natural import NaturalAttention
 from natattn.config.compose import groups
 from natattn.data import TokenSplit
 from natattn.errors import UserError
