@@ -10,6 +10,7 @@ import pytest
 from run_folders import make_run  # noqa: F401  (a fixture of several folders of tests)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import: no test waits for a network, and none depends on one
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for a second thread, and tests run in parallel
 
 WORDS = ("attention", "is", "a", "pattern", "of", "energy", "and", "the", "gradient", "follows", "it", "down")
 TINY = (
