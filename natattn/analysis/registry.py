@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from natattn.analysis.frame import Question
-from natattn.analysis.questions import widths
+from natattn.analysis.questions import cascades, fisher_claims, temperature, theorems, widths
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.sections.comparison import comparison_section
 from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TWO_SEQUENCES, TEXT_ONLY
@@ -34,8 +34,17 @@ def _have_baselines(runs: RunSet) -> bool:
     return any(baseline is not None for baseline in runs.baselines)
 
 
+_TYPED: Mapping[ModelSection, Question[Subject, Any]] = {
+    "frozen": temperature.FROZEN,
+    "propagated": temperature.PROPAGATED,
+    "sizes": temperature.SIZES,
+    "cascades": cascades.QUESTION,
+    "fisher": fisher_claims.QUESTION,
+    "theorems": theorems.QUESTION,
+}
 MODEL_QUESTIONS: Mapping[str, Question[Subject, Any]] = {
-    name: Question(Section, measure, _as_it_is, partial(_fits, name)) for name, measure in MEASURES.items()
+    name: _TYPED[name] if name in _TYPED else Question(Section, MEASURES[name], _as_it_is, partial(_fits, name))
+    for name in get_args(ModelSection)
 }
 RUN_QUESTIONS: Mapping[str, Question[RunSet, Any]] = {
     "curves": Question(Section, curves_section, _as_it_is, reads_models=False),
@@ -44,4 +53,10 @@ RUN_QUESTIONS: Mapping[str, Question[RunSet, Any]] = {
     "widths": widths.WIDTHS,
     "scaling": Question(Section, scaling_section, _as_it_is, is_head_grid, reads_models=False),
 }
-VERDICTS: Mapping[str, Judge] = {"widths": widths.verdict}
+VERDICTS: Mapping[str, Judge] = {
+    "widths": widths.verdict,
+    "cascades": cascades.verdict,
+    "correlation": temperature.verdict,
+    "fisher": fisher_claims.verdict,
+    "theorems": theorems.verdict,
+}

@@ -13,23 +13,21 @@ _BAR_HEIGHT = 0.27  # inches
 _LINES = ("-", "--", "-.", ":")
 
 
-def bars(panels_data: Sequence[tuple[str, Sequence[tuple[str, Floats]]]], *, x_label: str) -> bytes:
-    """Panels of horizontal bars: the mean of a sample, a whisker from its least to its greatest value, the mean in
-    figures.
+def bars(panels_data: Sequence[tuple[str, Sequence[tuple[str, tuple[float, float, float]]]]], *, x_label: str) -> bytes:
+    """Draw panels of horizontal bars: a mean, also as a number, with a whisker from the least to the greatest value.
 
     Args:
-        panels_data: title, and for each bar its name and sample; a sample without a finite value leaves its bar out.
+        panels_data: title, and for each bar its name and (mean, least, greatest); a bar without a finite mean is left
+            out.
     """
     counts = [len(samples) for _, samples in panels_data]
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(len(panels_data), 1, squeeze=False, sharex=True, height_ratios=counts).flatten()
         for place, (panel, (title, samples)) in enumerate(zip(panels, panels_data, strict=True)):
-            for row, (_, sample) in enumerate(samples):
-                values = sample[np.isfinite(sample)]
-                if not len(values):
+            for row, (_, (mean, low, high)) in enumerate(samples):
+                if not np.isfinite(mean):
                     continue
-                mean, low, high = float(values.mean()), float(values.min()), float(values.max())
                 panel.barh(row, mean, height=0.62, color=COLOURS[place % len(COLOURS)], alpha=0.75)
                 panel.plot([low, high], [row, row], color="#000000", linewidth=1.0, marker="|", markersize=5)
                 panel.text(1.02, row, f"{mean:.2f}", transform=panel.get_yaxis_transform(), va="center", fontsize=8)
