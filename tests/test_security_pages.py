@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from property_tools import run
 
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import HeadMap, Picture, Section, table
 from natattn.report.table import Badge, Estimate, Finding, StudyTable
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.report import render_report
+from natattn.reproduce.report import read_views, render_report
 from natattn.reproduce.results import StudyResult
-from natattn.reproduce.run_views import embedded, read_views
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
 
@@ -144,9 +143,9 @@ def test_a_report_of_a_hostile_run_is_text(hostile_run, make_run, tmp_path, monk
 
 def test_views_keep_what_they_hold_through_the_page(hostile_run, tmp_path):
     views = read_views([hostile_run], tmp_path)
-    text = embedded([*views, *views])
-    assert not set("<>&") & set(text)
-    assert json.loads(text)[0]["label"] == views[0].label
+    text = render_report(HOSTILE, [], {}, [*views, *views], base=tmp_path, all_runs=1)
+    (held,) = (content for attributes, content in check(text, data=True).scripts if attributes.get("id") == "run-data")
+    assert json.loads(held)[0]["label"] == views[0].label
 
 
 def test_a_page_of_an_analysis_is_text():
@@ -158,7 +157,7 @@ def test_a_page_of_an_analysis_is_text():
         maps=(HeadMap(HOSTILE, HOSTILE, (0, 1), ((0.5, float("nan")), (1.0, 2.0))),),
         pictures=(Picture(HOSTILE, HOSTILE, table([HOSTILE], [[1]]), b"png"),),
     )
-    check(render(HOSTILE, {HOSTILE: HOSTILE}, [section.to_json()], {HOSTILE: b"png"}), data=False)
+    check(render_analysis(HOSTILE, {HOSTILE: HOSTILE}, [section]), data=False)
 
 
 def test_a_page_of_studies_is_text(tmp_path):
@@ -174,5 +173,5 @@ def test_a_page_of_studies_is_text(tmp_path):
         pictures=(Picture(HOSTILE, HOSTILE, table([HOSTILE], [[1]]), b"png"),), missing=(HOSTILE,), failures=(HOSTILE,),
     )  # fmt: skip
     claim = Claim(id=HOSTILE, statement=HOSTILE, formula=HOSTILE, definition=HOSTILE, source=HOSTILE, study=HOSTILE)
-    text = render_report(HOSTILE, [result], {HOSTILE: claim, f"2{HOSTILE}": claim}, [], base=tmp_path, runs=1)
+    text = render_report(HOSTILE, [result], {HOSTILE: claim, f"2{HOSTILE}": claim}, [], base=tmp_path, all_runs=1)
     check(text, data=False)

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from property_tools import Ended, run
+from property_tools import run
 
 from natattn.data.text import readers
 from natattn.errors import UserError
@@ -21,9 +21,9 @@ from natattn.storage.documents import finite_number, parsed_json, whole_number
 from natattn.storage.redaction import one_line
 from natattn.training.checkpoint import load_newest
 from natattn.training.environment import read_environment
-from natattn.training.facts import resumed_facts
-from natattn.training.lacks import way_on
+from natattn.training.resource_errors import resume_hint
 from natattn.training.run_folder import check_contained, read_config
+from natattn.training.run_record import resumed_record
 
 SLOW = pytest.mark.slow
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -84,13 +84,13 @@ def test_hostile_json_is_a_value_error(text):
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], 2**63, 10**400, -1], ids=lambda value: str(value)[:9])
 def test_what_is_no_whole_number_is_a_value_error(value):
-    with pytest.raises(ValueError, match="is no whole number from 0 on"):
+    with pytest.raises(ValueError, match="is not an integer of at least 0"):
         whole_number(value, least=0)
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1], math.nan, math.inf, 10**400, -0.5], ids=lambda v: str(v)[:9])
 def test_what_is_no_number_is_a_value_error(value):
-    with pytest.raises(ValueError, match="is no number from 0 on"):
+    with pytest.raises(ValueError, match="is not a number of at least 0"):
         finite_number(value, least=0)
 
 
@@ -164,12 +164,12 @@ def test_hostile_numbers_of_the_data_never_crash_a_report(key, value, make_run, 
 def test_a_run_that_is_gone_on_with_has_a_harmless_name_in_paths():
     now = {"data": {"fingerprint": "f" * 64}, "initial_weights_hash": "a" * 64, "run_id": "0123456789ab"}
     for hostile in ("../../x", "a/b", "", 3, None, ["a"], "x" * 100, "a\n"):
-        kept = resumed_facts(dict(now), {**now, "run_id": hostile, "group": ["../x"]})
+        kept = resumed_record(dict(now), {**now, "run_id": hostile, "group": ["../x"]})
         assert (kept["run_id"], kept["group"]) == ("0123456789ab", None)
-    assert resumed_facts(dict(now), {**now, "run_id": "fedcba987654"})["run_id"] == "fedcba987654"
+    assert resumed_record(dict(now), {**now, "run_id": "fedcba987654"})["run_id"] == "fedcba987654"
     for hostile in ({}, {"fingerprint": 3}, [], None, 3):
         with pytest.raises(UserError, match="the data changed"):
-            resumed_facts(dict(now), {**now, "data": hostile})
+            resumed_record(dict(now), {**now, "data": hostile})
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,9 @@ def test_what_has_no_end_is_not_read(name, kind, make_run, monkeypatch, tmp_path
         assert ("broken: " in beside.out) == (name in ("run.json", "metrics.jsonl"))
         assert read_environment(folder) == {}
         if name == "config.yaml":
-            for key in ("resume", "repeat"):
-                ended = run("train", f"{key}={folder}")
-                assert ended.is_one_line, ended
-                assert "config.yaml: " in ended.error
+            ended = run("train", f"resume={folder}")
+            assert ended.is_one_line, ended
+            assert "config.yaml: " in ended.error
 
 
 @contextlib.contextmanager
@@ -299,7 +298,7 @@ def test_a_pipe_in_a_model_or_a_checkpoint_is_not_waited_for(make_run):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("train", "resume={}"), ("train", "repeat={}"), ("sample", "run={}"), ("analyze", "run={}"), ("report", "{}"),
+    [("train", "resume={}"), ("sample", "run={}"), ("analyze", "run={}"), ("report", "{}"),
      ("report", "run", "output={}"), ("train", "data=text", "data.train={}", "tokenizer=byte"),
      ("train", "task=vision", "data=image_folder", "data.train={}"),
      ("train", "task=multimodal", "data=captions", "data.train={}")],
@@ -315,14 +314,11 @@ def test_a_name_that_is_too_long_is_one_line(arguments, make_run, monkeypatch, t
 def test_commands_that_are_printed_can_be_pasted(make_run, monkeypatch, tmp_path):
     folder = make_run("my $run's", steps=20, evaluations=2, stopped_at=10)
     monkeypatch.chdir(tmp_path)
-    for ended in (
-        run("train", f"repeat={folder.name}"),
-        Ended(2, "", way_on(Path(folder.name), shlex.quote(folder.name))),
-    ):
-        command = shlex.split(ended.error[ended.error.index("natattn train") :])
-        assert command == ["natattn", "train", f"resume={folder.name}"]
-        again = run(*command[1:])  # it is found; what the settings of such a run lack is another matter
-        assert "model.name" in again.error or "missing" in again.error, again
+    hint = resume_hint(Path(folder.name), shlex.quote(folder.name))
+    command = shlex.split(hint[hint.index("natattn train") :])
+    assert command == ["natattn", "train", f"resume={folder.name}"]
+    again = run(*command[1:])  # it is found; what the settings of such a run lack is another matter
+    assert "model.name" in again.error or "missing" in again.error, again
     assert shlex.quote(folder.name) in run("sample", f"run={folder.name}").error
 
 

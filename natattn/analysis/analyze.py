@@ -16,7 +16,7 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
 from natattn.models.gpt2 import PretrainedInit
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import Section
 from natattn.storage.atomic import replacing, write_json
 from natattn.storage.documents import hash_of, read_json
@@ -139,10 +139,8 @@ class _Kept:
         path = self.folder / PAGE
         try:
             sections = [self._draw(name, self.results[name]) for name in names]
-            pictures = {picture.name: picture.png for section in sections for picture in section.pictures}
             with replacing(path) as temporary:
-                shown = [section.to_json() for section in sections]
-                temporary.write_text(render(title, self.facts, shown, pictures), encoding="utf-8")
+                temporary.write_text(render_analysis(title, self.facts, sections), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         return path, sections

@@ -5,12 +5,19 @@ from functools import partial
 from typing import Any, get_args
 
 from natattn.analysis.frame import Question
-from natattn.analysis.questions import cascades, fisher_claims, temperature, theorems, widths
+from natattn.analysis.questions import (
+    cascades,
+    comparison,
+    curves,
+    fisher_claims,
+    scaling,
+    temperature,
+    theorems,
+    training,
+    widths,
+)
 from natattn.analysis.run_set import RunSet
-from natattn.analysis.sections.comparison import comparison_section
 from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TWO_SEQUENCES, TEXT_ONLY
-from natattn.analysis.sections.scaling import is_head_grid, scaling_section
-from natattn.analysis.sections.training import curves_section, training_section, were_observed
 from natattn.analysis.settings import ModelSection
 from natattn.analysis.subject import Subject
 from natattn.analysis.verdicts import Judge
@@ -30,10 +37,6 @@ def _fits(name: ModelSection, subject: Subject) -> bool:
     )
 
 
-def _have_baselines(runs: RunSet) -> bool:
-    return any(baseline is not None for baseline in runs.baselines)
-
-
 _TYPED: Mapping[ModelSection, Question[Subject, Any]] = {
     "frozen": temperature.FROZEN,
     "propagated": temperature.PROPAGATED,
@@ -47,13 +50,15 @@ MODEL_QUESTIONS: Mapping[str, Question[Subject, Any]] = {
     for name in get_args(ModelSection)
 }
 RUN_QUESTIONS: Mapping[str, Question[RunSet, Any]] = {
-    "curves": Question(Section, curves_section, _as_it_is, reads_models=False),
-    "comparison": Question(Section, comparison_section, _as_it_is, _have_baselines, reads_models=False),
-    "training": Question(Section, training_section, _as_it_is, were_observed, reads_models=False),
+    "curves": curves.CURVES,
+    "comparison": comparison.COMPARISON,
+    "training": training.TRAINING,
     "widths": widths.WIDTHS,
-    "scaling": Question(Section, scaling_section, _as_it_is, is_head_grid, reads_models=False),
+    "scaling": scaling.SCALING,
 }
 VERDICTS: Mapping[str, Judge] = {
+    "lead": training.verdict,
+    "scaling": scaling.verdict,
     "widths": widths.verdict,
     "cascades": cascades.verdict,
     "correlation": temperature.verdict,

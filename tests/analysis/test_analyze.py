@@ -26,7 +26,7 @@ from natattn.analysis.progress import SectionProgress
 from natattn.analysis.registry import MODEL_QUESTIONS
 from natattn.analysis.settings import ModelSection, RunsSection
 from natattn.cli.main import main
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import HeadMap, Section, table
 
 FAST = [
@@ -179,8 +179,7 @@ def test_what_is_no_number_and_what_is_markup_survives_the_page():
         "x", "<b>", ("a < b",), (table(("name",), [(float("nan"),), ("<script>",)]),),
         (HeadMap("m", "", (0,), ((float("nan"), 1.0),)),),
     )  # fmt: skip
-    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    page = render("t", {}, [content], {})
+    page = render_analysis("t", {}, [found])
     assert "<b>" not in page
     assert "a &lt; b" in page
     assert "&lt;script&gt;" in page

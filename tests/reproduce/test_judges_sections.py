@@ -9,15 +9,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from natattn.analysis.convergence import Lead
 from natattn.analysis.frame import from_json, to_json
 from natattn.analysis.registry import MODEL_QUESTIONS
-from natattn.analysis.sections import heads, hierarchy, training
+from natattn.analysis.sections import heads, hierarchy
 from natattn.analysis.sections.sources import TreeText
 from natattn.analysis.subject import Subject
 from natattn.analysis.verdicts import AnalysisResult
 from natattn.reproduce.judges import JUDGES
-from natattn.statistics.paired import t_interval
 
 SETTINGS = SimpleNamespace(
     seed=0, replicas=2, law_replicas=3, processes=1, thresholds=(1.5, 9.0),
@@ -114,22 +112,3 @@ def test_hierarchy(subject, monkeypatch):
     assert [(finding.claim, finding.count) for finding in findings] == [("F2", 5), ("F5", 5)]
     assert findings[0].estimate.value == pytest.approx(row["excess above it"])
     assert [table.name for table in tables] == ["hierarchy_levels", "hierarchy_layers", "hierarchy_slopes"]
-
-
-def test_training(monkeypatch):
-    leads = [0.1, 0.2, 0.3, 0.4, 0.5]
-    found = [Lead(100.0, 100 * math.exp(value), True, 0.01) for value in leads] + [Lead(100.0, 50.0, False, 0.01), None]
-    kind = SimpleNamespace(label="adamw", runs=[(SimpleNamespace(seed=seed), None) for seed in range(len(found))])
-    monkeypatch.setattr(training, "_observed", lambda runs: [kind])
-    monkeypatch.setattr(training, "_best", lambda kinds: [])
-    monkeypatch.setattr(training, "_panels", lambda kinds, curves: [("C", [], {})])
-    monkeypatch.setattr(training, "_leads", lambda of_kind: {"mean of layers": found})
-    monkeypatch.setattr(training.run_figures, "bands", lambda *arguments, **named: b"")
-    section = training.training_section(SimpleNamespace(), SETTINGS, lambda count: None)
-    written = json.loads(json.dumps(section.to_json(), allow_nan=False))
-    findings, (table,) = JUDGES["lead"]("study", [AnalysisResult("runs", "text", None, None, {"training": written})])
-    centre, half = t_interval(leads)
-    assert (findings[0].estimate.low, findings[0].estimate.high) == pytest.approx((centre - half, centre + half))
-    assert (findings[0].count, cell(table, "seeds")) == (5, 7)
-    assert "5 of 7 seeds have a peak" in findings[0].note
-    assert findings[0].verdict == "inconclusive"  # two without a peak

@@ -13,7 +13,7 @@ import pytest
 from natattn.config import compose as config
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.checkpoint import load_newest
-from natattn.training.run import train
+from natattn.training.train import train
 
 NAMED_BY_THE_PLAN = ("adamw", "aif", "muon", "fisher_muon", "natural_muon")
 OPTIMIZERS = config.groups()["optim"]
@@ -214,7 +214,7 @@ def test_a_rank_that_dies_ends_the_job_with_one_line(tiny, tmp_path, victim):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert errors.count("natattn: another rank has ended") == 1
-    assert "natattn/training/loop.py" not in errors  # no traceback of ours
+    assert "natattn/training/train.py" not in errors  # no traceback of ours
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")

@@ -10,12 +10,8 @@ from collections.abc import Mapping
 from natattn.analysis.registry import VERDICTS
 from natattn.analysis.verdicts import Judge
 from natattn.reproduce.judges.hierarchy import judge_hierarchy
-from natattn.reproduce.judges.lead import judge_lead
-from natattn.reproduce.judges.scaling import judge_scaling
 
 JUDGES: Mapping[str, Judge] = {
     **VERDICTS,
-    "lead": judge_lead,
-    "scaling": judge_scaling,
     "hierarchy": judge_hierarchy,
 }

@@ -25,18 +25,7 @@ def score(error, gap, half):
     """The cosines of the heads are those of error ± half."""
     interval, of_gap = (error - half, error + half), (gap - half, gap + half)
     least, greatest = (math.sqrt(1 - bound**2) for bound in (error + half, error - half))
-    return OfScores(
-        0.5,
-        least,
-        greatest,
-        1.0,
-        error,
-        (0.5, 0.4, 0.6),
-        16,
-        (error - half, error + half),
-        gap,
-        (gap - half, gap + half),
-    )
+    return OfScores(0.5, least, greatest, 1.0, error, (0.5, 0.4, 0.6), 16, interval, gap, of_gap)
 
 
 def inverse(error, gap, half):
