@@ -15,7 +15,7 @@ from natattn.attention.energy import AttentionInputs
 from natattn.attention.patterns import row_patterns
 from natattn.attention.softmax import masked_softmax
 from natattn.fisher.decomposition import attention_fisher, relative_frobenius_error, softcap_slope
-from natattn.fisher.rotary import Rotary
+from natattn.fisher.kronecker import Rotary
 
 KeyForm = Literal["averaged", "plain"]
 Parameters = Mapping[str, Tensor]

@@ -87,8 +87,8 @@ def reproduce(arguments: list[str]) -> int:
         print(REPRODUCE_HELP.format(studies=listed, keys=indent(config.own_values("reproduce"), "  ")), end="")
         return 0
     from natattn.reproduce.arguments import read_arguments
+    from natattn.reproduce.ledger import print_results
     from natattn.reproduce.reproduce import reproduce as reproduce_studies
-    from natattn.reproduce.show import print_results
 
     page, results = reproduce_studies(read_arguments(arguments))
     print_results(results, stream=sys.stdout)

@@ -70,7 +70,7 @@ def resume(path: str, overrides: list[str], ranks: "Ranks | None" = None) -> int
 
 def _draw_missing(folder: Path) -> None:
     """The curves of a run that was killed while they were drawn, after all else was done."""
-    from natattn.analysis.pictures.run_curves import CURVES, plot_curves
+    from natattn.analysis.run_curves import CURVES, plot_curves
     from natattn.storage.atomic import remove_unfinished
     from natattn.training.run_folder import RunLock, check_contained
 
@@ -84,7 +84,7 @@ def _draw_missing(folder: Path) -> None:
 
 def _show(settings: "RunSettings", folder: Path) -> None:
     """The table of a run, or of the runs of several seeds, and their curves."""
-    from natattn.analysis.pictures.run_curves import plot_curves
+    from natattn.analysis.run_curves import plot_curves
     from natattn.analysis.summary import print_report
 
     several = settings.seeds is not None

@@ -1,4 +1,4 @@
-"""What the contract suites are run over."""
+"""Fixtures of the contract suites."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The paper's optimizer: equal to optim=aif, its energies found by itself, clear errors where there are none."""
+"""AttentionInformedOptimizer: equal to optim=aif, finds its energies by itself, clear errors if there are none."""
 
 import copy
 import gc
@@ -97,7 +97,7 @@ def test_scales_the_gradients_of_each_block_and_no_others():
     torch.testing.assert_close(optimizer.state[embedding]["exp_avg"], 0.1 * twin.transformer.wte.weight.grad)
 
 
-def test_masked_energies_saturate_the_factor_only_when_asked():
+def test_masked_energies_saturate_the_factor_only_on_request():
     for causal, saturate, saturated in ((True, True, True), (True, False, False), (False, True, False)):
         model = paper_model(causal)
         optimizer = AttentionInformedOptimizer(model.parameters(), masked_energies_saturate=saturate)
@@ -150,7 +150,7 @@ def test_finding_the_blocks_keeps_no_model_alive():
     assert block() is None
 
 
-def test_where_there_is_nothing_to_read():
+def test_missing_energies_raise():
     with pytest.raises(ValueError, match=r"no attention energies to read.*probe="):
         AttentionInformedOptimizer(gpt2().parameters())
     with pytest.raises(ValueError, match="none of these parameters"):
@@ -179,7 +179,7 @@ def test_values_out_of_range_are_named(options, message):
         AttentionInformedOptimizer(paper_model(), **options)
 
 
-def test_parameters_that_are_none_are_refused():
+def test_invalid_parameters_are_refused():
     model = paper_model()
     iterator = model.parameters()
     list(iterator)

@@ -206,7 +206,7 @@ WRONG = {
     "published": (["task=vision", "model=published"], "model=published: is a language model"),
     "seeds": (["task=vision", "seeds=2"], "its models cannot be stacked"),
     "slices of pairs": (["task=multimodal", "train.accumulation_steps=2"], "valid for task=multimodal: 1"),
-    "pretrained pairs": (["task=multimodal", "init=pretrained", "init.path=x"], "not for task=multimodal"),
+    "pretrained pairs": (["task=multimodal", "init=pretrained", "init.path=x"], "not supported by task=multimodal"),
     "no such task": (["task=vison"], "did you mean vision?"),
     "no such key": (["task=vision", "+task.patches=2"], "task.patches: unknown key"),
 }

@@ -24,11 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from natattn.analysis.frame import Question
 from natattn.analysis.patterns import row_entropies
-from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw, Rival, analyse_power_law, fit_cutoff
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, reads_text
 from natattn.analysis.verdicts import AnalysisResult, Group, Measured, Row, findings_of, groups, near, over_seeds
+from natattn.report import figures
 from natattn.report.section import Advance, Picture, Section, interval_text, shown, table
 from natattn.report.table import Badge, Cell, Finding, StudyTable
 

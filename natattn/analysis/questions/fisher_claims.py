@@ -30,7 +30,6 @@ from natattn.analysis.fisher_errors import (
     QUERY_GRAM,
 )
 from natattn.analysis.frame import Question
-from natattn.analysis.pictures import charts
 from natattn.analysis.questions.fisher import (
     CLAIMED_DAMPING,
     DRAWS,
@@ -57,6 +56,7 @@ from natattn.analysis.verdicts import (
     one_sided,
     over_seeds,
 )
+from natattn.report import figures
 from natattn.report.section import HeadMap, Picture, Section, Table, head_map, interval_text, shown, table
 from natattn.report.table import Badge, Cell, Finding, StudyTable
 
@@ -234,7 +234,7 @@ def _error_picture(bars: Sequence[tuple[str, Sequence[tuple[str, Likeness]]]]) -
         "go from the best head to the worst."
     )
     numbers = table(("space", "approximation", "mean", "least", "greatest"), data)
-    return Picture("fisher_errors", caption, numbers, charts.bars(panels, x_label="relative error at the best scale"))
+    return Picture("fisher_errors", caption, numbers, figures.bars(panels, x_label="relative error at the best scale"))
 
 
 def _spectrum_picture(curves: Sequence[tuple[str, dict[str, tuple[float, ...]]]]) -> Picture:
@@ -252,7 +252,7 @@ def _spectrum_picture(curves: Sequence[tuple[str, dict[str, tuple[float, ...]]]]
         "Eigenvalues of the mean Fisher in units of their mean: flat at 1 is perfectly conditioned. In score space "
         "means over heads and sequences; of W_Q the largest ones, geometric means over some heads."
     )
-    picture = charts.lines_loglog(panels, x_label="rank of the eigenvalue", floor=1e-6)
+    picture = figures.lines_loglog(panels, x_label="rank of the eigenvalue", floor=1e-6)
     return Picture("fisher_spectra", caption, table(("space", "curve", "rank", label), data), picture)
 
 

@@ -24,11 +24,11 @@ from natattn.analysis.criticality import (
     finite_size,
 )
 from natattn.analysis.frame import Question
-from natattn.analysis.pictures import figures
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, has_one_sequence, reads_text
 from natattn.analysis.temperature_scan import ScanKind, TemperatureScan, scan_temperatures
 from natattn.analysis.verdicts import AnalysisResult, Group, groups, over_seeds
+from natattn.report import figures
 from natattn.report.section import Advance, Picture, Section, head_map, interval_text, shown, table
 from natattn.report.table import Cell, Estimate, Finding, StudyTable
 
