@@ -9,7 +9,7 @@ import pytest
 from natattn.cli.main import main
 from natattn.cli.sweep_callback import ReleaseJob
 from natattn.training import train as training
-from natattn.training.signals import asked_to_stop
+from natattn.training.signals import requested
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -31,7 +31,7 @@ def test_a_signal_while_a_run_is_saved_ends_the_sweep_after_it(number, tiny, tmp
     assert main(["train", "-m", *tiny, "train.steps=2", "seed=0,1,2"]) == 128 + number
     assert finished(tmp_path) == 1
     assert "interrupted; the sweep ends here" in capsys.readouterr().err
-    assert asked_to_stop() is None
+    assert requested() is None
     assert main(["train", *tiny, "train.steps=2"]) == 128 + number  # nor does what follows it in a script begin
     assert "when all was done" in capsys.readouterr().err
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from natattn.config import compose as config
+from natattn.config.compose import compose, groups, plain_values, quote_paths, validated
 from natattn.config.messages import suggestion
 from natattn.errors import UserError
 from natattn.reproduce.claims import CLAIMS
@@ -32,7 +32,7 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
     Raises: UserError naming what is not understood, and the nearest that is.
     """
-    valid = config.groups()["study"]
+    valid = groups()["study"]
     launcher = tuple(argument for argument in arguments if argument.startswith(("hydra/", "hydra.")))
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("study=")]
     if not named:
@@ -46,10 +46,10 @@ def read_arguments(arguments: Sequence[str]) -> Request:
     others = [argument for argument in arguments if argument not in launcher and not argument.startswith("study=")]
     settings = []
     for name in names:
-        composed = config.plain_values(config.compose([f"study={name}", *config.quote_paths(others)], "reproduce"))
+        composed = plain_values(compose([f"study={name}", *quote_paths(others)], "reproduce"))
         if len(names) == len(valid) > 1 and composed["budget"] not in composed["study"].get("budgets", {}):
             continue  # of every study those that have the budget
-        settings.append(config.validated(composed, ReproduceSettings))
+        settings.append(validated(composed, ReproduceSettings))
         _check_names(settings[-1].study)
     if not settings:
         raise UserError(f"study={named[-1]}: none has this budget")

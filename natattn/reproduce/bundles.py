@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from natattn.config import compose as config
+from natattn.config.compose import quote_paths
 from natattn.errors import UserError
 from natattn.models.gpt2 import RandomInit
 from natattn.reproduce.jobs import Job
 from natattn.training.run_folder import CONFIG
-from natattn.training.settings import NoReference
+from natattn.training.settings import NoReference, compose_run
 
 _SEED = "seed="
 # On a CPU 8 seeds together take 2.7 to 6.9 times as long as one up to this width (docs/performance.md); wider models
@@ -64,7 +64,7 @@ def _is_faster(members: tuple[Job, ...]) -> bool:
     if len(members) == 1:
         return False
     try:
-        settings = config.settings_of(config.compose(config.quote_paths(overrides_of(members))))
+        settings = compose_run(quote_paths(overrides_of(members)))
     except UserError:
         return False
     width = settings.size.n_embd

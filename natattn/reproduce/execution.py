@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from natattn.config import compose as config
+from natattn.config.compose import plain_values, quote_paths
 from natattn.config.messages import first_line
 from natattn.errors import UserError
 from natattn.reproduce.bundles import bundled, overrides_of
@@ -29,7 +29,8 @@ from natattn.reproduce.done import ENDED
 from natattn.reproduce.jobs import Job
 from natattn.storage.atomic import CONFIG_NAME, conf_folder
 from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, check_contained, read_config, read_run
-from natattn.training.signals import asked_to_stop, remember, stop
+from natattn.training.settings import run_settings
+from natattn.training.signals import note, raise_requested, requested
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,10 +71,10 @@ class TrainJob:
         failure = None
         try:
             folders = [folder.with_name(name) for name in self.members[folder.name]]
-            while not _train(config.settings_of(composed), folders):
+            while not _train(run_settings(plain_values(composed)), folders):
                 time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
-            if asked_to_stop() is not None:
-                stop()  # it came when the run had ended
+            if requested() is not None:
+                raise_requested()  # it came when the run had ended
         except UserError as error:
             failure = str(error)
         except Exception as error:
@@ -118,9 +119,7 @@ def launch(
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
         # Quoted: a key such as 12e4567890123456 would be read as a number.
-        batch = [
-            [*config.quote_paths(overrides_of(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"] for bundle in bundles
-        ]
+        batch = [[*quote_paths(overrides_of(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"] for bundle in bundles]
         try:
             returned = plugin.launch(batch, initial_job_idx=0)
         except OSError as error:
@@ -200,7 +199,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the launcher as an exception does, so that it takes its workers with it."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        remember(number)
+        note(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from natattn.config import compose as config
+from natattn.config.compose import quote_paths
 from natattn.errors import UserError
 from natattn.reproduce.settings import CorpusSettings
 from natattn.reproduce.texts import file_overrides
@@ -22,7 +22,7 @@ from natattn.storage.documents import read_json
 from natattn.training.build import open_task
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import config_hash
-from natattn.training.settings import CHANGEABLE, RunSettings
+from natattn.training.settings import CHANGEABLE, RunSettings, compose_run
 
 # Text and tokenizer are in the fingerprint; of the device its kind counts, whether it was named or found.
 NOT_IN_KEY = CHANGEABLE | {"data", "tokenizer", "train.device"}
@@ -97,7 +97,7 @@ class JobMaker:
     def _composed(self, overrides: tuple[str, ...]) -> dict[str, Any]:
         name = " ".join(overrides)
         if name not in self._remembered:
-            settings = config.settings_of(config.compose(config.quote_paths(overrides)))
+            settings = compose_run(quote_paths(overrides))
             self._remembered[name] = settings.model_dump(mode="json")
             self._added = True
         return self._remembered[name]

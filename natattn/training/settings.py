@@ -1,11 +1,13 @@
 """The schema of `natattn train`: the whole configuration of a run as one typed object."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field
 
 from natattn.config.base import Settings
+from natattn.config.compose import compose, plain_values, refuse_secrets, validated
 from natattn.data import DataSettings, PackingSettings, TokenizerSettings
 from natattn.data.images import ImageDataSettings, PairDataSettings
 from natattn.errors import UserError
@@ -138,8 +140,8 @@ class RunSettings(Settings):
         pretrained = isinstance(self.init, PretrainedInit)
         if self.optim.reads_attention and not self.model.observable:
             raise UserError(
-                f"optim={self.optim.name}: needs attention statistics, which model={self.model.name} does not record; "
-                "valid: model=natural, or optim=adamw for a plain baseline"
+                f"optim={self.optim.name}: needs attention statistics, which model={self.model.name} does not record. "
+                "Use model=natural, or optim=adamw for a plain baseline."
             )
         if self.optim.factors is not None and isinstance(self.model.attention, PublishedAttention):
             raise UserError(f"optim={self.optim.name}: keeps factors, which the blocks of model=published do not show")
@@ -245,3 +247,22 @@ def changeable(settings: RunSettings) -> frozenset[str]:
         isinstance(attention, TemperedAttention) and attention.temperature.kind in ("linear", "cosine")
     )
     return CHANGEABLE if length_matters else CHANGEABLE | {"train.steps"}
+
+
+def compose_run(overrides: Sequence[str]) -> RunSettings:
+    """Compose conf/train.yaml with overrides into checked settings.
+
+    Raises: UserError with key, value and what is valid.
+    """
+    return run_settings(plain_values(compose(overrides)))
+
+
+def run_settings(values: dict[str, Any]) -> RunSettings:
+    """Turn a composed or saved configuration into checked settings.
+
+    Raises: UserError with key, value and what is valid.
+    """
+    settings = validated(values, RunSettings)
+    settings.check()
+    refuse_secrets(settings)
+    return settings

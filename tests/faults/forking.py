@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-# What a run imports on its way, beside what `natattn.cli.commands` does.
+# What a run imports on its way, besides `natattn.cli.run`.
 PRELOADED = (
-    "natattn.cli.commands",
+    "natattn.cli.run",
     "natattn.training.train",
     "natattn.stacked.replicas",
     "natattn.training.resource_errors",

@@ -9,11 +9,11 @@ import torch
 from learners import gpt2
 
 from natattn.attention.probe import AttentionProbe
-from natattn.config import compose as config
 from natattn.optim.directions.energy_scaled import energy_factor
 from natattn.published.attention import blocks_of
 from natattn.published.model import build_published
 from natattn.published.optimizer import AttentionInformedOptimizer
+from natattn.training.settings import compose_run
 
 LAYERS = 2
 
@@ -44,7 +44,7 @@ def train(model, optimizer, steps: int, probe: AttentionProbe | None = None, fir
 def run_optimizer(model, probe):
     """optim=aif with the published constants, as `natattn train` builds it."""
     overrides = ("optim=aif", "optim.learning_rate=1e-3", "optim.directions.default.inner.betas=[0.9,0.999]")
-    settings = config.settings_of(config.compose([*overrides, "++optim.learning_rates.hidden=1e-3"])).optim
+    settings = compose_run([*overrides, "++optim.learning_rates.hidden=1e-3"]).optim
     return settings.build(model, probe)
 
 

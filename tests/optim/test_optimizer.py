@@ -6,7 +6,6 @@ import pytest
 import torch
 from learners import gpt2, loss_of
 
-from natattn.config import compose as config
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.energy_scaled import EnergyScaled, energy_factor
 from natattn.optim.directions.orthogonal import Orthogonal
@@ -14,10 +13,11 @@ from natattn.optim.matrix import Matrix
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import partition
 from natattn.optim.settings import OptimSettings
+from natattn.training.settings import compose_run
 
 
 def _settings(name: str, *overrides: str) -> OptimSettings:
-    return config.settings_of(config.compose([f"optim={name}", *overrides])).optim
+    return compose_run([f"optim={name}", *overrides]).optim
 
 
 def _matrix(direction, value: torch.Tensor, layer: int | None = None) -> Matrix:

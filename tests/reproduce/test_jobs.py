@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.analysis.runs import read_facts, read_run_config
-from natattn.config import compose as config
+from natattn.config.compose import quote_paths
 from natattn.errors import UserError
 from natattn.reproduce.bundles import bundled
 from natattn.reproduce.done import DoneRuns, key_of
@@ -19,6 +19,7 @@ from natattn.reproduce.settings import CorpusSettings, Repeats
 from natattn.reproduce.texts import file_overrides, repeated_lines
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.run_folder import RUN, RunLock
+from natattn.training.settings import compose_run
 
 TINY = (
     "model=natural", "reference=none", "size=pico", "size.n_embd=16", "size.n_head=2", "size.n_layer=1",
@@ -165,7 +166,7 @@ def test_seeds_of_which_one_has_begun_go_on_one_after_the_other(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     jobs = _jobs_of_seeds(tmp_path, [0, 1])
     assert launch({jobs[1].key: jobs[1]}, tmp_path, ()) == []
-    settings = config.settings_of(config.compose(config.quote_paths((*jobs[0].overrides, "seeds=2"))))
+    settings = compose_run(quote_paths((*jobs[0].overrides, "seeds=2")))
     assert _train(settings, [tmp_path / job.key for job in jobs])
     assert [key_of(tmp_path / job.key) for job in jobs] == [job.key for job in jobs]
 

@@ -5,11 +5,12 @@ import contextlib
 import pytest
 import torch
 
-from natattn.config import compose as config
+from natattn.config.compose import compose, groups, plain_values
 from natattn.errors import UserError
 from natattn.stacked.arm import StackedArm
 from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
+from natattn.training.settings import run_settings
 
 SEEDS = 3
 STEPS = 7  # two captures of factors, and one step between
@@ -25,8 +26,8 @@ def _arms(tiny, *overrides: str) -> list[Arm]:
     """The candidate of every seed, in float64, so that nothing but mistakes is seen."""
     arms = []
     for seed in range(SEEDS):
-        composed = config.compose([*tiny, "reference=none", "probe.row_count=6", *overrides, f"seed={seed}"])
-        settings = config.settings_of(composed)
+        composed = compose([*tiny, "reference=none", "probe.row_count=6", *overrides, f"seed={seed}"])
+        settings = run_settings(plain_values(composed))
         found = build_arms(settings, open_task(settings, progress=False))
         found[-1].model.double()
         arms.append(found[-1])
@@ -106,7 +107,7 @@ def _nudged(arms: list[Arm]) -> list[Arm]:
     return arms
 
 
-OPTIMIZERS = config.groups()["optim"]
+OPTIMIZERS = groups()["optim"]
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "soap" not in name])
