@@ -21,7 +21,7 @@ from natattn.analysis.fisher_errors import Agreement, Products, QueryRows
 from natattn.analysis.patterns import attention_patterns
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
-from natattn.attention.modules import attention_layers
+from natattn.attention.layers import attention_layers
 from natattn.report.section import Advance, interval_text, shown
 from natattn.statistics.paired import t_interval
 

@@ -20,7 +20,7 @@ from natattn.analysis.frame import Question
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.analysis.verdicts import AnalysisResult
-from natattn.attention.softmax import natural_score_gradient
+from natattn.attention.types.natural_gradient import natural_score_gradient
 from natattn.fisher.decomposition import attention_fisher, score_fisher
 from natattn.report.section import Advance, Section, table
 from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
