@@ -77,9 +77,9 @@ def reproduce(arguments: list[str]) -> int:
         listed = "".join(f"  {name:<12} {config.description('study', name)}\n" for name in studies)
         print(REPRODUCE_HELP.format(studies=listed, keys=indent(config.own_values("reproduce"), "  ")), end="")
         return 0
-    from natattn.reproduce.arguments import read_arguments
     from natattn.reproduce.reproduce import reproduce as reproduce_studies
     from natattn.reproduce.show import print_results
+    from natattn.reproduce.study import read_arguments
 
     page, results = reproduce_studies(read_arguments(arguments))
     print_results(results, stream=sys.stdout)

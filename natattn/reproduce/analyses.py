@@ -16,11 +16,9 @@ from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.report.section import Picture, table
 from natattn.reproduce.jobs import KEY_LENGTH
-from natattn.reproduce.plan import Plan, final_trial
+from natattn.reproduce.plan import Plan, Trials, final_trial
 from natattn.reproduce.results import AnalysisResult
-from natattn.reproduce.settings import AnalysisSettings, StudySettings
-from natattn.reproduce.studies import Trial
-from natattn.reproduce.trials import Trials
+from natattn.reproduce.study import AnalysisSettings, StudySettings, Trial
 from natattn.storage.documents import read_json
 
 _YOUNGER = frozenset({"tower"})

@@ -1,75 +1,181 @@
-"""Findings sorted by the claims that they bear on, and which of a claim's says the most."""
+"""From runs to verdicts: differences between a study's arms judged by the protocol, and findings sorted by claim."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
+from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.report.cells import half_width
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.results import Finding, StudyResult, overall
-from natattn.statistics.paired import Verdict
+from natattn.reproduce.study import Arm, ComparisonSettings, Metric, StudySettings, arms_of, placebos_of
+from natattn.statistics.paired import Difference, Verdict, differences_of, excludes_zero, verdict
 
+# (metric, corpus, arm, other, seed) → the difference arm − other; None if a run is missing or diverged.
+Measure = Callable[[Metric, str, str, str, int], float | None]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
-def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> list[tuple[Claim, tuple[Finding, ...]]]:
-    """Every claim in its order with its findings, which may be none.
+@dataclass(frozen=True)
+class Comparison:
+    """One difference and its verdict.
 
-    Raises: ValueError for a finding of a claim that is not there: it would be lost without a word.
+    Attributes:
+        comparison: the declaration that it answers; for the row of a placebo, that of its arm.
+        arm, other: the difference is arm − other.
+        missing: number of seeds without a difference.
+        unbeaten: placebos of the arm whose interval does not exclude zero in the claimed direction.
+        verdict: None for the difference to a placebo, which is only a part of another row's verdict.
     """
-    found: dict[str, list[Finding]] = {claim: [] for claim in claims}
+
+    comparison: ComparisonSettings
+    corpus: str
+    arm: str
+    other: str
+    difference: Difference
+    missing: int
+    unbeaten: tuple[str, ...]
+    verdict: Verdict | None
+
+    @property
+    def title(self) -> str:
+        """The comparison in words."""
+        quantity = PAIRED_QUANTITIES[self.comparison.metric]
+        beyond = f", less {self.comparison.threshold:g} that the claim allows" if self.comparison.threshold else ""
+        return f"{self.arm} − {self.other}: {quantity.title}{beyond}"
+
+
+def judge(study: StudySettings, measure: Measure, leaky: Collection[tuple[str, str]] = ()) -> list[Comparison]:
+    """Judge every comparison of the study on every corpus (protocol, 4 and 7).
+
+    Comparisons of one corpus and metric are adjusted together. The difference of an arm to each of its placebos is a
+    row of the same family: it must exclude zero too.
+
+    Args:
+        leaky: (corpus, arm) whose losses are no evidence; none of their comparisons is ``supported``.
+    """
+    arms = arms_of(study)
+    return [
+        row
+        for corpus in study.corpora
+        for metric in dict.fromkeys(comparison.metric for comparison in study.comparisons)
+        for row in _judge_family(
+            study,
+            [
+                comparison
+                for comparison in study.comparisons
+                if comparison.metric == metric
+                and corpus in arms[comparison.arm].corpora
+                and (comparison.corpora is None or corpus in comparison.corpora)
+            ],
+            arms, corpus, measure, leaky,
+        )
+    ]  # fmt: skip
+
+
+def _judge_family(
+    study: StudySettings, chosen: Sequence[ComparisonSettings], arms: dict[str, Arm], corpus: str, measure: Measure,
+    leaky: Collection[tuple[str, str]],
+) -> list[Comparison]:  # fmt: skip
+    def placebos(comparison: ComparisonSettings) -> list[str]:
+        return placebos_of(arms, comparison.arm) if comparison.placebos else []
+
+    # By (arm, other, threshold): the comparisons, then each arm against its placebos, once. A claim's threshold does
+    # not apply to placebos.
+    rows: dict[tuple[str, str, float], ComparisonSettings] = {}
+    for comparison in chosen:
+        rows.setdefault((comparison.arm, comparison.baseline, comparison.threshold), comparison)
+    for comparison in chosen:
+        for placebo in placebos(comparison):
+            rows.setdefault((comparison.arm, placebo, 0.0), comparison)
+    samples, missing = [], {}
+    for (arm, other, threshold), comparison in rows.items():
+        values = [measure(comparison.metric, corpus, arm, other, seed) for seed in arms[arm].seeds]
+        known = [value - threshold for value in values if value is not None and math.isfinite(value)]
+        samples.append(known)
+        missing[arm, other, threshold] = len(values) - len(known)
+    differences = dict(zip(rows, differences_of(samples), strict=True))
+    judged = []
+    for name, comparison in rows.items():
+        arm, other, _ = name
+        said: Verdict | None = None
+        unbeaten: tuple[str, ...] = ()
+        if name == (comparison.arm, comparison.baseline, comparison.threshold):
+            names = [(arm, placebo, 0.0) for placebo in placebos(comparison)]
+            unbeaten = tuple(n[1] for n in names if not excludes_zero(differences[n], comparison.claimed))
+            indifference = study.indifference if comparison.indifference is None else comparison.indifference
+            said = verdict(
+                differences[name],
+                # A threshold already states what is negligible.
+                indifference=0.0 if comparison.threshold else indifference,
+                claimed=comparison.claimed,
+                placebos=[differences[n] for n in names],
+                complete=not any(missing[n] for n in (name, *names))
+                and not any((corpus, a) in leaky for a in (arm, other)),
+            )
+        judged.append(Comparison(comparison, corpus, arm, other, differences[name], missing[name], unbeaten, said))
+    return judged
+
+
+def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> list[tuple[Claim, tuple[Finding, ...]]]:
+    """Return every claim in its order with its findings, of which there may be none.
+
+    Raises: ValueError for a finding of a claim that the ledger does not have.
+    """
+    sorted_findings: dict[str, list[Finding]] = {claim: [] for claim in claims}
     for result in results:
         for finding in result.findings:
-            if finding.claim not in found:
+            if finding.claim not in sorted_findings:
                 raise ValueError(f"study {result.name}: a finding of {finding.claim!r}, which the ledger does not have")
-            found[finding.claim].append(finding)
-    return [(claim, tuple(found[name])) for name, claim in claims.items()]
+            sorted_findings[finding.claim].append(finding)
+    return [(claim, tuple(sorted_findings[name])) for name, claim in claims.items()]
 
 
 def claims_of(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> dict[str, Claim]:
-    """The claims that these studies test or have found something of; of all studies also those that none tests."""
+    """Return the claims that these studies test or have findings of; for all studies, also those that none tests."""
     names = {result.name for result in results}
     if names >= {claim.study for claim in claims.values()} - {""}:
         return dict(claims)
-    found = {finding.claim for result in results for finding in result.findings}
-    return {name: claim for name, claim in claims.items() if claim.study in names or name in found}
+    measured = {finding.claim for result in results for finding in result.findings}
+    return {name: claim for name, claim in claims.items() if claim.study in names or name in measured}
 
 
 def standardised(finding: Finding) -> float:
-    """The effect, less what the claim says that it is, in half-widths of its interval; nan without an interval.
+    """Return (effect − ``Finding.against``) in half-widths of its interval; nan without an interval.
 
-    Beyond ±1 a symmetric interval excludes what it is compared with (``Finding.against``).
+    Beyond ±1 a symmetric interval excludes the value that it is compared with.
     """
     half = half_width(finding.estimate)
     return (finding.estimate.value - finding.against) / half if half > 0 else math.nan
 
 
 def strongest(findings: Sequence[Finding]) -> Finding:
-    """The finding that says the most for the verdict of all.
+    """Return the finding that contributes most to the overall verdict; the first of equals.
 
-    Of those that have a value, and of these of those that share that verdict, if any do: the largest ``standardised``;
-    of ``refuted`` one without an interval before all, for that is a counterexample; of ``no effect`` the one with the
-    most repetitions. The first of equals.
+    It is chosen among findings with a value, and among these from those with the overall verdict, if any. The largest
+    ``standardised`` wins; for ``refuted``, a finding without an interval (a counterexample) comes first; for
+    ``no effect``, the one with the most repetitions.
 
     Raises: ValueError for no findings.
     """
-    together = overall(findings)
+    verdict_of_all = overall(findings)
     known = [finding for finding in findings if not math.isnan(finding.estimate.value)] or list(findings)
-    kept = [finding for finding in known if finding.verdict == together] or known
+    candidates = [finding for finding in known if finding.verdict == verdict_of_all] or known
 
     def weight(finding: Finding) -> float:
         size = abs(standardised(finding))
-        if together == "no effect":
+        if verdict_of_all == "no effect":
             return float(finding.count)
         if math.isnan(size):
-            return math.inf if together == "refuted" else -1.0
+            return math.inf if verdict_of_all == "refuted" else -1.0
         return size
 
-    return max(kept, key=weight)
+    return max(candidates, key=weight)
 
 
 def tally(findings: Sequence[Finding]) -> str:
-    """How many say what: 2 supported, 1 refuted."""
+    """Return how many findings have each verdict: 2 supported, 1 refuted."""
     counts = Counter(finding.verdict for finding in findings)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])

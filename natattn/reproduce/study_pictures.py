@@ -6,11 +6,10 @@ from typing import Any
 
 from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
 from natattn.report.section import Picture, table
-from natattn.reproduce.comparisons import Comparison
 from natattn.reproduce.figures import profile_figure
-from natattn.reproduce.plan import Plan
+from natattn.reproduce.ledger import Comparison
+from natattn.reproduce.plan import Plan, Trials
 from natattn.reproduce.study_tables import steps_to_target, targets_of, unit_of_corpus
-from natattn.reproduce.trials import Trials
 
 TICKS = (-1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 

@@ -11,12 +11,9 @@ from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.analysis.runs import read_facts, read_run_config
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.reproduce.bundles import bundled
-from natattn.reproduce.done import DoneRuns, key_of
-from natattn.reproduce.execution import _failures, _train, launch
-from natattn.reproduce.jobs import Job, JobMaker, job_key
-from natattn.reproduce.settings import CorpusSettings, Repeats
-from natattn.reproduce.texts import file_overrides, repeated_lines
+from natattn.reproduce.jobs import DoneRuns, Job, JobMaker, file_overrides, job_key, key_of, repeated_lines
+from natattn.reproduce.runner import _failures, _train, bundled, launch
+from natattn.reproduce.study import CorpusSettings, Repeats
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.run_folder import RUN, RunLock
 
@@ -133,7 +130,7 @@ def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path, monkeypa
             lock.__exit__(None, None, None)
         waited.append(seconds)
 
-    monkeypatch.setattr("natattn.reproduce.execution.time.sleep", let_go)
+    monkeypatch.setattr("natattn.reproduce.runner.time.sleep", let_go)
     assert launch({"held": made}, tmp_path / "runs", ()) == []
     assert waited
     assert key_of(tmp_path / "runs" / made.key) == made.key
@@ -217,7 +214,7 @@ def test_a_job_that_breaks_is_one_line_and_leaves_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("natattn.reproduce.execution._train", _broken)
+    monkeypatch.setattr("natattn.reproduce.runner._train", _broken)
     (failure,) = launch({"made: adam": Job("0123", TINY)}, tmp_path / "runs", ())
     log = Path("runs") / "0123" / "log.txt"
     assert failure == f"made: adam: RuntimeError: it broke (see {log})"
@@ -246,6 +243,6 @@ def test_runs_that_have_no_folder_are_one_line(tmp_path: Path, monkeypatch: pyte
 def test_jobs_are_launched_from_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Python lets the main thread alone handle signals."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("natattn.reproduce.execution._train", lambda *arguments: True)
+    monkeypatch.setattr("natattn.reproduce.runner._train", lambda *arguments: True)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(launch, {"made": Job("0123", TINY)}, tmp_path / "runs", ()).result() == []

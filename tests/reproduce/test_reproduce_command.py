@@ -19,11 +19,10 @@ from hydra.plugins.launcher import Launcher
 from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.jobs import Job
 from natattn.reproduce.reproduce import Studies, reproduce
-from natattn.reproduce.settings import ReproduceSettings
+from natattn.reproduce.study import ReproduceSettings, read_arguments
 
 # Sums of floats depend on how many threads share them, and processes of joblib have fewer.
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
