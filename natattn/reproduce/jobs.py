@@ -5,7 +5,6 @@ the run is watched), and of the fingerprint of the tokens. So the same run is fo
 among the published runs.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +69,7 @@ class JobMaker:
     def __init__(self, folder: Path, wikitext: str | None) -> None:
         self._texts, self._wikitext = folder / "texts", wikitext
         self._fingerprints: dict[str, str] = {}
-        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._bases: dict[tuple[str, ...], str] = {}
         self._parsed: dict[str, tuple[str, Override]] = {}
 
     def job(self, corpus: CorpusSettings, overrides: Sequence[str]) -> Job | str:
@@ -117,8 +116,9 @@ class JobMaker:
         if chosen not in self._bases:
             base = OmegaConf.to_container(config.compose(chosen), resolve=False)
             assert isinstance(base, dict)
-            self._bases[chosen] = {str(key): base[key] for key in base if key not in ("hydra", "experiment")}
-        values = copy.deepcopy(self._bases[chosen])
+            sections = {str(key): base[key] for key in base if key not in ("hydra", "experiment")}
+            self._bases[chosen] = json.dumps(sections)
+        values = json.loads(self._bases[chosen])
         single = [override for _, override in parsed if override.key_or_group not in config.groups()]
         if not all(map(partial(_set, values), single)):
             return config.settings_of(config.compose([text for text, _ in parsed]))  # it also explains what is wrong
@@ -172,6 +172,7 @@ def file_overrides(corpus: CorpusSettings, wikitext: str | None, folder: Path) -
     return overrides
 
 
+@cache
 def repeated_lines(settings: Repeats) -> str:
     """Return lines of random characters, each written twice: the first copy is unpredictable, the second certain."""
     draw = random.Random(settings.seed)
