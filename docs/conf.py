@@ -1,4 +1,4 @@
-"""How Sphinx makes a site of these pages: `python -m sphinx -W docs build/site`. It opens from the disk, offline."""
+"""Sphinx configuration: `python -m sphinx -W docs build/site` builds a site that opens offline."""
 
 import re
 from typing import Any
@@ -11,9 +11,9 @@ author = copyright = "The natattn authors"
 extensions = ["myst_parser"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# Thousands of files of kept runs and analyses: no page is made of them.
+# Records of analyses are not pages.
 exclude_patterns = ["results/analyses"]
-# Tables that the program writes begin with a heading of the third level.
+# Generated tables begin with a heading of the third level.
 suppress_warnings = ["myst.header"]
 html_theme = "furo"
 html_title = "natattn"
@@ -24,13 +24,12 @@ pygments_style = "friendly"
 html_static_path = ["_static"]
 html_css_files = ["formulas.css"]
 
-# {page: [(heading in the navigation, pages below it)]}; not in the pages, which are read as plain Markdown too.
+# {page: [(heading in the navigation, its pages)]}; not in the pages themselves, which are also read as plain Markdown.
 NAVIGATION = {
     "index": [
-        ("Begin", ["first_hour", "natural_attention", "configuration", "reading_a_report", "faq"]),
-        ("Extend", ["extending/optimizer", "extending/attention", "extending/data", "extending/study"]),
-        ("Use", ["optimizers", "tasks", "architectures", "analysis", "reproduce", "cluster", "distributed"]),
-        ("Know", ["measures", "performance", "security", "licences", "results/README"]),
+        ("Begin", ["first_hour", "configuration", "attention", "extending"]),
+        ("Use", ["optimizers", "data", "analysis", "reproduce", "distributed"]),
+        ("Reference", ["measures", "performance", "security", "licences", "results/README"]),
     ],
     "results/README": [
         ("Accounts", ["results/published", "results/screening", "results/criticality", "results/minilm"]),
@@ -41,25 +40,25 @@ NAVIGATION = {
 
 
 def add_navigation(app: Any, page: str, source: list[str]) -> None:
-    """Append to a page the lists of those below it."""
+    """Append hidden tables of contents to a page."""
     for heading, below in NAVIGATION.get(page, ()):
         lines = "\n".join(f"/{name}" for name in below)
         source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {heading}\n\n{lines}\n```\n"
 
 
 def link_to_files(app: Any, page: str, source: list[str]) -> None:
-    """Links to the folder of a kept run lead to the file in it that says what the run was: a site shows no folders."""
+    """Point links to a run's folder at its run.json, because a site shows no folders."""
     source[0] = re.sub(r"(\]\([./]*runs/[0-9a-f]{16})\)", r"\1/run.json)", source[0])
 
 
 def write_formula(translator: Any, node: nodes.Element) -> None:
-    """A formula as MathML, which browsers show by themselves: Sphinx's own way fetches a script when a page opens."""
+    """Render a formula as MathML: Sphinx's own renderer would fetch a script when a page opens."""
     translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
     raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
+    """Set up the extension (called by Sphinx)."""
     app.connect("source-read", add_navigation)
     app.connect("source-read", link_to_files)
     app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))

@@ -14,10 +14,11 @@ import itertools
 import statistics
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench_train import interleaved, make_loop, prepared, report, take_turns
+from bench_train import interleaved, make_run, prepared, report, take_turns
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +27,7 @@ from natattn.statistics.paired import t_interval
 from natattn.tasks import BatchSlice, LanguageTask
 from natattn.training.build import build_arms
 from natattn.training.settings import NoReference
+from natattn.training.train import step
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,13 @@ def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Pat
     """Tokens/s of our loop over those of the floor."""
     options = ("model=standard", "optim=adamw", "reference=none", f"train.device={device}", *case.overrides)
     settings, task = prepared(*options, "train.steps=100000", "tracker=off")
-    loop = make_loop(settings, build_arms(settings, task), folder)
+    run = make_run(settings, build_arms(settings, task), folder)
     size, vocab_size = settings.size, task.corpus.tokenizer.vocab_size
     plain: nn.Module = PlainGPT(vocab_size, task.context, size.n_layer, size.n_embd, size.n_head)  # type: ignore[arg-type]
-    plain.to(loop.device)
+    plain.to(run.device)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-4, fused=True)
     model = torch.compile(plain) if settings.train.compile else plain
-    batches = [task.batch(step, BatchSlice()).to(loop.device) for step in range(8)]
+    batches = [task.batch(step, BatchSlice()).to(run.device) for step in range(8)]
     bf16 = settings.precision.kind == "bf16"
 
     numbers = itertools.count()
@@ -119,9 +121,9 @@ def against_floor(case: Case, device: str, repeats: int, steps: int, folder: Pat
     def floor() -> None:
         floor_step(model, optimizer, batches[next(numbers) % 8], bf16=bf16)
 
-    pairs = take_turns([loop.advance, floor], repeats, steps, loop.device)
+    pairs = take_turns([partial(step, run), floor], repeats, steps, run.device)
     report(f"our loop / floor, {case.name}", pairs, task.units_per_step)
-    if loop.device.type == "cuda":
+    if run.device.type == "cuda":
         seconds = statistics.median(ours for ours, _ in pairs)
         share_of_matrix_rate(plain, size, task, seconds)
 
@@ -160,9 +162,9 @@ def arms_against_each_other(case: Case, device: str, repeats: int, steps: int, f
     settings, task = prepared(*overrides, "optim=adamw", "train.steps=100000", "tracker=off")
     two = build_arms(settings, task)
     one = build_arms(settings.model_copy(update={"reference": NoReference(name="none")}), task)
-    loops = [make_loop(settings, arms, folder) for arms in (two, one)]
+    runs = [make_run(settings, arms, folder) for arms in (two, one)]
     times = [
-        both / alone for both, alone in take_turns([loop.advance for loop in loops], repeats, steps, loops[0].device)
+        both / alone for both, alone in take_turns([partial(step, run) for run in runs], repeats, steps, runs[0].device)
     ]
     mean, half = t_interval(times)
     print(f"two arms / one arm, {case.name}: time × {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]", flush=True)

@@ -11,16 +11,18 @@ one to four: standard + AdamW, and natural with aif, muon and natural_muon. Noth
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_train import make_loop, prepared, take_turns
+from bench_train import make_run, prepared, take_turns
 
 from natattn.statistics.paired import t_interval
-from natattn.training.arms import Arm
+from natattn.training.arm import Arm
 from natattn.training.build import build_arms
-from natattn.training.loop import Loop
+from natattn.training.run import Run
+from natattn.training.train import step
 
 GRIDS = {
     "cpu": {"context": (64, 128, 256, 512), "width": (64, 128, 256, 512)},
@@ -29,41 +31,41 @@ GRIDS = {
 ARMS = (("standard", "adamw"), ("natural", "aif"), ("natural", "muon"), ("natural", "natural_muon"))
 
 
-def built(device: str, folder: Path, *overrides: str) -> Loop:
-    """A loop with one arm, the natural one with aif unless the overrides say otherwise."""
+def built(device: str, folder: Path, *overrides: str) -> Run:
+    """A run with one arm, the natural one with aif unless the overrides say otherwise."""
     common = ("tokenizer=byte", "reference=none", "train.steps=100000", "tracker=off", f"train.device={device}")
     settings, task = prepared(*common, *overrides)
-    return make_loop(settings, build_arms(settings, task), folder)
+    return make_run(settings, build_arms(settings, task), folder)
 
 
-def growth(name: str, loops: dict[int, Loop], repeats: int, steps: int) -> None:
+def growth(name: str, runs: dict[int, Run], repeats: int, steps: int) -> None:
     """Print seconds per step by size, and the fitted exponent."""
-    on_gpu = next(iter(loops.values())).device.type == "cuda"
+    on_gpu = next(iter(runs.values())).device.type == "cuda"
     resting = torch.cuda.memory_allocated() if on_gpu else 0  # of the models of all sizes, which are there together
-    ways = [loop.advance for loop in loops.values()]
-    found = take_turns(ways, repeats, steps, next(iter(loops.values())).device)
-    times = dict(zip(loops, zip(*found, strict=True), strict=True))
-    sizes = list(loops)
+    ways = [partial(step, run) for run in runs.values()]
+    found = take_turns(ways, repeats, steps, next(iter(runs.values())).device)
+    times = dict(zip(runs, zip(*found, strict=True), strict=True))
+    sizes = list(runs)
     slopes = [np.polyfit(np.log(sizes), np.log([times[size][n] for size in sizes]), 1)[0] for n in range(repeats)]
     mean, half = t_interval([float(slope) for slope in slopes])
     shown = ", ".join(f"{size}: {1e3 * statistics.median(times[size]):.1f} ms" for size in sizes)
     print(f"{name}: {shown}; seconds ∝ {name}^{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]", flush=True)
     if on_gpu:
-        memory = [loop.arms[0].peak_memory - resting for loop in loops.values()]
+        memory = [run.arms[0].peak_memory - resting for run in runs.values()]
         slope = np.polyfit(np.log(sizes), np.log(memory), 1)[0]
         each = ", ".join(f"{size}: {bytes_ / 2**20:.0f} MiB" for size, bytes_ in zip(sizes, memory, strict=True))
         print(f"  peak memory of a step above the models': {each}; ∝ {name}^{slope:.2f}", flush=True)
 
 
-def with_arms(device: str, folder: Path, count: int) -> Loop:
-    """A loop with the first ``count`` of the arms; they need not start alike to cost what they cost."""
+def with_arms(device: str, folder: Path, count: int) -> Run:
+    """A run with the first ``count`` of the arms; they need not start alike to cost what they cost."""
     arms: list[Arm] = []
     for model, optim in ARMS[:count]:
-        loop = built(device, folder, f"model={model}", f"optim={optim}")
-        loop.arms[0].name = f"{model}_{optim}"
-        arms.extend(loop.arms)
-    loop.arms = arms
-    return loop
+        run = built(device, folder, f"model={model}", f"optim={optim}")
+        run.arms[0].name = f"{model}_{optim}"
+        arms.extend(run.arms)
+    run.arms = arms
+    return run
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from dataclasses import replace
 import torch
 
 from natattn.config import compose as config
-from natattn.stacked.arm import JointArm
+from natattn.stacked.arm import StackedArm
 from natattn.statistics.paired import t_interval
 from natattn.tasks import BatchSlice, LanguageTask
-from natattn.training.arms import Arm
+from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
 from natattn.training.settings import RunSettings
 
@@ -45,7 +45,7 @@ def steppers(settings: RunSettings, task: LanguageTask, seeds: int) -> tuple[Cal
     """One step of one seed alone, and one of all seeds together."""
     alone, batches = arm_of(settings, task, 0)
     members = [arm_of(settings, task, seed) for seed in range(seeds)]
-    joint = JointArm([arm for arm, _ in members])
+    joint = StackedArm([arm for arm, _ in members])
     together = [torch.cat(parts) for parts in zip(*(found for _, found in members), strict=True)]
 
     def one(step: int) -> None:

@@ -27,15 +27,15 @@ IMPORTS = "import torch, transformers, hydra, pydantic; from transformers import
 FIRST_STEP = """
 import os, sys
 from natattn.cli.main import main
-from natattn.training.loop import Loop
+from natattn.training import train
 
-advance = Loop.advance
+step = train.step
 
-def first(loop):
-    advance(loop)
+def first(run):
+    step(run)
     os._exit(0)
 
-Loop.advance = first
+train.step = first
 main(sys.argv[1:])
 sys.exit("the run ended before its first step")
 """

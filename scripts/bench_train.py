@@ -8,6 +8,8 @@ interval over the repeats. Nothing is written. What the other benchmarks share i
 """
 
 import argparse
+import contextlib
+import io
 import platform
 import statistics
 import tempfile
@@ -21,12 +23,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from natattn.config import compose as config
 from natattn.statistics.paired import t_interval
 from natattn.tasks import BatchSlice, LanguageTask
-from natattn.tracking.metrics_file import MetricsFile
-from natattn.training.arms import Arm
+from natattn.tracking.console import Console
+from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
-from natattn.training.loop import Loop
-from natattn.training.progress import Progress
+from natattn.training.checkpoint import Progress
+from natattn.training.run import Run
+from natattn.training.run_record import new_record
 from natattn.training.settings import RunSettings
+from natattn.training.train import step
 
 
 class Blocks(torch.utils.data.Dataset):
@@ -62,12 +66,13 @@ def prepared(*overrides: str) -> tuple[RunSettings, LanguageTask]:
     return settings, task
 
 
-def make_loop(settings: RunSettings, arms: list[Arm], folder: Path) -> Loop:
-    """Our loop with a metrics file, as `natattn train` builds it."""
-    metrics = MetricsFile(folder / "metrics.jsonl").__enter__()
-    return Loop(
-        arms, settings.train, settings.schedule, folder=folder, metrics=metrics, trackers=[], progress=Progress()
-    )  # fmt: skip
+def make_run(settings: RunSettings, arms: list[Arm], folder: Path) -> Run:
+    """A run as `natattn train` starts it, with a console that shows nothing."""
+    record = new_record(settings, arms, group=None, leaky=[])
+    run = Run(settings, folder, arms, record, Progress())
+    console = Console(record, total_steps=settings.train.steps, stream=io.StringIO())
+    run.start(contextlib.ExitStack(), console=console, warn=print)
+    return run
 
 
 def trainer_seconds(arm: Arm, settings: RunSettings, blocks: Blocks, steps: int, folder: Path) -> float:
@@ -84,13 +89,13 @@ def trainer_seconds(arm: Arm, settings: RunSettings, blocks: Blocks, steps: int,
     return (times.marks[-1] - times.marks[2]) / (len(times.marks) - 3)
 
 
-def loop_seconds(loop: Loop, steps: int) -> float:
+def loop_seconds(run: Run, steps: int) -> float:
     """Seconds per step of our loop over ``steps`` steps, after three of warm-up."""
     for _ in range(3):
-        loop.advance()
+        step(run)
     start = time.perf_counter()
     for _ in range(steps):
-        loop.advance()
+        step(run)
     return (time.perf_counter() - start) / steps
 
 
@@ -99,11 +104,10 @@ def against_trainer(repeats: int, steps: int, folder: Path) -> None:
     options = ("model=standard", "optim=adamw", "reference=none", "train.batch_size=16", "train.device=cpu")
     settings, task = prepared(*options, "train.steps=100000", "tracker=off")
     (ours,), (theirs,) = build_arms(settings, task), build_arms(settings, task)
-    loop = make_loop(settings, [ours], folder)
+    run = make_run(settings, [ours], folder)
     blocks = Blocks(task, 16 * (steps + 3), 16)
     pairs = [
-        (loop_seconds(loop, steps), trainer_seconds(theirs, settings, blocks, steps + 3, folder))
-        for _ in range(repeats)
+        (loop_seconds(run, steps), trainer_seconds(theirs, settings, blocks, steps + 3, folder)) for _ in range(repeats)
     ]
     tokens = task.units_per_step
     report("standard arm / Trainer, nano 4×128×4, context 128, batch 16", pairs, tokens)
@@ -139,14 +143,14 @@ def interleaved(repeats: int, steps: int, folder: Path, *overrides: str) -> tupl
     """
     settings, task = prepared(*overrides, "train.steps=100000", "tracker=off")
     arms = build_arms(settings, task)
-    loop = make_loop(settings, arms, folder)
+    run = make_run(settings, arms, folder)
     reference, candidate = arms
     pairs = []
     for repeat in range(-1, repeats):
-        loop.arms = [reference, candidate] if repeat % 2 else [candidate, reference]
+        run.arms = [reference, candidate] if repeat % 2 else [candidate, reference]
         before = [arm.stopwatch.read() for arm in (candidate, reference)]
         for _ in range(steps):
-            loop.advance()
+            step(run)
         spent = [arm.stopwatch.read() - b for arm, b in zip((candidate, reference), before, strict=True)]
         if repeat >= 0:  # the first round is warm-up
             pairs.append((spent[0] / steps, spent[1] / steps))

@@ -1,4 +1,4 @@
-"""Write docs/licences.md: the licence of everything that an installation of natattn brings, as its own metadata says.
+"""Generate docs/licences.md: the licence of everything that an installation of natattn brings, from package metadata.
 
 python scripts/licences.py [FILE]
 """
@@ -16,26 +16,26 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 NOT_STATED = "not stated"
-LONGEST = 60  # letters of a licence's name; some put its whole text where the name belongs
+LONGEST = 60  # characters of a licence's name; some packages put the whole text there
 HEAD = """\
 # Licences
 
-natattn is under the MIT licence. This is what it brings with it, and the licence of each as its own metadata states it;
-`python scripts/licences.py` writes this page anew from what is installed, `python scripts/audit.py` looks for known
-vulnerabilities as well. It was last written on {platform} with Python {python}: elsewhere there may be others. On Linux
-with CUDA, PyTorch also brings NVIDIA's libraries, which are under NVIDIA's own licences.
+natattn is licensed under MIT. This page lists its dependencies with the licences that their metadata states.
+`python scripts/licences.py` generates it from the installed packages; this version is from {platform} with Python
+{python}, and other platforms may differ. On Linux with CUDA, PyTorch also installs NVIDIA's libraries under NVIDIA's
+licences. The digits in `natattn/data/images/digits.npz` are licensed under CC BY 4.0 (`digits.LICENSE.txt`).
 """
 
 
 def direct() -> dict[str, list[str]]:
-    """{group: names of what pyproject.toml asks for}: that of every installation is called "always"."""
+    """Return {group: names of the requirements in pyproject.toml}; those of every installation are in "always"."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = {"always": project["dependencies"], **project["optional-dependencies"]}
     return {group: sorted(Requirement(text).name for text in texts) for group, texts in groups.items()}
 
 
 def licence_of(found: Distribution) -> str:
-    """Its licence: the expression where there is one, else its classifiers' words, else the first line of the text."""
+    """Return the licence: the expression if there is one, else the classifiers, else the first line of the text."""
     metadata = found.metadata
     if expression := metadata.get("License-Expression"):
         return str(expression)
@@ -47,7 +47,7 @@ def licence_of(found: Distribution) -> str:
 
 
 def needed_by(names: Iterable[str]) -> set[str]:
-    """Names of the packages that these ask for here, and those in turn."""
+    """Return the names of all direct and indirect requirements on this platform."""
     waiting, found = list(names), set[str]()
     while waiting:
         new = {canonicalize_name(other) for other in _requirements(waiting.pop())} - found
@@ -57,7 +57,7 @@ def needed_by(names: Iterable[str]) -> set[str]:
 
 
 def _requirements(name: str) -> list[str]:
-    """What an installed package asks for here, without its extras."""
+    """Return the requirements of an installed package on this platform, without its extras."""
     try:
         parsed = [Requirement(text) for text in distribution(name).requires or []]
     except PackageNotFoundError:
@@ -66,16 +66,16 @@ def _requirements(name: str) -> list[str]:
 
 
 def page() -> str:
-    """The page."""
+    """Return the text of the page."""
     groups = direct()
     of_users = {canonicalize_name(name) for name in groups["always"]}
     lines = [HEAD.format(platform=sys.platform, python=".".join(map(str, sys.version_info[:2])))]
-    lines += ["## What every installation has", "", *_table(groups["always"])]
+    lines += ["## Every installation", "", *_table(groups["always"])]
     others = needed_by(groups["always"])
-    lines += ["", "## What those need in turn", "", *_table(name for name in sorted(others) if name not in of_users)]
+    lines += ["", "## Their requirements", "", *_table(name for name in sorted(others) if name not in of_users)]
     for group, names in groups.items():
         if group != "always":
-            lines += ["", f"## What `natattn[{group}]` adds", "", *_table(names)]
+            lines += ["", f"## The extra `natattn[{group}]`", "", *_table(names)]
     return "\n".join(lines) + "\n"
 
 
@@ -86,7 +86,7 @@ def _table(names: Iterable[str]) -> list[str]:
             found = distribution(name)
             rows.append(f"| {name} | {found.version} | {_cell(licence_of(found))} |")
         except PackageNotFoundError:
-            rows.append(f"| {name} | not installed here | not known here |")
+            rows.append(f"| {name} | not installed here | unknown |")
     return ["| package | version | licence |", "|---|---|---|", *rows]
 
 

@@ -1,8 +1,8 @@
-"""Write docs/configuration.md from the files in conf/: every group and option.
+"""Generate docs/configuration.md from the files in conf/.
 
     python scripts/write_configuration.py
 
-`tests/test_documentation.py` fails where the page is older than the files.
+`tests/test_documentation_site.py` fails if the page is outdated.
 """
 
 from pathlib import Path
@@ -15,48 +15,48 @@ from natattn.storage.atomic import conf_folder
 from natattn.training.run_folder import flatten
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
-# {group: what is chosen by it}; a group without a line here is an error.
+# {group: its introduction}; a group without one is an error.
 GROUPS = {
-    "task": "What is learned. [Tasks](tasks.md) says what each has and lacks.",
-    "model": "The attention type of the candidate arm; the reference always has `standard`. "
-    "[Natural attention](natural_attention.md) says what they are.",
+    "task": "What is learned. [Data and tasks](data.md) compares them.",
+    "model": "The attention type of the candidate arm; the reference always uses `standard`. "
+    "[Attention](attention.md) explains them.",
     "size": "Width, depth and context of both arms. `size.n_layer=3` changes one of them.",
-    "optim": "The candidate's optimizer. [Optimizers](optimizers.md) has the updates and the keys.",
+    "optim": "The candidate's optimizer. [Optimizers](optimizers.md) lists the updates and the keys.",
     "reference": "The reference arm's optimizer: those of `optim` that read no attention, or `none` for no reference.",
     "data": "Text for `task=language`, images for `vision`, images with captions for `multimodal`.",
-    "tokenizer": "How text becomes tokens. Losses per byte compare runs with different ones.",
+    "tokenizer": "How text becomes tokens. Losses per byte compare runs with different tokenizers.",
     "packing": "How documents become sequences.",
-    "stabilisers": "What bounds the energies of both arms.",
-    "schedule": "The learning rate over the steps, as a factor of that in `optim`.",
-    "precision": "Arithmetic of the forward pass, of both arms.",
-    "tracker": "Where the metrics are mirrored; the metrics file is always written.",
-    "init": "The weights that both arms start from.",
-    "experiment": "A set of choices and values under one name; what you give beside it holds.",
-    "study": "What `natattn reproduce study=NAME` trains and compares. [Reproduce](reproduce.md) has their claims; "
-    "[a study of your own](extending/study.md) the keys.",
+    "stabilisers": "Bounds on the energies of both arms.",
+    "schedule": "The learning rate over the steps, as a factor of the rate in `optim`.",
+    "precision": "Arithmetic of the forward pass of both arms.",
+    "tracker": "Where metrics are mirrored; the metrics file is always written.",
+    "init": "The initial weights of both arms.",
+    "experiment": "A named preset. Anything you pass on the command line overrides it.",
+    "study": "What `natattn reproduce study=NAME` trains and compares. [Reproduce](reproduce.md) lists their claims; "
+    "[extending](extending.md) explains the keys.",
 }
-# Groups whose files are too long for a cell; the page that explains their keys is named above.
+# Groups whose files are too long for a table cell.
 WITHOUT_KEYS = frozenset({"optim", "reference", "experiment", "study"})
 START = """# Configuration
 
-`natattn train` is composed of small files: one from each folder of `conf/`, a *group*, and the values of
-`conf/train.yaml`. On the command line `group=option` chooses a file, and `key=value` changes a value of the whole:
+`natattn train` is composed from small files: one from each folder of `conf/` (a *group*), and the values of
+`conf/train.yaml`. On the command line `group=option` selects a file, and `key=value` changes a value:
 
 ```bash
 natattn train size=pico optim=adamw train.steps=500 optim.learning_rates.hidden=0.001
-natattn train size=pico optim=adamw --cfg job  # what that comes to, every key of it; nothing is trained
+natattn train size=pico optim=adamw --cfg job  # prints every resolved key; nothing is trained
 natattn train --help                           # the groups and options of this page
 ```
 
-- A key that does not exist, or a value that does not fit, ends the command before anything is built, with one line that
-  names the key and what is valid.
-- `+key=value` adds a key that the file does not have but the optimizer knows, such as a rate for one more role;
-  `++key=value` sets it whether it is there or not.
-- `-m` with commas makes a sweep: `natattn train -m optim=adamw,aif seed=0,1` are four runs.
-- Values with spaces, commas or brackets want quotes: `'data.train=[a.txt,b.txt]'`.
-- A file of yours in one of the folders is an option from then on.
+- An unknown key or an invalid value ends the command before anything is built, with one line that names the key and
+  what to use.
+- `+key=value` adds a key that the file does not contain but the optimizer accepts, such as a rate for one more role;
+  `++key=value` sets it in either case.
+- `-m` with commas runs a sweep: `natattn train -m optim=adamw,aif seed=0,1` is four runs.
+- Values with spaces, commas or brackets need quotes: `'data.train=[a.txt,b.txt]'`.
+- A YAML file that you add to one of the folders becomes an option.
 
-The tables are written from the files by `python scripts/write_configuration.py`. **Bold** is the default.
+`python scripts/write_configuration.py` generates the tables from the files. **Bold** is the default.
 """
 
 
@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def page() -> str:
-    """The page's text.
+    """Return the page's text.
 
-    Raises: KeyError for a group that has no line in ``GROUPS``.
+    Raises: KeyError for a group that is missing in ``GROUPS``.
     """
     groups, defaults = config.groups(), config.defaults()
     order = [*GROUPS, *(group for group in groups if group not in GROUPS)]
@@ -80,7 +80,7 @@ def page() -> str:
 
 
 def section(group: str, options: tuple[str, ...], default: str | None) -> str:
-    """The heading and table of a group."""
+    """Return the heading and table of a group."""
     with_keys = group not in WITHOUT_KEYS
     lines = [f"## `{group}=`", "", GROUPS[group], "", f"| option | what it is |{' keys |' * with_keys}"]
     lines.append("|---|---|" + "---|" * with_keys)
@@ -92,7 +92,7 @@ def section(group: str, options: tuple[str, ...], default: str | None) -> str:
 
 
 def keys_of(group: str, option: str) -> str:
-    """`group.key=value` of an option's file, but for what only says which option it is."""
+    """Return `group.key=value` for the content of an option's file, without the keys that identify the option."""
     text = (conf_folder() / group / f"{option}.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text) or {}
     content.pop("defaults", None)
@@ -106,14 +106,14 @@ def keys_of(group: str, option: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as the command line has it."""
+    """Format a value as on the command line."""
     if isinstance(value, list):
         return "[…]"
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 

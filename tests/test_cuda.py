@@ -13,9 +13,9 @@ from natattn.cli.main import main
 from natattn.config import compose as config
 from natattn.tasks import BatchSlice
 from natattn.tasks.base import to_device
-from natattn.training.arms import Arm
+from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
-from natattn.training.run import train
+from natattn.training.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 

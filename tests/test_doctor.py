@@ -183,10 +183,10 @@ def test_without_packaging_versions_are_not_compared(monkeypatch):
 
 
 def test_the_doctors_run_must_finish_and_leaves_the_environment_as_it_was(monkeypatch):
-    import natattn.training.run
+    import natattn.training.train
 
     monkeypatch.delenv("NATATTN_CACHE")
-    monkeypatch.setattr(natattn.training.run, "train", lambda settings, folder: SimpleNamespace(outcome="diverged"))
+    monkeypatch.setattr(natattn.training.train, "train", lambda settings, folder: SimpleNamespace(outcome="diverged"))
     (finding,) = examined("training", trial.training)
     assert finding.state == "broken"
     assert "a run of 40 small steps ended with: diverged" in finding.found

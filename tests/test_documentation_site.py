@@ -67,7 +67,7 @@ def test_the_site_is_built_strictly_and_fetches_nothing(tmp_path: Path):
     for script in built.rglob("*.js"):
         text = script.read_text(encoding="utf-8")
         assert not re.search(r"""(import|importScripts|fetch|src\s*=)\s*\(?\s*["'](https?:)?//""", text), script.name
-    formula = (built / "natural_attention.html").read_text(encoding="utf-8")
+    formula = (built / "attention.html").read_text(encoding="utf-8")
     assert formula.count("<math") > 10
     assert "MathJax" not in formula
 

@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 from property_tools import run
 
-from natattn.analysis.analyze import _Results
-from natattn.analysis.settings import AnalyzeSettings
-from natattn.config import compose as config
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import HeadMap, Picture, Section, table
+from natattn.report.table import Badge, Estimate, Finding, StudyTable
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.report import render_report
-from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
-from natattn.reproduce.run_views import embedded, read_views
+from natattn.reproduce.report import read_views, render_report
+from natattn.reproduce.results import StudyResult
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
 
@@ -146,9 +143,9 @@ def test_a_report_of_a_hostile_run_is_text(hostile_run, make_run, tmp_path, monk
 
 def test_views_keep_what_they_hold_through_the_page(hostile_run, tmp_path):
     views = read_views([hostile_run], tmp_path)
-    text = embedded([*views, *views])
-    assert not set("<>&") & set(text)
-    assert json.loads(text)[0]["label"] == views[0].label
+    text = render_report(HOSTILE, [], {}, [*views, *views], base=tmp_path, all_runs=1)
+    (held,) = (content for attributes, content in check(text, data=True).scripts if attributes.get("id") == "run-data")
+    assert json.loads(held)[0]["label"] == views[0].label
 
 
 def test_a_page_of_an_analysis_is_text():
@@ -160,21 +157,7 @@ def test_a_page_of_an_analysis_is_text():
         maps=(HeadMap(HOSTILE, HOSTILE, (0, 1), ((0.5, float("nan")), (1.0, 2.0))),),
         pictures=(Picture(HOSTILE, HOSTILE, table([HOSTILE], [[1]]), b"png"),),
     )
-    check(render(HOSTILE, {HOSTILE: HOSTILE}, [section.to_json()], {HOSTILE: b"png"}), data=False)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"title": 3}, {"findings": [None]}, {"findings": 3}, {"pictures": [{"name": "../../x", "caption": ""}]},
-     {"maps": [3]}, {"tables": [{"headings": 3, "rows": []}]}, {"pictures": 3}, {"title": None}],
-)  # fmt: skip
-def test_a_kept_section_that_cannot_be_shown_is_made_anew(change, tmp_path):
-    whole = Section(HOSTILE, HOSTILE, (HOSTILE,)).to_json()
-    settings = AnalyzeSettings.model_validate(config.plain_values(config.compose([], "analyze")))
-    results = _Results(tmp_path, settings, {}, "source")
-    for section, kept in ((whole, {"x"}), ({**whole, **change}, set())):
-        (tmp_path / "analysis.json").write_text(json.dumps({"key": results.key, "sections": {"x": section}}))
-        assert set(_Results(tmp_path, settings, {}, "source").sections) == kept
+    check(render_analysis(HOSTILE, {HOSTILE: HOSTILE}, [section]), data=False)
 
 
 def test_a_page_of_studies_is_text(tmp_path):
@@ -190,5 +173,5 @@ def test_a_page_of_studies_is_text(tmp_path):
         pictures=(Picture(HOSTILE, HOSTILE, table([HOSTILE], [[1]]), b"png"),), missing=(HOSTILE,), failures=(HOSTILE,),
     )  # fmt: skip
     claim = Claim(id=HOSTILE, statement=HOSTILE, formula=HOSTILE, definition=HOSTILE, source=HOSTILE, study=HOSTILE)
-    text = render_report(HOSTILE, [result], {HOSTILE: claim, f"2{HOSTILE}": claim}, [], base=tmp_path, runs=1)
+    text = render_report(HOSTILE, [result], {HOSTILE: claim, f"2{HOSTILE}": claim}, [], base=tmp_path, all_runs=1)
     check(text, data=False)

@@ -21,9 +21,9 @@ from natattn.storage.documents import finite_number, parsed_json, whole_number
 from natattn.storage.redaction import one_line
 from natattn.training.checkpoint import load_newest
 from natattn.training.environment import read_environment
-from natattn.training.facts import resumed_facts
-from natattn.training.lacks import way_on
+from natattn.training.resource_errors import resume_hint
 from natattn.training.run_folder import check_contained, read_config
+from natattn.training.run_record import resumed_record
 
 SLOW = pytest.mark.slow
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -84,13 +84,13 @@ def test_hostile_json_is_a_value_error(text):
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], 2**63, 10**400, -1], ids=lambda value: str(value)[:9])
 def test_what_is_no_whole_number_is_a_value_error(value):
-    with pytest.raises(ValueError, match="is no whole number from 0 on"):
+    with pytest.raises(ValueError, match="is not an integer of at least 0"):
         whole_number(value, least=0)
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1], math.nan, math.inf, 10**400, -0.5], ids=lambda v: str(v)[:9])
 def test_what_is_no_number_is_a_value_error(value):
-    with pytest.raises(ValueError, match="is no number from 0 on"):
+    with pytest.raises(ValueError, match="is not a number of at least 0"):
         finite_number(value, least=0)
 
 
@@ -164,12 +164,12 @@ def test_hostile_numbers_of_the_data_never_crash_a_report(key, value, make_run, 
 def test_a_run_that_is_gone_on_with_has_a_harmless_name_in_paths():
     now = {"data": {"fingerprint": "f" * 64}, "initial_weights_hash": "a" * 64, "run_id": "0123456789ab"}
     for hostile in ("../../x", "a/b", "", 3, None, ["a"], "x" * 100, "a\n"):
-        kept = resumed_facts(dict(now), {**now, "run_id": hostile, "group": ["../x"]})
+        kept = resumed_record(dict(now), {**now, "run_id": hostile, "group": ["../x"]})
         assert (kept["run_id"], kept["group"]) == ("0123456789ab", None)
-    assert resumed_facts(dict(now), {**now, "run_id": "fedcba987654"})["run_id"] == "fedcba987654"
+    assert resumed_record(dict(now), {**now, "run_id": "fedcba987654"})["run_id"] == "fedcba987654"
     for hostile in ({}, {"fingerprint": 3}, [], None, 3):
         with pytest.raises(UserError, match="the data changed"):
-            resumed_facts(dict(now), {**now, "data": hostile})
+            resumed_record(dict(now), {**now, "data": hostile})
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_commands_that_are_printed_can_be_pasted(make_run, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     for ended in (
         run("train", f"repeat={folder.name}"),
-        Ended(2, "", way_on(Path(folder.name), shlex.quote(folder.name))),
+        Ended(2, "", resume_hint(Path(folder.name), shlex.quote(folder.name))),
     ):
         command = shlex.split(ended.error[ended.error.index("natattn train") :])
         assert command == ["natattn", "train", f"resume={folder.name}"]

@@ -8,7 +8,7 @@ import pytest
 
 from natattn.cli.main import main
 from natattn.cli.sweep_callback import ReleaseJob
-from natattn.training import run as training
+from natattn.training import train as training
 from natattn.training.signals import asked_to_stop
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

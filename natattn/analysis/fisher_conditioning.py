@@ -89,7 +89,7 @@ def preconditioners(rows: QueryRows, damping: float = DAMPING) -> dict[str, Prec
     """
     inputs, covariances = rows.inputs.flatten(0, 1), rows.covariances.flatten(0, 1)
     factors = covariances.mean(0), inputs.mT @ inputs / len(inputs)
-    left, right = (inverse_square_root(factor[None], damping, "eigh")[0][0] for factor in factors)
+    left, right = (inverse_square_root(factor[None], damping)[0][0] for factor in factors)
     diagonal = _diagonal(rows)
     return {
         IDENTITY: Preconditioner(),

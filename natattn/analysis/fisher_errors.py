@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from natattn.fisher.approximation import cosine, relative_frobenius_error
+from natattn.fisher.decomposition import cosine, relative_frobenius_error
 
 KEY_GRAM, QUERY_GRAM, SYMMETRISED, MARGINAL = "AᵀA/L, keys × keys", "A Aᵀ/L, as printed", "(A + Aᵀ)/2L", "diag(mean a)"
 IDENTITY_AND_PATTERN, IDENTITY, FITTED = "I + (A + Aᵀ)/2", "identity", "I + c (A + Aᵀ)/2, best c"
@@ -81,7 +81,7 @@ class ScoreFisher:
     def agreements(self, k: int) -> dict[str, Agreement]:
         """Claim F1, with the overlap of the eigenspaces of the k largest eigenvalues; k/L is that of a random space.
 
-        It is ``natattn.fisher.approximation.eigenspace_overlap``, with one decomposition of F for all.
+        The overlap is ‖Ûᵀ U‖_F² / k; F is decomposed once for all approximants.
         """
         top = self.eigen[1][..., -k:]
         found = {}

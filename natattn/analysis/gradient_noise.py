@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from natattn.optim.partition import ROLES, ParameterView, partition
+from natattn.optim.matrix import ROLES, Matrix
+from natattn.optim.partition import partition
 
 ALL = "all"
 BLOCKS = 8
@@ -152,7 +153,7 @@ def _gradients(model: Any, parameters: Sequence[nn.Parameter], sequence: Tensor)
     return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
 
 
-def _gram(view: ParameterView, sums: Sequence[Tensor]) -> Floats:
+def _gram(view: Matrix, sums: Sequence[Tensor]) -> Floats:
     """Scalar products of a view's sums over blocks, in float64, a slice of its numbers at a time."""
     rows = [view.of(total).reshape(-1) for total in sums]
     gram = torch.zeros(len(sums), len(sums), dtype=torch.float64)

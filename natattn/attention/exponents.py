@@ -1,4 +1,4 @@
-"""Exponents α_k of critical temperatures: numbers, or what `natattn analyze` fitted to models of several widths."""
+"""Exponents α_k of critical temperatures: numbers, or those that `natattn analyze` fitted over several widths."""
 
 import os
 from pathlib import Path
@@ -8,25 +8,24 @@ from pydantic import BeforeValidator
 
 from natattn.storage.documents import read_json
 
-# Of the fitted table: the scores as the models have them, and the peak that every head has.
-_FITTED = ("scores frozen", "heat capacity")
+# Of the fits: the scores as the models have them, and the peak that every head has.
+_FITTED = ("frozen", "heat_capacity")
 
 
 def read_exponents(value: Any) -> Any:
-    """α of every rank of head from an analysis.json with a section `widths`; anything else is left as it is.
+    """Return α of every rank of head from an analysis.json with `widths`; return any other value unchanged.
 
-    Heads have no names that two models share, so that the head of number k gets the exponent of rank k.
+    Heads have no names that two models share, so the head of number k gets the exponent of rank k.
 
-    Raises: ValueError where the file cannot be read or holds no such fit.
+    Raises: ValueError if the file cannot be read or holds no such fit.
     """
     if not (isinstance(value, str) and value.endswith(".json")):
         return value
     try:
         analysis = read_json(Path(os.path.expanduser(value)))
-        table = analysis["sections"]["widths"]["tables"][0]
-        rows = [dict(zip(table["headings"], row, strict=True)) for row in table["rows"]]
-        fitted = [row for row in rows if (row["scan"], row["T_c by"]) == _FITTED and row["k"].startswith("rank ")]
-        found = tuple(float(row["α"]) for row in sorted(fitted, key=lambda row: int(row["k"].removeprefix("rank "))))
+        fits = analysis["results"]["widths"]["exponents"]
+        fits = [fit for fit in fits if (fit["kind"], fit["of"]) == _FITTED and fit["where"].startswith("rank ")]
+        found = tuple(float(fit["alpha"]) for fit in sorted(fits, key=lambda fit: int(fit["where"][len("rank ") :])))
     except OSError as error:
         raise ValueError(f"{value}: {error.strerror}") from error
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):

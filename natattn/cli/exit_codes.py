@@ -74,7 +74,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    from natattn.training.memory import is_out_of_memory
+    from natattn.training.resource_errors import is_out_of_memory
 
     return is_out_of_memory(error)
 

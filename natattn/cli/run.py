@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks | None" = None) -> int:
     """Train, then show what came out; of a repetition also whether it agrees with the run that it repeats."""
     from natattn.stacked.replicas import train_replicas
-    from natattn.training.lacks import lack_told, way_on
-    from natattn.training.run import train
+    from natattn.training.resource_errors import explain_failure, resume_hint
+    from natattn.training.train import train
 
     with contextlib.suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
     resumed = shlex.quote(str(folder)) + ("/seedN for each of its seeds N" if settings.seeds is not None else "")
     try:
-        with lack_told(settings, folder, resumed), _threads_as_in(settings.repeat):
+        with explain_failure(settings, folder, resumed), _threads_as_in(settings.repeat):
             if settings.seeds is not None:
                 result = train_replicas(settings, folder, group=group)
             else:
@@ -36,7 +36,7 @@ def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks 
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT
         if ranks is None or ranks.is_first:
-            print(line_of(f"interrupted; {way_on(folder, resumed)}"), file=sys.stderr)
+            print(line_of(f"interrupted; {resume_hint(folder, resumed)}"), file=sys.stderr)
         return 128 + number
     if ranks is not None and not ranks.is_first:
         return 1 if result.outcome == "diverged" else 128 + result.signal if result.signal else 0
@@ -47,7 +47,7 @@ def run(settings: "RunSettings", folder: Path, group: str | None, ranks: "Ranks 
         limit = f"stopped by train.max_seconds={settings.train.max_seconds:g}"
         more = f"natattn train resume={resumed} train.max_seconds=MORE"
         print(line_of(f"{limit}; go on with: {more}"), file=sys.stderr)
-    with lack_told(settings, folder, resumed):
+    with explain_failure(settings, folder, resumed):
         _show(settings, folder)
     if settings.repeat is not None:
         return _compare(settings.repeat, folder) if result.outcome != "time_limit" else 1

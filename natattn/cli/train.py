@@ -135,7 +135,7 @@ def _launch(arguments: list[str], settings: "RunSettings | None" = None) -> int:
 
 def _begin_together(job: list[str], arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
     """Train by several ranks what they can train; what they cannot is refused before any of them makes a folder."""
-    from natattn.training.distributed import check_ranks
+    from natattn.training.guards import check_ranks
 
     check_ranks(config.settings_of(config.compose(job)), ranks)
     return _train_together(arguments, ranks, store)

@@ -254,7 +254,9 @@ def refuse_secrets(settings: Settings) -> None:
 
     Raises: UserError naming the key, not the value.
     """
-    values = [(key, str(value)) for key, value in _walk(settings.model_dump(mode="json")) if not isinstance(value, dict)]
+    values = [
+        (key, str(value)) for key, value in _walk(settings.model_dump(mode="json")) if not isinstance(value, dict)
+    ]
     if secret_in("\n".join(value for _, value in values)) is None:
         return  # one search instead of a hundred
     for key, value in values:

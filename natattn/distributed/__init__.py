@@ -1,1 +1,1 @@
-"""Processes that train one model together."""
+"""Training one model with several processes."""

@@ -1,24 +1,29 @@
-"""The processes that train one model together: who this one is, and the few things that it tells the others."""
+"""The processes that train one model together, and the few collectives they need."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from natattn.errors import UserError
+
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a process group; by default it is alone, and every method is free.
+    """This process and the others of its process group; by default one process, for which every method is trivial.
 
     All ranks must call the same methods in the same order.
 
     Attributes:
-        rank, size: its number, from 0, and how many there are.
-        group: of torch.distributed; None is the default group.
+        rank: index of this process.
+        size: number of processes.
+        group: process group of torch.distributed; None for the default group.
     """
 
     rank: int = 0
@@ -27,22 +32,22 @@ class Ranks:
 
     @classmethod
     def of_group(cls, group: Any = None) -> "Ranks":
-        """Those of an open process group; alone where there is none."""
+        """Return the ranks of an initialized process group, or a single rank if there is none."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and logs."""
+        """Return whether this is the rank that writes and logs."""
         return self.rank == 0
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over the ranks, one collective for each dtype; the tensors have the same shapes on every rank."""
+        """Return the sums over the ranks, with one collective per dtype; shapes must agree on all ranks."""
         return self._reduced(tensors, "SUM")
 
     def maximum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The largest over the ranks, element by element; as ``sum``."""
+        """Return the elementwise maxima over the ranks; see ``sum``."""
         return self._reduced(tensors, "MAX")
 
     def _reduced(self, tensors: Sequence[Tensor], operation: str) -> list[Tensor]:
@@ -50,16 +55,16 @@ class Ranks:
             return list(tensors)
         results: list[Tensor] = list(tensors)
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            flat = torch.cat([tensors[number].reshape(-1) for number in numbers])
+            indices = [index for index, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            flat = torch.cat([tensors[index].reshape(-1) for index in indices])
             dist.all_reduce(flat, op=getattr(dist.ReduceOp, operation), group=self.group)
-            parts = torch.split(flat, [tensors[number].numel() for number in numbers])
-            for number, part in zip(numbers, parts, strict=True):
-                results[number] = part.view(tensors[number].shape)
+            parts = torch.split(flat, [tensors[index].numel() for index in indices])
+            for index, part in zip(indices, parts, strict=True):
+                results[index] = part.view(tensors[index].shape)
         return results
 
     def gather(self, value: Any, device: torch.device | None = None) -> list[Any]:
-        """What every rank has to say, in their order; ``value`` is JSON content."""
+        """Return the JSON values of all ranks, in rank order."""
         if self.size == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device or "cpu")
@@ -69,34 +74,53 @@ class Ranks:
         padded = torch.cat([text, text.new_zeros(longest - len(text))])
         texts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(texts, padded, group=self.group)
-        return [json.loads(bytes(found[: int(length)].tolist())) for found, length in zip(texts, lengths, strict=True)]
+        return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
     def from_first(self, value: Any) -> Any:
-        """What the first rank says; ``value`` is JSON content."""
+        """Return the first rank's JSON value on every rank."""
         return self.gather(value if self.is_first else None)[0]
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Block until every rank has called this."""
         self.gather(None)
 
 
+def on_first(ranks: Ranks, action: Callable[[], Result]) -> Result:
+    """Run an action on the first rank while the others wait, and return its result, JSON content, on every rank.
+
+    Raises: UserError on every rank if the action raises one.
+    """
+    if ranks.size == 1:
+        return action()
+    result, own = None, None
+    if ranks.is_first:
+        try:
+            result = action()
+        except UserError as error:
+            own = error
+    result, message = ranks.from_first([result, None if own is None else str(own)])
+    if message is not None:
+        raise own or UserError(message)
+    return cast(Result, result)
+
+
 def full(tensor: Tensor) -> Tensor:
-    """A tensor of which every rank holds a part (a ``DTensor``) in one piece, on every rank; others as they are."""
+    """Return a sharded tensor (``DTensor``) gathered on every rank; other tensors unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a ``DTensor``, as a view; others as they are."""
+    """Return a view of this rank's shard of a ``DTensor``; other tensors unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the ranks hold a part each."""
+    """Return whether the tensor is sharded over the ranks (a ``DTensor``)."""
     return hasattr(tensor, "placements")
 
 
 def shard_like(tensor: Tensor, sharded: Tensor) -> Tensor:
-    """This rank's part of a whole tensor that is shaped like ``sharded``, cut as that is; nothing is communicated."""
+    """Return this rank's shard of a full tensor, sharded as ``sharded`` is; communicates nothing."""
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = sharded.device_mesh, sharded.placements  # type: ignore[attr-defined]
@@ -104,7 +128,7 @@ def shard_like(tensor: Tensor, sharded: Tensor) -> Tensor:
 
 
 def sharded_like(part: Tensor, sharded: Tensor) -> Tensor:
-    """The ``DTensor`` that this rank's part belongs to, cut as ``sharded`` is."""
+    """Return the ``DTensor`` whose shard on this rank is ``part``, sharded as ``sharded`` is."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(

@@ -51,7 +51,7 @@ def training() -> Iterator[Finding]:
 def _train(folder: Path, steps: int, *, resume: bool = False) -> None:
     """Raises: RuntimeError where the run does not end as it should."""
     from natattn.config import compose as config
-    from natattn.training.run import train
+    from natattn.training.train import train
 
     settings = config.settings_of(config.compose([*_OPTIONS, f"train.steps={steps}"]))
     if resume:

@@ -1,69 +1,59 @@
-"""Damped inverse square roots of symmetric matrices, in batches: by eigendecomposition, or by products alone."""
+"""Damped inverses and inverse square roots of batches of symmetric positive semi-definite matrices.
+
+Damping is relative to the mean eigenvalue: A + damping · (tr A / dim) · I. So c·A has the root of A divided by √c.
+"""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-RootMethod = Literal["automatic", "eigh", "newton_schulz"]
-
-# ‖Z(A + δI)Z − I‖_F / √dim up to which a Newton–Schulz root counts as converged. Float32 leaves about 1e-7 times the
-# condition number, and a root that is wrong by 1e-3 changes an update less than the noise of its factors.
-NEWTON_SCHULZ_TOLERANCE = 1e-3
 # Condition number up to which an inverse by float32 Cholesky is as good as its factors' noise allows.
 FLOAT32_CONDITION = 1e5
 
 
-def inverse_square_root(
-    matrices: Tensor, damping: float | Tensor, method: RootMethod = "automatic"
-) -> tuple[Tensor, Tensor]:
-    """(A + damping · (tr A / dim) · I)^(−1/2) for symmetric positive semi-definite A.
-
-    Damping is relative to the mean eigenvalue, so that c·A has the root divided by √c.
-
-    Args:
-        matrices: [..., dim, dim].
-        damping: > 0, broadcastable to the batch dimensions.
-        method: "eigh" in float64; "newton_schulz" by products in the dtype of ``matrices``, and eigh for those where it
-            does not converge; "automatic" takes the second on CUDA and the first elsewhere.
-
-    Returns: the roots, in the dtype of ``matrices``, and a bool [...] that says which are good. A root is bad where the
-    matrix is not finite or has no positive trace, and where the decomposition failed; its entries mean nothing.
-    """
-    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
-    damping = _per_matrix(damping, trace)
-    # Against overflow as well as against nan: the trace of a usable matrix is finite, and so is every entry.
-    usable = matrices.isfinite().all(-1).all(-1) & trace.isfinite() & (trace > 0)
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    # One unit of mean eigenvalue: what is decomposed has trace dim, whatever the scale of the factor.
-    mean = torch.where(usable, trace / matrices.shape[-1], 1.0)
-    unit = torch.where(usable[..., None, None], matrices / mean[..., None, None], identity)
-    damped = unit + damping[..., None, None] * identity
-    if method == "newton_schulz" or (method == "automatic" and matrices.is_cuda):
-        roots = _by_newton_schulz(damped, damping)
-    else:
-        roots = _by_eigh(damped, damping)
-    roots = roots / mean.sqrt()[..., None, None]
-    return roots, usable & roots.isfinite().all(-1).all(-1)
-
-
-def inverse_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-    """R with Rᵀ R = (A + damping · (tr A / dim) · I)^(−1), lower triangular: the inverse of a Cholesky factor.
-
-    Where only products that do not depend on the choice of the root are wanted, as in R_Sᵀ orth(R_S M R_Aᵀ) R_A (orth
-    commutes with rotations), it serves as well as the symmetric root, at a fraction of the cost of an
-    eigendecomposition and without waiting for the device.
+def inverse_square_root(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return (A + damping · (tr A / dim) · I)^(−1/2), by eigendecomposition in float64.
 
     Args:
         matrices: [..., dim, dim], symmetric positive semi-definite.
         damping: > 0, broadcastable to the batch dimensions.
 
-    Returns: R in the dtype of ``matrices``, computed in float32, or on the CPU in float64 where damping is so small
-        that float32 could not tell it from rounding; and a bool [...] that says which are good, as in
-        ``inverse_square_root``.
+    Returns: the roots, in the dtype of ``matrices``, and a bool [...] that is True for good ones. A root is bad if the
+    matrix is not finite or has no positive trace, or if the decomposition failed; its entries are then undefined.
+    """
+    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
+    floor = _per_matrix(damping, trace)
+    # Finite entries may still have a trace that overflows.
+    usable = matrices.isfinite().all(-1).all(-1) & trace.isfinite() & (trace > 0)
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    # In units of the mean eigenvalue the matrix has trace dim, whatever the scale of the factor.
+    mean = torch.where(usable, trace / matrices.shape[-1], 1.0)
+    unit = torch.where(usable[..., None, None], matrices / mean[..., None, None], identity)
+    damped = unit + floor[..., None, None] * identity
+    try:
+        values, vectors = torch.linalg.eigh(damped.double())
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return torch.full_like(damped, math.nan), torch.zeros_like(usable)
+    # Rounding may leave a factor slightly indefinite; the true eigenvalues are at least the damping.
+    values = torch.maximum(values, floor[..., None].double())
+    roots = ((vectors * values.rsqrt()[..., None, :]) @ vectors.mT).to(damped.dtype)
+    roots = roots / mean.sqrt()[..., None, None]
+    return roots, usable & roots.isfinite().all(-1).all(-1)
+
+
+def inverse_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return R with Rᵀ R = (A + damping · (tr A / dim) · I)^(−1), lower triangular: the inverse of a Cholesky factor.
+
+    R_Sᵀ orth(R_S M R_Aᵀ) R_A does not depend on the choice of the root, because orth commutes with rotations. There R
+    replaces the symmetric root at a fraction of the cost of an eigendecomposition, without waiting for the device.
+
+    Args:
+        matrices: [..., dim, dim], symmetric positive semi-definite.
+        damping: > 0, broadcastable to the batch dimensions.
+
+    Returns: R in the dtype of ``matrices``, and a bool [...] that is True for good ones, as in ``inverse_square_root``.
+    It is computed in float32, or on the CPU in float64 if damping is too small for float32 to resolve.
     """
     factor, mean, usable = _damped_cholesky(matrices, damping)
     identity = torch.eye(matrices.shape[-1], dtype=factor.dtype, device=matrices.device)
@@ -73,14 +63,14 @@ def inverse_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor,
 
 
 def damped_inverse(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-    """(A + damping · (tr A / dim) · I)^(−1); everything else as of ``inverse_cholesky``."""
+    """Return (A + damping · (tr A / dim) · I)^(−1); arguments, precision and flags as in ``inverse_cholesky``."""
     factor, mean, usable = _damped_cholesky(matrices, damping)
     inverse = (torch.cholesky_inverse(factor) / mean).to(matrices.dtype)
     return inverse, usable & _is_finite(inverse)
 
 
 def _damped_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower factor of A / mean eigenvalue + damping · I, the mean eigenvalues [..., 1, 1], and which are good [...].
+    """Return the lower factor of A / mean eigenvalue + damping · I, the mean eigenvalues [..., 1, 1], and good flags.
 
     Large matrices are read from memory as few times as possible: at 1536 × 1536 that is most of the time.
     """
@@ -100,73 +90,9 @@ def _damped_cholesky(matrices: Tensor, damping: float | Tensor) -> tuple[Tensor,
 def _per_matrix(damping: float | Tensor, trace: Tensor) -> Tensor:
     if isinstance(damping, Tensor):
         return damping.to(trace) + torch.zeros_like(trace)
-    return torch.full_like(trace, damping)  # fills on the device: a tensor made of a number is copied, and waited for
+    return torch.full_like(trace, damping)  # filled on the device: copying a number from the host would synchronise
 
 
 def _is_finite(matrices: Tensor) -> Tensor:
-    """Whether all entries are, [...]; a sum that overflows is as useless as an entry that did."""
+    """Return whether the sum of each matrix is finite, [...]; a sum that overflows is as useless as a bad entry."""
     return matrices.sum((-2, -1)).isfinite()
-
-
-def _by_eigh(damped: Tensor, floor: Tensor) -> Tensor:
-    """In float64; all nan where LAPACK gives up."""
-    try:
-        values, vectors = torch.linalg.eigh(damped.double())
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return torch.full_like(damped, math.nan)
-    # Rounding may leave a factor slightly indefinite; the true eigenvalues are at least the damping.
-    values = torch.maximum(values, floor[..., None].double())
-    roots: Tensor = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
-    return roots.to(damped.dtype)
-
-
-def _by_newton_schulz(damped: Tensor, damping: Tensor) -> Tensor:
-    """Newton–Schulz, with eigh for the matrices that it leaves further from the root than the tolerance."""
-    roots, residual = newton_schulz_root(damped, float(damping.min()))
-    failed = ~(residual <= NEWTON_SCHULZ_TOLERANCE)  # true for nan, too
-    if bool(failed.any()):
-        roots = roots.clone()
-        roots[failed] = _by_eigh(damped[failed], damping[failed])
-    return roots
-
-
-def newton_schulz_root(damped: Tensor, least_eigenvalue: float) -> tuple[Tensor, Tensor]:
-    """The coupled Newton–Schulz iteration for A^(−1/2) (Higham, Functions of Matrices, 2008, chapter 6).
-
-    From Y = A/c and Z = I with c = tr A ≥ λ_max: T = (3I − ZY)/2, Y ← YT, Z ← TZ; Z → (A/c)^(−1/2). While an eigenvalue
-    of ZY is far below 1 a step multiplies it by 9/4, which fixes the number of steps beforehand: no step waits for a
-    value from the device.
-
-    Args:
-        damped: [..., dim, dim], symmetric positive definite.
-        least_eigenvalue: a lower bound that holds for all of them.
-
-    Returns: the roots, and ‖ZAZ − I‖_F / √dim of each, [...].
-    """
-    dim = damped.shape[-1]
-    identity = torch.eye(dim, dtype=damped.dtype, device=damped.device)
-    scale = damped.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    Y, Z = damped / scale, identity.expand_as(damped)
-    # The largest trace of the batch bounds its worst condition number.
-    condition = max(float(scale.max()) / least_eigenvalue, 1.0)
-    steps = math.ceil(math.log(condition) / math.log(9 / 4)) + 6
-    with _full_precision_products(damped.device.type):
-        for _ in range(steps):
-            T = 1.5 * identity - 0.5 * (Z @ Y)
-            Y, Z = Y @ T, T @ Z
-        root = Z / scale.sqrt()
-        residual = torch.linalg.matrix_norm(root @ damped @ root - identity) / math.sqrt(dim)
-    return root, residual
-
-
-@contextmanager
-def _full_precision_products(device_type: str) -> Iterator[None]:
-    """Neither autocast nor TensorFloat-32: with ten-bit mantissas the iteration would not converge."""
-    matmul = torch.backends.cuda.matmul
-    previous = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        matmul.fp32_precision = previous

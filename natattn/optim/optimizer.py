@@ -1,47 +1,49 @@
-"""An optimizer is role → direction × step: one ``torch.optim.Optimizer`` for every entry of ``optim=``."""
+"""An optimizer that assigns a direction to each role: the one ``torch.optim.Optimizer`` behind every ``optim=``."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from natattn.distributed.ranks import Ranks, full, local
-from natattn.optim.directions.base import Direction, State, Statistics
+from natattn.distributed.ranks import Ranks, full
+from natattn.optim.directions.base import Direction, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
-from natattn.optim.measurements import Conditions, measured, preconditioner_metrics
-from natattn.optim.partition import ROLES, ParameterView, Role
+from natattn.optim.matrix import ROLES, Matrix, Role, key_of
 from natattn.optim.placebo import PlaceboStatistics
-from natattn.optim.sharing import ShardedStep
-from natattn.optim.slots import Slot, key_of
+from natattn.optim.sharded import ShardedStep
+from natattn.optim.update_metrics import Conditions, preconditioner_metrics, update_metrics
+
+Batch = tuple[Direction, float, list[Matrix]]  # matrices that share a direction and a relative rate
 
 
 class DirectionalOptimizer(torch.optim.Optimizer):
-    """Applies to each parameter view the direction of its role.
+    """Applies to each matrix of a model the direction of its role.
 
     A parameter group holds parameters with the same directions, rates and weight decay; weight decay is for matrices
     only. ``group["lr"]`` is read at every step, so that learning-rate schedulers work as with any PyTorch optimizer;
-    slices of a fused weight whose roles have other rates keep their ratio to it.
+    slices of a fused weight whose roles have other rates keep their ratio to it. The state of a slice is entered into
+    ``state`` by ``state_dict()``; until then ``matrix.state`` holds it.
 
     Args:
-        views: of every trainable parameter, from ``partition``.
+        matrices: of every trainable parameter, from ``partition``.
         directions: by role, ``hidden`` or ``default``.
-        learning_rates: for some of these keys, in place of ``learning_rate``.
-        statistics: what directions that read attention are told, usually an ``AttentionProbe``.
-        ranks: the processes that train the same parameters. What is not elementwise is split among them: each keeps the
-            state of its own matrices and computes their updates for all. Parameters may be parts (``fully_shard``).
+        learning_rates: by some of these keys, in place of ``learning_rate``.
+        statistics: what directions that read attention are given, usually an ``AttentionProbe``.
+        ranks: the processes that train the same parameters. Work that is not elementwise is split among them: each
+            keeps the state of its own matrices and computes their updates for all. Parameters may be sharded
+            (``fully_shard``).
 
-    Raises: ValueError for a matrix that its direction cannot serve.
+    Raises: ValueError for a parameter that its direction cannot serve.
     """
 
     def __init__(
         self,
-        views: list[ParameterView],
-        directions: dict[str, Direction],
+        matrices: list[Matrix],
+        directions: Mapping[str, Direction],
         *,
         learning_rate: float,
         weight_decay: float,
@@ -49,93 +51,103 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         statistics: Statistics | PlaceboStatistics | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.directions = directions
-        self.statistics = statistics
+        self.directions = dict(directions)
+        self.statistics: Any = statistics
         self.ranks = ranks or Ranks()
         self.steps = 0
         self.last_updates: dict[str, Any] = {}  # what ``measure_next_step`` measured, and at which step
         self.measuring = False
-        # By the identity of a parameter group: the parameters that had gradients, and how their slots are batched.
-        self._batches: dict[int, tuple[tuple[nn.Parameter, ...], dict[tuple[str, float, bool], list[Slot]]]] = {}
-        self._slots: dict[nn.Parameter, list[Slot]] = {}
-        by_parameter: dict[nn.Parameter, list[ParameterView]] = {}
-        for view in views:
-            by_parameter.setdefault(view.parameter, []).append(view)
+        self._matrices: dict[nn.Parameter, list[Matrix]] = {}
+        # By the identity of a parameter group: the parameters that had gradients, and the batches of their matrices.
+        self._batches: dict[int, tuple[list[nn.Parameter], list[Batch]]] = {}
+        by_parameter: dict[nn.Parameter, list[Matrix]] = {}
+        for matrix in matrices:
+            by_parameter.setdefault(matrix.parameter, []).append(matrix)
 
         rates = learning_rates or {}
         groups: dict[object, dict[str, Any]] = {}
-        for parameter, members in by_parameter.items():
+        for parameter, parts in by_parameter.items():
             decay = weight_decay if parameter.ndim == 2 else 0.0
-            keys = [str(key_of(directions, view.role)) for view in members]
-            own_rates = [rates.get(str(key_of(rates, view.role)), learning_rate) for view in members]
+            keys = [str(key_of(directions, part.role)) for part in parts]
+            own_rates = [rates.get(str(key_of(rates, part.role)), learning_rate) for part in parts]
             group = {"params": [], "directions": keys, "lr": own_rates[0], "weight_decay": decay}
             groups.setdefault((*keys, *own_rates, decay), group)["params"].append(parameter)
-            relative = [rate / own_rates[0] for rate in own_rates]
-            slots = [Slot(view, key, rate, (view,)) for view, key, rate in zip(members, keys, relative, strict=True)]
-            self._slots[parameter] = self._merged(slots)
-            for slot in self._slots[parameter]:
-                directions[slot.direction].check(slot.place)
+            if len({*keys}) == len({*own_rates}) == 1 and directions[keys[0]].elementwise:
+                # An elementwise direction is shown the parameter as it is stored.
+                stored = replace(parts[0], dim=None, transposed=False, direction=keys[0], parts=tuple(parts), state={})
+                self._matrices[parameter] = [stored]
+            else:
+                self._matrices[parameter] = [
+                    replace(part, direction=key, rate=rate / own_rates[0], parts=(part,), state={})
+                    for part, key, rate in zip(parts, keys, own_rates, strict=True)
+                ]
+        for matrix in self.matrices:
+            directions[matrix.direction].check(matrix)
         super().__init__(list(groups.values()), {"lr": learning_rate, "weight_decay": weight_decay})
-        self.sharing = ShardedStep([slot for slots in self._slots.values() for slot in slots], directions, self.ranks)
+        self.sharded = ShardedStep(self.matrices, self.directions, self.ranks) if self.ranks.size > 1 else None
 
-    def _merged(self, slots: list[Slot]) -> list[Slot]:
-        """What the directions are shown: an elementwise one the parameter as it is stored, others its matrices."""
-        first = slots[0]
-        alike = all((slot.direction, slot.rate) == (first.direction, first.rate) for slot in slots)
-        if alike and self.directions[first.direction].elementwise:
-            full = replace(first.view, dim=None, transposed=False)
-            return [replace(first, view=full, parts=tuple(slot.view for slot in slots))]
-        return slots
+    @property
+    def matrices(self) -> list[Matrix]:
+        """All matrices that the directions are shown."""
+        return [matrix for matrices in self._matrices.values() for matrix in matrices]
+
+    def matrices_of(self, parameter: nn.Parameter) -> list[Matrix]:
+        """Return the matrices of one parameter."""
+        return self._matrices[parameter]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters in the order of their numbers in ``state_dict()``."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; those that no view was given for take the direction of ``param_group["role"]``, or default.
+        """Add parameters; those without a matrix take the direction of ``param_group["role"]``, or the default.
 
-        Weight decay is for matrices, unless the group says otherwise.
+        Weight decay is for matrices, unless the group sets it.
 
-        Raises: ValueError for an unknown role, or where there is no direction for it that serves such parameters.
+        Raises: ValueError for an unknown role, or if no direction serves such parameters in that role.
         """
         has_decay = "weight_decay" in param_group
         super().add_param_group(param_group)
         if not has_decay and all(parameter.ndim != 2 for parameter in param_group["params"]):
             param_group["weight_decay"] = 0.0
+        role: Role | None = param_group.pop("role", None)
+        key = "default" if role is None else key_of(self.directions, role) if role in ROLES else None
+        added = []
         try:
-            slots = self._added(param_group["params"], param_group.pop("role", None))
+            for number, parameter in enumerate(param_group["params"]):
+                if parameter in self._matrices:
+                    continue
+                if key is None or key not in self.directions:
+                    raise ValueError(f"role={role}: has no direction. Use {', '.join(self.directions)}")
+                part = Matrix(f"added {len(self.param_groups)}.{number}", parameter, role or "vector")
+                added.append(replace(part, direction=key, parts=(part,), state={}))
+                self.directions[key].check(added[-1])
         except ValueError:
             self.param_groups.pop()
             raise
-        for slot in slots:
-            self._slots[slot.view.parameter] = [slot]
-            self.sharing.add(slot)
-
-    def _added(self, parameters: list[nn.Parameter], role: Role | None) -> list[Slot]:
-        """Slots of those parameters that have none."""
-        key = "default" if role is None else key_of(self.directions, role) if role in ROLES else None
-        slots = []
-        for number, parameter in enumerate(parameters):
-            if parameter in self._slots:
-                continue
-            if key not in self.directions:
-                raise ValueError(f"role={role}: no direction for it; valid: {', '.join(self.directions)}")
-            view = ParameterView(f"added {len(self.param_groups)}.{number}", parameter, role or "vector", None)
-            slots.append(Slot(view, str(key), 1.0, (view,)))
-            self.directions[str(key)].check(slots[-1].place)
-        return slots
+        for matrix in added:
+            self._matrices[matrix.parameter] = [matrix]
+            if self.sharded is not None:
+                self.sharded.add(matrix)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step on every parameter that has a gradient."""
+        """Take one step on every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with self.one_step():
+            step = self._step_matrices if self.sharded is None else self.sharded.step
             for group in self.param_groups:
-                self._step_group(group)
+                for direction, rate, matrices in self._batches_of(group):
+                    rates = {"learning_rate": group["lr"] * rate, "weight_decay": group["weight_decay"]}
+                    step(direction, matrices, self.statistics, **rates)
         return loss
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
-        """What a step does around the updates, which are made inside: begin the placebo, measure, count."""
+        """Context of one step: prepare the statistics, measure the updates if asked, count the step."""
         self._begin_step()
         before = self._snapshot() if self.measuring else None
         yield
@@ -144,90 +156,18 @@ class DirectionalOptimizer(torch.optim.Optimizer):
             self.measuring = False
         self.steps += 1
 
-    def _begin_step(self) -> None:
-        """What has to happen between the last backward pass and the first update."""
-        if self.ranks.size > 1 and self.statistics is not None:
-            self.statistics.reduce(self.ranks)  # type: ignore[attr-defined,union-attr]
-        if isinstance(self.statistics, PlaceboStatistics):
-            quantities = {name: None for direction in self.directions.values() for name in direction.quantities}
-            self.statistics.begin(self.steps, [name for name in quantities if name.endswith("energy")])
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        """All matrices of a group that share a direction and a rate take their step together."""
-        for (key, rate, is_split), slots in self._batches_of(group).items():
-            step = partial(self.sharing.step, self) if is_split else self._step_here
-            step(self.directions[key], slots, group["lr"] * rate, group["weight_decay"])
-
-    def _batches_of(self, group: dict[str, Any]) -> dict[tuple[str, float, bool], list[Slot]]:
-        """By direction, rate and whether the work is split: the slots of a group that have a gradient."""
-        having = tuple(parameter for parameter in group["params"] if parameter.grad is not None)
-        known = self._batches.get(id(group))
-        if known is not None and len(known[0]) == len(having) and all(map(operator.is_, known[0], having)):
-            return known[1]
-        batches: dict[tuple[str, float, bool], list[Slot]] = {}
-        for parameter in having:
-            for slot in self._slots[parameter]:
-                batches.setdefault((slot.direction, slot.rate, self.sharing.is_split(slot)), []).append(slot)
-        self._batches[id(group)] = having, batches
-        return batches
-
-    def _step_here(self, direction: Direction, slots: list[Slot], learning_rate: float, weight_decay: float) -> None:
-        """The step of whole matrices, or of this rank's parts of parameters."""
-        views = [slot.view for slot in slots]
-        parameters = [view.of(local(view.parameter.data)) for view in views]
-        states = [self.state_of(view, direction, parameter) for view, parameter in zip(views, parameters, strict=True)]
-        direction.step_(
-            parameters,
-            [view.of(local(view.parameter.grad)) for view in views],  # type: ignore[arg-type]
-            states,
-            [slot.place for slot in slots],
-            self.statistics,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-        )
-        self.keep_states(views, states)
-
-    def keep_states(self, views: list[ParameterView], states: list[State]) -> None:
-        """Enter what a direction has made of the states of some views."""
-        for view, state in zip(views, states, strict=True):
-            self.keep_state(view, state)
-
-    def state_of(self, view: ParameterView, direction: Direction, like: Tensor | None = None) -> State:
-        """The view's part of its parameter's state, without the prefix that tells slices of a fused weight apart.
-
-        Args:
-            like: what a first state is made for, where it is not the view of the parameter as it is stored.
-        """
-        return self._saved_state(view) or direction.initial_state(
-            view.of(view.parameter.data) if like is None else like
-        )
-
-    def _saved_state(self, view: ParameterView) -> State:
-        """The same, empty where there is none yet or another rank has it."""
-        state: State = self.state[view.parameter]
-        prefix = view.state_prefix
-        if not prefix:
-            return state
-        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-    def keep_state(self, view: ParameterView, state: State) -> None:
-        """Enter a view's state into its parameter's."""
-        own = self.state[view.parameter]
-        if state is not own:
-            own.update({view.state_prefix + name: value for name, value in state.items()})
-
-    def slots_of(self, parameter: nn.Parameter) -> list[Slot]:
-        """What the directions are shown of a parameter."""
-        return self._slots[parameter]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Raises: TypeError: a copy would step the original's parameters with statistics of the original's model."""
-        raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled: build one for the other model and load_state_dict()"
-        )
+    def prepare_state(self, matrix: Matrix) -> None:
+        """Make the state of a matrix that has none yet."""
+        matrix.state.update(self.directions[matrix.direction].initial_state(matrix.value))
+        if matrix.dim is None:
+            self.state[matrix.parameter] = matrix.state
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every PyTorch optimizer, with the number of steps and what a placebo has seen."""
+        """Return the state as every PyTorch optimizer does, with the number of steps and the state of a placebo."""
+        for matrix in self.matrices:
+            if matrix.state:
+                named = {matrix.state_prefix + name: value for name, value in matrix.state.items()}
+                self.state[matrix.parameter].update(named)
         state = super().state_dict()
         state["steps"] = self.steps
         state["last_updates"] = self.last_updates
@@ -236,88 +176,130 @@ class DirectionalOptimizer(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a ``state_dict``, every tensor in the precision that it was saved in."""
+        """Restore a ``state_dict``, every tensor in the precision that it was saved in."""
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self.steps = state_dict.get("steps", 0)
         self.last_updates = state_dict.get("last_updates", {})
         if isinstance(self.statistics, PlaceboStatistics):
             self.statistics.load_state_dict(state_dict["placebo"])
-        # torch casts floating-point state to the parameter's dtype: roots and averages are finer than bfloat16.
-        parameters = self.parameters()
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        for parameter, number in zip(parameters, numbers, strict=True):
-            saved = state_dict["state"].get(number, {})
-            for name, value in saved.items():
+        for parameter, number in zip(self.parameters(), numbers, strict=True):
+            state = self.state[parameter] if number in state_dict["state"] else {}
+            # torch casts floating-point state to the parameter's dtype: roots and averages are finer than bfloat16.
+            for name, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     # Counts that decide what is computed stay on the host: reading them must not wait for the device.
                     device = torch.device("cpu") if name.endswith("host_step") else parameter.device
-                    self.state[parameter][name] = value.to(device, copy=True)
+                    state[name] = value.to(device, copy=True)
+            for matrix in self._matrices[parameter]:
+                prefix = matrix.state_prefix
+                own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+                matrix.state = own if prefix else state
 
-    def parameters(self) -> list[nn.Parameter]:
-        """In the order of their numbers in ``state_dict()``."""
-        return [parameter for group in self.param_groups for parameter in group["params"]]
-
-    def measure_next_step(self) -> None:
-        """Have the next step's updates measured by role, at the cost of a copy of the parameters."""
-        self.measuring = True
-
-    def _snapshot(self) -> dict[nn.Parameter, Tensor]:
-        return {p: full(p.detach()).clone() for p in self.parameters() if p.grad is not None}
-
-    def _measured(self, before: dict[nn.Parameter, Tensor]) -> dict[str, dict[str, float]]:
-        return measured(
-            (view, 1 - group["lr"] * slot.rate * group["weight_decay"], before[parameter], now)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter in before
-            for now in (full(parameter.data),)
-            for slot in self._slots[parameter]
-            for view in slot.parts
+    def __getstate__(self) -> dict[str, Any]:
+        """Raise TypeError: a copy would step the original's parameters with statistics of the original's model."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled. Build one for the other model and load_state_dict()"
         )
 
-    def metrics(self) -> dict[str, float]:
-        """What the last step did, by name.
+    def holds_shard(self, parameter: nn.Parameter, value: Tensor) -> bool:
+        """Return whether a value in the state of a parameter is this rank's shard of a full tensor."""
+        return self.sharded is not None and self.sharded.holds_shard(self._matrices[parameter], value)
 
-        ``layer_i/energy_factor`` of the directions that have one; by role ``update_rms`` (the root mean square of the
-        change, weight decay apart) and ``update_to_weight`` where that step was measured; ``condition`` and
-        ``preconditioned_condition`` of the input factors, geometric means over matrices and heads;
+    def keeps(self, parameter: nn.Parameter, name: str) -> bool:
+        """Return whether this rank keeps the entry ``name`` of the state of a parameter."""
+        return self.sharded is None or self.sharded.keeps(self._matrices[parameter], name)
+
+    def measure_next_step(self) -> None:
+        """Measure the next step's updates by role, at the cost of a copy of the parameters."""
+        self.measuring = True
+
+    def energy_factors(self) -> dict[int, Tensor]:
+        """Return the energy factor of every layer at the last step; empty if no direction has one."""
+        for direction in self.directions.values():
+            if isinstance(direction, EnergyScaled) and self.statistics is not None:
+                return direction.energy_factors(self.statistics)
+        return {}
+
+    def metrics(self) -> dict[str, float]:
+        """Return metrics of the last step by name.
+
+        ``layer_i/energy_factor`` for directions that have one; by role, if that step was measured, ``update_rms`` (the
+        root mean square of the change without weight decay) and ``update_to_weight``; by role ``condition`` and
+        ``preconditioned_condition`` of the input factors, geometric means over matrices and heads; and
         ``failed_decompositions`` so far.
         """
         metrics = {f"layer_{layer}/energy_factor": float(factor) for layer, factor in self.energy_factors().items()}
         if self.last_updates.get("step") == self.steps - 1:
             for role, values in self.last_updates["roles"].items():
                 metrics |= {f"{role}/{name}": value for name, value in values.items()}
-        device = local(next(iter(self._slots))).device
-        skipped = sum(getattr(self.statistics, "skipped", {}).values())
-        return metrics | preconditioner_metrics(self._conditions(), self._failed(), skipped, self.ranks, device)
-
-    def _conditions(self) -> Conditions:
-        """Condition numbers of this rank's matrices."""
         conditions: Conditions = {}
-        for parameter, slots in self._slots.items():
-            for slot in slots if parameter in self.state else ():
-                view, direction = slot.view, self.directions[slot.direction]
-                state = self._saved_state(view)
-                found = direction.condition_numbers(state, slot.place, self.statistics) if state else None  # type: ignore[arg-type]
-                if found is not None:
-                    columns = conditions.setdefault(view.role, [[], []])
-                    for column, values in zip(columns, found, strict=True):
-                        column.extend(values.tolist())
-        return conditions
+        failures: list[int] = []  # of this rank's matrices
+        for matrix in self.matrices:
+            if "failed" in matrix.state:
+                failures.append(int(matrix.state["failed"].sum()))
+            direction = self.directions[matrix.direction]
+            numbers = direction.condition_numbers(matrix, self.statistics) if matrix.state else None
+            if numbers is not None:
+                columns = conditions.setdefault(matrix.role, [[], []])
+                for column, values in zip(columns, numbers, strict=True):
+                    column.extend(values.tolist())
+        failed = sum(failures) if failures else None
+        skipped = sum(getattr(self.statistics, "skipped", {}).values())
+        device = next(iter(self._matrices)).device
+        return metrics | preconditioner_metrics(conditions, failed, skipped, self.ranks, device)
 
-    def energy_factors(self) -> dict[int, Tensor]:
-        """Energy factor of every layer at the last step; empty for an optimizer that has none."""
-        for direction in self.directions.values():
-            if isinstance(direction, EnergyScaled) and self.statistics is not None:
-                return direction.energy_factors(self.statistics)  # type: ignore[arg-type]
-        return {}
+    def _begin_step(self) -> None:
+        """Prepare the statistics, after the last backward pass and before the first update."""
+        if self.ranks.size > 1 and self.statistics is not None:
+            self.statistics.reduce(self.ranks)
+        if isinstance(self.statistics, PlaceboStatistics):
+            quantities = {name: None for direction in self.directions.values() for name in direction.quantities}
+            self.statistics.begin(self.steps, [name for name in quantities if name.endswith("energy")])
 
-    def _failed(self) -> int | None:
-        """Failed decompositions; None where nothing is decomposed."""
-        counts = [
-            int(value.sum())
-            for state in self.state.values()
-            for name, value in state.items()
-            if name.rpartition(".")[2] == "failed"
-        ]
-        return sum(counts) if counts else None
+    def _batches_of(self, group: dict[str, Any]) -> list[Batch]:
+        """Return the matrices of a group that have a gradient, by direction, rate and whether ranks split the work."""
+        having = [parameter for parameter in group["params"] if parameter.grad is not None]
+        known = self._batches.get(id(group))
+        if known is not None and len(known[0]) == len(having) and all(map(operator.is_, known[0], having)):
+            return known[1]
+        batches: dict[tuple[str, float, bool], list[Matrix]] = {}
+        for parameter in having:
+            for matrix in self._matrices[parameter]:
+                is_split = self.sharded is not None and self.sharded.is_split(matrix)
+                batches.setdefault((matrix.direction, matrix.rate, is_split), []).append(matrix)
+        prepared = [(self.directions[key], rate, matrices) for (key, rate, _), matrices in batches.items()]
+        self._batches[id(group)] = having, prepared
+        return prepared
+
+    def _step_matrices(
+        self, direction: Direction, matrices: list[Matrix], attention: Statistics | None, **rates: float
+    ) -> None:
+        """Step matrices of one direction, on a process of its own."""
+        for matrix in matrices:
+            parameter = matrix.parameter
+            if matrix.dim is None and not matrix.transposed:  # what most are: no calls for them
+                matrix.value, matrix.gradient = parameter, parameter.grad  # type: ignore[assignment]
+            else:
+                matrix.value = matrix.of(parameter.data)
+                matrix.gradient = matrix.of(parameter.grad)  # type: ignore[arg-type]
+            if not matrix.state:
+                self.prepare_state(matrix)
+        direction.step(matrices, attention, **rates)
+
+    def _snapshot(self) -> dict[nn.Parameter, Tensor]:
+        return {p: self._full_value(p).clone() for p in self.parameters() if p.grad is not None}
+
+    def _full_value(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach() if self.sharded is None else full(parameter.detach())
+
+    def _measured(self, before: dict[nn.Parameter, Tensor]) -> dict[str, dict[str, float]]:
+        return update_metrics(
+            (part, 1 - group["lr"] * matrix.rate * group["weight_decay"], before[parameter], after)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter in before
+            for after in (self._full_value(parameter),)
+            for matrix in self._matrices[parameter]
+            for part in matrix.parts
+        )

@@ -1,9 +1,9 @@
-"""Placebos: what attention tells an optimizer, replaced by something that looks like it and says nothing of it.
+"""Placebos: attention statistics with the information about attention taken out.
 
-A gain that a placebo shares is not attention's. Directions do not know that they are given one.
+A gain that a placebo shares is not due to attention. Directions cannot tell a placebo from the probe.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,47 +11,56 @@ import torch
 from torch import Tensor
 
 from natattn.distributed.ranks import Ranks
-from natattn.optim.partition import ParameterView
+from natattn.optim.matrix import Matrix
 from natattn.randomness import addressed_seed
 
 PlaceboKind = Literal["constant", "shuffled", "identity", "plain"]
-HISTORY = 4096  # energies that the shuffled placebo draws from: those of the last steps
+HISTORY = 4096  # energies of the last steps that the shuffled placebo draws from
 _OUTPUT_FACTORS = ("query_output", "key_output")
 _ROLE_OF_INPUT_FACTOR = {
-    "query_input": "query", "query_input_traced": "query", "key_input": "key", "key_input_traced": "key",
+    "query_input": "query",
+    "query_input_traced": "query",
+    "key_input": "key",
+    "key_input_traced": "key",
     "value_input": "value",
-}  # fmt: skip
+}
 
 
 class PlaceboStatistics:
-    """Statistics with the information taken out.
+    """Statistics of a probe, replaced by a placebo.
 
     - constant: energies are their mean over layers and steps so far, or ``energy``; factors their mean over layers and
       heads; attention distances are all equal.
-    - shuffled: energies are drawn from those of all layers and steps so far; a layer has the factors of another, its
-      heads permuted, anew at every capture (in a model of one layer, a head those of another); distances are permuted
-      over heads.
+    - shuffled: energies are drawn from those of all layers and steps so far; a layer has the factors of another layer
+      with its heads permuted, again at every capture (in a model of one layer, a head has those of another head);
+      distances are permuted over heads.
     - identity: energies are 0, so that their factors are 1; attention's factors are the identity.
     - plain: attention's input factors are the covariance of the layer's plain inputs, its output factors the identity;
       energies are 0.
 
-    Input covariances are no attention and pass through.
+    Covariances of plain inputs carry no attention and stay as they are.
 
     Args:
         source: the probe.
-        views: of the optimizer; they say which module's inputs are an attention layer's plain inputs.
+        matrices: of the optimizer; they map an attention layer to the modules whose inputs are its plain inputs.
         energy: of the constant placebo; None for the running mean.
         seed: of the permutations and draws, which are functions of (seed, step or capture, layer).
     """
 
     def __init__(
-        self, source: Any, kind: PlaceboKind, views: list[ParameterView], *, energy: float | None = None, seed: int = 0
+        self,
+        source: Any,
+        kind: PlaceboKind,
+        matrices: Sequence[Matrix],
+        *,
+        energy: float | None = None,
+        seed: int = 0,
     ) -> None:
         self.source = source
         self.kind = kind
         self.energy = energy
         self.seed = seed
-        self._modules = {(view.layer, str(view.role)): view.module for view in views}
+        self._modules = {(matrix.layer, str(matrix.role)): matrix.module for matrix in matrices}
         self._seen: dict[str, _Seen] = {}  # by quantity
         self._step = -1
         self._energies: dict[tuple[str, int], Tensor] = {}
@@ -63,29 +72,29 @@ class PlaceboStatistics:
         return layers
 
     @property
+    def recorded_layers(self) -> list[int]:
+        """Indices of the layers that the last recorded step reached."""
+        layers: list[int] = self.source.recorded_layers
+        return layers
+
+    @property
     def captures(self) -> int:
-        """How often factors have been captured."""
+        """Number of captures of factors so far."""
         captures: int = self.source.captures
         return captures
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Captures that were left out, by factor."""
+        """Number of captures that were left out, by factor."""
         skipped: dict[str, int] = getattr(self.source, "skipped", {})
         return skipped
 
-    @property
-    def recorded_layers(self) -> list[int]:
-        """Those that the last recorded step has seen."""
-        layers: list[int] = self.source.recorded_layers
-        return layers
-
     def reduce(self, ranks: Ranks) -> None:
-        """Have the probe join what the ranks of a process group have seen."""
+        """Combine in the probe what the ranks of a process group have seen."""
         self.source.reduce(ranks)
 
     def begin(self, step: int, quantities: Collection[str]) -> None:
-        """Take this step's true energies into what the placebos are made of; once per step."""
+        """Record this step's true energies, from which those of the placebo are made; once per step."""
         self._step = step
         self._energies = {}
         for name in quantities if self.recorded_layers else ():
@@ -95,22 +104,22 @@ class PlaceboStatistics:
             self._energies |= {(name, layer): self._energy(name, layer, true[0]) for layer in self.recorded_layers}
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
-        """In place of the layer's mean |E|."""
+        """Return the replacement of the layer's mean |E|."""
         return self._energies["mean_absolute_energy", layer]
 
     def mean_energy(self, layer: int) -> Tensor:
-        """In place of the layer's mean E."""
+        """Return the replacement of the layer's mean E."""
         return self._energies["mean_energy", layer]
 
     def attention_distance(self, layer: int) -> Tensor:
-        """In place of the heads' distances."""
+        """Return the replacement of the heads' distances."""
         true: Tensor = self.source.attention_distance(layer)
         if self.kind == "shuffled":
             return true[self._permutation(len(true), "distances", self._step, layer)]
         return torch.ones_like(true)
 
     def average(self, owner: str | int, name: str) -> Tensor | None:
-        """In place of attention's factor; input covariances are the true ones."""
+        """Return the replacement of an attention factor; covariances of plain inputs are the true ones."""
         true: Tensor | None = self.source.average(owner, name)
         if isinstance(owner, str) or true is None:
             return true
@@ -128,26 +137,27 @@ class PlaceboStatistics:
             return None if plain is None else plain.expand_as(true)
         return torch.eye(true.shape[-1], dtype=true.dtype, device=true.device).expand_as(true)
 
-    def _known(self, name: str) -> dict[int, Tensor]:
-        """The true factor of every layer that has one."""
-        found: dict[int, Tensor | None] = {layer: self.source.average(layer, name) for layer in self.layers}
-        return {layer: factor for layer, factor in found.items() if factor is not None}
-
     def state_dict(self) -> dict[str, Tensor]:
-        """What has been seen so far."""
-        return {f"{name}.{part}": value for name, seen in self._seen.items() for part, value in seen.parts().items()}
+        """Return the recorded energies as tensors under flat names."""
+        return {f"{name}.{part}": value for name, seen in self._seen.items() for part, value in vars(seen).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore a ``state_dict``."""
         names = dict.fromkeys(name.rpartition(".")[0] for name in state)
         self._seen = {
             name: _Seen(*(state[f"{name}.{part}"].clone() for part in ("history", "total", "count"))) for name in names
         }
 
+    def _known(self, name: str) -> dict[int, Tensor]:
+        """Return the true factor of every layer that has one."""
+        factors: dict[int, Tensor | None] = {layer: self.source.average(layer, name) for layer in self.layers}
+        return {layer: factor for layer, factor in factors.items() if factor is not None}
+
     def _energy(self, name: str, layer: int, like: Tensor) -> Tensor:
         seen = self._seen[name]
         if self.kind == "constant":
-            return torch.full_like(like, self.energy) if self.energy is not None else seen.mean().to(like.dtype)
+            mean = seen.total / seen.count.to(seen.total.device)
+            return torch.full_like(like, self.energy) if self.energy is not None else mean.to(like.dtype)
         if self.kind == "shuffled":
             generator = self._generator("energies", self._step, layer)
             return seen.history[int(torch.randint(len(seen.history), (), generator=generator))]
@@ -157,7 +167,7 @@ class PlaceboStatistics:
         return torch.randperm(count, generator=self._generator(purpose, *address))
 
     def _shift(self, count: int, purpose: str, *address: int) -> Tensor:
-        """A permutation that leaves nothing in its place: round by 1 to count − 1."""
+        """Return a rotation by 1 to count − 1, a permutation without fixed points."""
         if count == 1:
             return torch.zeros(1, dtype=torch.int64)
         by = int(torch.randint(1, count, (), generator=self._generator(purpose, *address)))
@@ -170,22 +180,14 @@ class PlaceboStatistics:
 
 @dataclass(eq=False)
 class _Seen:
-    """What a placebo knows of a quantity: its last values, and the sum and number of all."""
+    """The last values of a quantity, and the sum and the number of all of them."""
 
     history: Tensor
     total: Tensor
     count: Tensor = field(default_factory=lambda: torch.tensor(0))
 
     def enter(self, values: Tensor) -> None:
-        """One step's values of all layers."""
+        """Enter one step's values of all layers."""
         self.history = torch.cat([self.history.to(values.device), values])[-HISTORY:]
         self.total = self.total.to(values.device) + values.double().sum()
         self.count = self.count + len(values)
-
-    def mean(self) -> Tensor:
-        """Over all that was seen."""
-        return self.total / self.count.to(self.total.device)
-
-    def parts(self) -> dict[str, Tensor]:
-        """Everything, by name."""
-        return {"history": self.history, "total": self.total, "count": self.count}

@@ -1,4 +1,4 @@
-"""The schema of `optim=`: which direction each role takes, and the optimizer and probe that are built from it."""
+"""The schema of ``optim=``: the direction of each role, and the optimizer and probe that are built from it."""
 
 from typing import Any, cast
 
@@ -11,18 +11,16 @@ from natattn.config.base import Decay, Name, Positive, Settings
 from natattn.distributed.ranks import Ranks
 from natattn.fisher.kronecker import FACTORS
 from natattn.fisher.probe import FisherProbe
-from natattn.optim.directions import Direction, DirectionSettings, Statistics
+from natattn.optim.directions import AnyDirection, Direction, Statistics
+from natattn.optim.matrix import DIRECTION_KEYS, ROLES, key_of
 from natattn.optim.optimizer import DirectionalOptimizer
-from natattn.optim.partition import ROLES, ParameterView, partition
+from natattn.optim.partition import partition
 from natattn.optim.placebo import PlaceboKind, PlaceboStatistics
-from natattn.optim.slots import DIRECTION_KEYS, key_of
 from natattn.storage.atomic import conf_folder
-
-_ROLE_OF_PLAIN = ("query", "key", "value")
 
 
 class FactorSettings(Settings):
-    """How Kronecker factors are captured and averaged; see ``FisherProbe``."""
+    """Capture and averaging of Kronecker factors; see ``FisherProbe``."""
 
     every: int = Field(ge=1)
     sequences: int = Field(ge=1)
@@ -32,17 +30,17 @@ class FactorSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """Which direction each role takes, and the step that they share.
+    """The direction of each role, and the step that they share.
 
     ``directions`` maps a role, ``hidden`` (query, key, value, output, mlp) or ``default`` to a direction; the most
-    specific one holds. ``learning_rates`` gives some of these keys a rate of their own. ``placebo`` replaces what
-    attention says, see ``PlaceboStatistics``.
+    specific key applies. ``learning_rates`` gives some of these keys a rate of their own. ``placebo`` replaces the
+    attention statistics; see ``PlaceboStatistics``.
     """
 
     name: Name
     learning_rate: Positive
     weight_decay: float = Field(ge=0)
-    directions: dict[str, DirectionSettings]
+    directions: dict[str, AnyDirection]
     learning_rates: dict[str, Positive]
     factors: FactorSettings | None = None
     placebo: PlaceboKind | None = None
@@ -53,7 +51,7 @@ class OptimSettings(Settings):
     def _known_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         unknown = [key for key in value if key not in DIRECTION_KEYS]
         if unknown:
-            raise ValueError(f"unknown role {unknown[0]!r}; valid: {', '.join(DIRECTION_KEYS)}")
+            raise ValueError(f"unknown role {unknown[0]!r}. Use {', '.join(DIRECTION_KEYS)}")
         return value
 
     @field_validator("directions")
@@ -61,75 +59,78 @@ class OptimSettings(Settings):
     def _complete(cls, value: dict[str, Any]) -> dict[str, Any]:
         missing = [role for role in ROLES if key_of(value, role) is None]
         if missing:
-            raise ValueError(f"no direction for role {missing[0]!r}; add it or a default")
+            raise ValueError(f"no direction for role {missing[0]!r}. Add it, or a default")
         return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "OptimSettings":
         wanted = self._factors
         if wanted and self.factors is None:
-            raise ValueError(f"factors: the directions read {', '.join(sorted(wanted))}; say how they are captured")
+            raise ValueError(f"factors: the directions read {', '.join(sorted(wanted))}. Set how they are captured")
         if self.placebo is not None and not self.reads_attention:
-            raise ValueError(f"placebo={self.placebo}: the optimizer reads nothing of attention; valid: null")
+            raise ValueError(f"placebo={self.placebo}: the optimizer does not read attention. Use placebo=null")
         if self.placebo == "plain" and not wanted & set(FACTORS):
-            raise ValueError("placebo=plain: there are no factors to replace; valid: constant, shuffled, identity")
+            raise ValueError("placebo=plain: there are no factors to replace. Use constant, shuffled or identity")
         if self.placebo_energy is not None and self.placebo != "constant":
             raise ValueError("placebo_energy: only the constant placebo has one")
         return self
 
+    def direction_of(self, role: str) -> Direction:
+        """Return the direction of a role."""
+        return self.directions[str(key_of(self.directions, role))]  # type: ignore[arg-type]
+
     @property
     def _factors(self) -> set[str]:
-        """Factors that the directions read, plain covariances among them."""
-        return {name for role, direction in self._by_role() for name in direction.factors(role)}
-
-    def _by_role(self) -> list[tuple[str, Direction]]:
-        return [(role, self.directions[str(key_of(self.directions, role))].build()) for role in ROLES]
+        """Factors that the directions read, including plain covariances."""
+        return {name for role in ROLES for name in self.direction_of(role).factors(role)}
 
     @property
     def quantities(self) -> tuple[str, ...]:
         """Attention quantities that the directions read."""
-        return tuple(dict.fromkeys(name for _, direction in self._by_role() for name in direction.quantities))
+        return tuple(dict.fromkeys(name for role in ROLES for name in self.direction_of(role).quantities))
 
     @property
     def needs_statistics(self) -> bool:
         """Whether a direction needs a probe."""
-        return any(direction.needs_statistics for _, direction in self._by_role())
+        return bool(self.quantities or self._factors)
 
     @property
     def reads_attention(self) -> bool:
-        """Whether a direction reads attention, so that the model must be observable; plain inputs are no attention."""
+        """Whether a direction reads attention, so that the model must be observable; plain inputs do not count."""
         return bool(self.quantities or self._factors & set(FACTORS))
 
     def build(
         self, model: nn.Module, statistics: Statistics | None = None, *, seed: int = 0, ranks: Ranks | None = None
     ) -> DirectionalOptimizer:
-        """The optimizer of a model; ``statistics`` is the probe attached to it, ``ranks`` who else trains it."""
-        views = partition(model)
+        """Return the optimizer of a model.
+
+        Args:
+            statistics: the probe attached to the model.
+            seed: of the placebo's random numbers.
+            ranks: the processes that train the same parameters.
+        """
+        matrices = partition(model)
         if self.placebo is not None and statistics is not None:
-            statistics = PlaceboStatistics(statistics, self.placebo, views, energy=self.placebo_energy, seed=seed)
-        return DirectionalOptimizer(views, statistics=statistics, ranks=ranks, **self.optimizer_arguments())
+            statistics = PlaceboStatistics(statistics, self.placebo, matrices, energy=self.placebo_energy, seed=seed)
+        return DirectionalOptimizer(matrices, statistics=statistics, ranks=ranks, **self.optimizer_arguments())
 
     def scaled(self, factor: float) -> "OptimSettings":
-        """The same with every learning rate multiplied."""
+        """Return these settings with every learning rate multiplied by ``factor``."""
         if factor == 1:
             return self
         rates = {key: rate * factor for key, rate in self.learning_rates.items()}
         return self.model_copy(update={"learning_rate": self.learning_rate * factor, "learning_rates": rates})
 
     def optimizer_arguments(self) -> dict[str, Any]:
-        """Arguments of ``DirectionalOptimizer`` beside the model's views and statistics."""
-        return {
-            "directions": {key: direction.build() for key, direction in self.directions.items()},
-            "learning_rate": self.learning_rate,
-            "learning_rates": self.learning_rates,
-            "weight_decay": self.weight_decay,
-        }
+        """Return the arguments of ``DirectionalOptimizer`` that do not depend on the model."""
+        names = ("directions", "learning_rate", "learning_rates", "weight_decay")
+        return {name: getattr(self, name) for name in names}
 
     def check_probe(self, model: nn.Module, probe: FisherProbe) -> None:
-        """Raises: ValueError for a probe of another model, or one that does not keep what the directions read."""
+        """Raise ValueError for a probe of another model, or one that does not keep what the directions read."""
         if probe.model is not model:
-            raise ValueError(f"probe: observes another {type(probe.model).__name__} than the model given")
-        factors, covariances = self._factors_of(partition(model))
+            raise ValueError(f"probe: observes another {type(probe.model).__name__} than the given model")
+        factors, covariances = self._factors_of(model)
         missing = [name for name in factors if name not in probe.factors]
         missing += [f"the covariance of {name}" for name in covariances if name not in probe.covariances]
         missing += [name for name in self.quantities if name not in probe.quantities]
@@ -137,18 +138,18 @@ class OptimSettings(Settings):
             raise ValueError(f"probe: does not keep {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}")
 
     def build_probe(self, model: Any, *, ranks: Ranks | None = None, **options: Any) -> AttentionProbe | None:
-        """The probe that the directions need, attached to the model; None where they need none.
+        """Return the probe that the directions need, attached to the model; None if they need none.
 
         Args:
             ranks: the processes that share each batch.
             options: of ``AttentionProbe``: row_count, every, seed, further quantities, …
 
-        Raises: ValueError for a model whose parameters or attention are not known.
+        Raises: ValueError for a model whose parameters or attention are unknown.
         """
         quantities = tuple(dict.fromkeys((*self.quantities, *options.pop("quantities", ()))))
         if self.factors is None:
             return AttentionProbe(model, quantities=quantities, **options) if quantities else None
-        factors, covariances = self._factors_of(partition(model))
+        factors, covariances = self._factors_of(model)
         return FisherProbe(
             model,
             quantities=quantities,
@@ -163,26 +164,25 @@ class OptimSettings(Settings):
             **options,
         )
 
-    def _factors_of(self, views: list[ParameterView]) -> tuple[list[Any], list[str]]:
-        """Attention factors, and modules whose input covariances the directions read."""
-        directions = dict(self._by_role())
+    def _factors_of(self, model: nn.Module) -> tuple[list[Any], list[str]]:
+        """Return the attention factors, and the modules whose input covariances, that the directions read."""
         factors: dict[str, None] = {}
         covariances: dict[str, None] = {}
-        for view in views:
-            names = directions[view.role].factors(view.role)
+        for matrix in partition(model):
+            names = self.direction_of(matrix.role).factors(matrix.role)
             factors |= dict.fromkeys(name for name in names if name in FACTORS)
-            if "covariance" in names or (self.placebo == "plain" and view.role in _ROLE_OF_PLAIN):
-                covariances[view.module] = None
+            if "covariance" in names or (self.placebo == "plain" and matrix.role in ("query", "key", "value")):
+                covariances[matrix.module] = None
         return list(factors), list(covariances)
 
 
 def read_settings(name: str) -> OptimSettings:
-    """The settings of ``optim=<name>`` when nothing is overridden."""
+    """Return the settings of ``optim=<name>`` without overrides."""
     return OptimSettings.model_validate(OmegaConf.to_container(_composed(name)))
 
 
 def _composed(name: str) -> DictConfig:
-    """conf/optim/<name>.yaml over the entries that its ``defaults`` name."""
+    """Return conf/optim/<name>.yaml merged over the files that its ``defaults`` name."""
     entry = OmegaConf.load(conf_folder() / "optim" / f"{name}.yaml")
     assert isinstance(entry, DictConfig)
     bases = [base for base in entry.pop("defaults", []) if base != "_self_"]

@@ -10,8 +10,9 @@ from natattn.attention.probe import AttentionProbe
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.base import Direction, Statistics
 from natattn.optim.directions.energy_scaled import EnergyScaled
+from natattn.optim.matrix import Matrix
 from natattn.optim.optimizer import DirectionalOptimizer
-from natattn.optim.partition import ParameterView, partition
+from natattn.optim.partition import partition
 from natattn.published.attention import blocks_of
 from natattn.published.block_energies import BlockEnergies
 
@@ -62,9 +63,10 @@ class AttentionInformedOptimizer(DirectionalOptimizer):
         else:
             statistics, layer_of = probe, _layers_of_probe(parameters, probe)
         # One elementwise direction serves every role, so that any role will do.
-        views = [ParameterView(name, p, "vector", layer_of.get(id(p))) for name, p in parameters.items()]
-        directions: dict[str, Direction] = {"default": EnergyScaled(energy_scale, Adam(betas, eps))}
-        super().__init__(views, directions, learning_rate=lr, weight_decay=weight_decay, statistics=statistics)
+        matrices = [Matrix(name, p, "vector", layer_of.get(id(p))) for name, p in parameters.items()]
+        adam = Adam.model_construct(betas=betas, eps=eps)  # not validated: the published eps may be 0
+        directions: dict[str, Direction] = {"default": EnergyScaled(energy_scale=energy_scale, inner=adam)}
+        super().__init__(matrices, directions, learning_rate=lr, weight_decay=weight_decay, statistics=statistics)
 
 
 def _listed(params: Parameters) -> dict[str, nn.Parameter]:

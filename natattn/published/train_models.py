@@ -94,7 +94,7 @@ def train_models(
         RuntimeError: a model diverged.
         KeyboardInterrupt: training was interrupted; ``natattn train resume=FOLDER`` goes on with it.
     """
-    from natattn.training.run import train
+    from natattn.training.train import train
 
     try:
         if not isinstance(config_dict, Mapping):

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from natattn.reproduce.results import Badge, Cell, Estimate
+from natattn.report.table import Badge, Cell, Estimate
 
 NOTHING = "—"
 DIGITS = 4  # significant, of numbers without an interval

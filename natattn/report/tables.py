@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from natattn.report.cells import cell_text, link_target
 from natattn.report.escaping import latex, markdown
+from natattn.report.table import Badge, Cell, Estimate, StudyTable
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim, strongest, tally
-from natattn.reproduce.results import Badge, Cell, Estimate, StudyResult, StudyTable, overall
+from natattn.reproduce.results import StudyResult, overall
 from natattn.statistics.paired import Verdict
 from natattn.storage.atomic import replacing
 

@@ -4,20 +4,21 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from natattn.analysis.analyze import FIGURES, RESULTS, analyze
-from natattn.analysis.sections.run_measures import RUN_MEASURES
+from natattn.analysis.frame import Question, from_json
+from natattn.analysis.registry import MODEL_QUESTIONS, RUN_QUESTIONS
 from natattn.analysis.settings import AnalyzeSettings, SectionName
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.report.section import Picture, table
+from natattn.report.section import Picture, Section, table
 from natattn.reproduce.jobs import KEY_LENGTH
 from natattn.reproduce.plan import Plan, Trials, final_trial
-from natattn.reproduce.results import AnalysisResult
 from natattn.reproduce.study import AnalysisSettings, StudySettings, Trial
 from natattn.storage.documents import read_json
 
@@ -73,7 +74,7 @@ def reads_models(wanted: AnalysisSpec) -> bool:
     """Whether the analysis needs the trained weights, beside what the runs' files say."""
     if wanted.settings.of == "run":
         return True
-    return any(measure.reads_models for name, measure in RUN_MEASURES.items() if name in wanted.sections)
+    return any(question.reads_models for name, question in RUN_QUESTIONS.items() if name in wanted.sections)
 
 
 def kept_analysis(wanted: AnalysisSpec, folders: Sequence[Path]) -> Path | None:
@@ -81,7 +82,7 @@ def kept_analysis(wanted: AnalysisSpec, folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         found = folder / wanted.key
         content = _read(found)
-        if content is not None and set(wanted.sections) <= set(content["sections"]):
+        if content is not None and set(wanted.sections) <= set(content["results"]):
             return found
     return None
 
@@ -115,7 +116,7 @@ def analysed(wanted: AnalysisSpec, folder: Path, trials: Trials) -> AnalysisResu
         where=wanted.settings.where if wanted.settings.of == "study" else f"{wanted.settings.where}, {corpus}",
         seed=None if single is None else single.seed,
         steps=None if single is None or not runs else runs[0].planned_steps,
-        sections=content["sections"],
+        results={name: _result(folder, name, found) for name, found in content["results"].items()},
         runs=tuple(dict.fromkeys(run.folder for run in runs)),
         seeds=len({trial.seed for trial in wanted.trials}),
     )
@@ -123,9 +124,9 @@ def analysed(wanted: AnalysisSpec, folder: Path, trials: Trials) -> AnalysisResu
 
 def pictures_of(wanted: AnalysisSpec, folder: Path) -> Iterator[Picture]:
     """The pictures of an analysis that lie beside it, with their numbers."""
-    content = _read(folder) or {"sections": {}}
+    content = _read(folder) or {"pictures": {}}
     for section in wanted.sections:
-        for picture in content["sections"].get(section, {}).get("pictures", ()):
+        for picture in content["pictures"].get(section, ()):
             image, numbers = (folder / FIGURES / f"{picture['name']}{suffix}" for suffix in (".png", ".csv"))
             if image.is_file() and numbers.is_file():
                 headings, *rows = csv.reader(numbers.read_text(encoding="utf-8").splitlines())
@@ -169,4 +170,14 @@ def _read(folder: Path) -> dict[str, Any] | None:
         content = read_json(folder / RESULTS)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("sections"), dict) else None
+    return content if isinstance(content, dict) and isinstance(content.get("results"), dict) else None
+
+
+def _result(folder: Path, name: str, content: Any) -> Any:
+    """Return the result of a question. Raises: UserError for one that lacks a field, or has another."""
+    questions: Mapping[str, Question[Any, Any]] = {**MODEL_QUESTIONS, **RUN_QUESTIONS}
+    kind = questions[name].result
+    try:
+        return content if kind is Section else from_json(kind, content, name)
+    except ValueError as error:
+        raise UserError(f"{folder / RESULTS}: {error}") from error

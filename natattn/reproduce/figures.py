@@ -11,10 +11,11 @@ import numpy as np
 from natattn.analysis.pictures.figures import COLOURS, drawn
 from natattn.report.cells import estimate_text, half_width
 from natattn.report.section import Cell, Picture, Table, table
+from natattn.report.table import Finding
 from natattn.report.tables import NOT_MEASURED
 from natattn.reproduce.claims import Claim
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
-from natattn.reproduce.results import Finding, StudyResult, overall
+from natattn.reproduce.results import StudyResult, overall
 from natattn.statistics.paired import Verdict, bootstrap_interval
 from natattn.statistics.profiles import LARGEST_RATIO, performance_profile, profile_scores
 

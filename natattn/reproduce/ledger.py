@@ -8,8 +8,9 @@ from typing import get_args
 
 from natattn.analysis.differences import PAIRED_QUANTITIES
 from natattn.report.cells import half_width
+from natattn.report.table import Finding
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.results import Finding, StudyResult, overall
+from natattn.reproduce.results import StudyResult, overall
 from natattn.reproduce.study import Arm, ComparisonSettings, Metric, StudySettings, arms_of, placebos_of
 from natattn.statistics.paired import Difference, Verdict, differences_of, excludes_zero, verdict
 

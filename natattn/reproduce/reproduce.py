@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from natattn.analysis.kept_runs import RECORD
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.errors import UserError
 from natattn.report.section import Picture
+from natattn.report.table import Finding, StudyTable
 from natattn.report.tables import ledger_table, summary_table, write_tables
 from natattn.reproduce.analyses import (
     analysed,
@@ -27,7 +29,7 @@ from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.ledger import claims_of, judge
 from natattn.reproduce.plan import Plan, Trials
 from natattn.reproduce.report import write_report
-from natattn.reproduce.results import AnalysisResult, Finding, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 from natattn.reproduce.runner import launch
 from natattn.reproduce.study import ReproduceSettings, Request
 from natattn.reproduce.study_pictures import differences_picture, profile_picture

@@ -25,8 +25,9 @@ from natattn.config.messages import unknown_key
 from natattn.errors import UserError
 from natattn.report.cells import number_text
 from natattn.report.section import Picture, Table, table
+from natattn.report.table import Cell, Estimate, StudyTable
 from natattn.reproduce.report import write_report
-from natattn.reproduce.results import Cell, Estimate, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 from natattn.statistics.paired import mean
 
 FILE_NAME = "report.html"

@@ -221,7 +221,7 @@ def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
     was interrupted (and has saved a checkpoint).
     """
     from natattn.stacked.replicas import train_in_folders
-    from natattn.training.run import train
+    from natattn.training.train import train
 
     runs = settings.per_seed()
     if len(runs) > 1 and any((folder / CONFIG).exists() for folder in folders):

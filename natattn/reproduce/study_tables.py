@@ -10,9 +10,9 @@ from natattn.analysis.bands import series
 from natattn.analysis.differences import PAIRED_QUANTITIES, late_divergence
 from natattn.analysis.quantities import TASK_METRICS, task_metric
 from natattn.analysis.runs import ArmSummary, RunSummary
+from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.ledger import Comparison
 from natattn.reproduce.plan import Plan, Trials
-from natattn.reproduce.results import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.profiles import TimesToTarget, times_to_target
 from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 

@@ -1,4 +1,4 @@
-"""The arms of one name in runs that differ in their seed alone, trained as one computation."""
+"""Arms of runs that differ only in their seed, trained as one computation."""
 
 import contextlib
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from torch import Tensor
 from natattn.errors import UserError
 from natattn.stacked.model import StackedGPT2
 from natattn.stacked.optimizer import JointOptimizer
-from natattn.training.arms import Arm, StepResult, Stopwatch
+from natattn.training.arm import Arm, StepResult, Stopwatch
 
 
-class JointArm:
-    """One training step of several arms at once; each stays an ordinary arm, whose parameters are views of a stack.
+class StackedArm:
+    """Several arms that take their training steps at once; the parameters of each become views of stacked ones.
 
-    Every arm ends a step with the weights, optimizer state and statistics that its own ``train_step`` gives, to the
-    tolerance of floating-point sums. Only what trains is joint: evaluation and checkpoints are each arm's own.
+    A step leaves every arm with the weights, optimizer state and statistics that its own ``train_step`` gives, up to
+    rounding. Each arm is still evaluated and saved by itself.
 
     Args:
-        arms: alike but for seed and weights.
+        arms: equal except for seed and weights.
 
     Raises: UserError for a model that cannot be stacked.
     """
@@ -37,10 +37,10 @@ class JointArm:
             arm.optimizer_stopwatch = _Share(arm.optimizer_stopwatch, self._optimizer_stopwatch, len(arms))
 
     def train_step(self, slices: Sequence[Tensor], step: int, learning_rate_factor: float) -> list[StepResult]:
-        """One update of every arm; results in their order.
+        """Update every arm once; returns their results in order.
 
         Args:
-            slices: accumulation slices [S·slice, context + 1], the sequences of arm s from s·slice on.
+            slices: accumulation slices [S·slice, context + 1]; the sequences of arm s start at s·slice.
         """
         device = self.arms[0].device
         if device.type == "cuda":
@@ -62,20 +62,20 @@ class JointArm:
         return [StepResult(loss, norm) for loss, norm in zip(losses.unbind(), norms.unbind(), strict=True)]
 
     def release(self) -> None:
-        """Let the arms go on by themselves, or in another joint arm."""
+        """Make the arms independent again."""
         self.model.release()
         self.optimizer.release()
         for arm in self.arms:
             for name in ("stopwatch", "optimizer_stopwatch"):
-                own = Stopwatch(arm.device)
-                own.seconds = getattr(arm, name).read()
-                setattr(arm, name, own)
+                stopwatch = Stopwatch(arm.device)
+                stopwatch.seconds = getattr(arm, name).read()
+                setattr(arm, name, stopwatch)
 
     def _backward(self, slices: Sequence[Tensor], step: int) -> Tensor:
-        """Gradients of every stack; the mean loss of every arm, [S]."""
+        """Compute the gradient of every stack; returns the mean loss of every arm, [S]."""
         for arm in self.arms:
             if not arm.model.training:
-                arm.model.train()  # what its probe captures, it captures in training
+                arm.model.train()  # for probes that look at the mode
         total = torch.zeros(len(self.arms), device=self.arms[0].device)
         with contextlib.ExitStack() as observed:
             for arm in self.arms:
@@ -86,26 +86,26 @@ class JointArm:
         return total
 
     def _clip_gradients(self) -> Tensor:
-        """Clip every arm's gradient by its own norm; the norms before, [S]."""
+        """Clip every arm's gradient by its norm; returns the norms before clipping, [S]."""
         gradients = [stack.grad for stack in self.model.stacks.values() if stack.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
         norms_S: Tensor = torch.linalg.vector_norm(norms, dim=0)
         limit = self.arms[0].clip_norm
         if limit is not None:
-            factors_S = (limit / (norms_S + 1e-6)).clamp_max(1.0)  # as torch.nn.utils.clip_grad_norm_
+            factors_S = (limit / (norms_S + 1e-6)).clamp_max(1.0)  # the formula of torch.nn.utils.clip_grad_norm_
             for gradient in gradients:
                 gradient.mul_(factors_S.view(-1, *[1] * (gradient.ndim - 1)))
         return norms_S
 
 
 class _Share(Stopwatch):
-    """An arm's equal part of the time that its joint arm takes, on top of what it took before."""
+    """An arm's equal share of the time of its stacked arm, added to its earlier time."""
 
-    def __init__(self, before: Stopwatch, joint: Stopwatch, count: int) -> None:
+    def __init__(self, before: Stopwatch, total: Stopwatch, count: int) -> None:
         self.seconds = before.read()
-        self._joint = joint
+        self._total = total
         self._count = count
 
     def read(self) -> float:
-        """Total so far; waits for the GPU."""
-        return self.seconds + self._joint.read() / self._count
+        """Return the total so far; synchronizes with the GPU."""
+        return self.seconds + self._total.read() / self._count

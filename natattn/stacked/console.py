@@ -1,4 +1,4 @@
-"""One console for several runs that train together: it shows the means over their seeds."""
+"""One console for stacked seeds, which shows means over the seeds."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from natattn.tracking.console import Console
 
 
 class SeedMeans:
-    """A Tracker that every seed's run is given; ``show`` passes the means of what they have logged to the console.
+    """A Tracker that all seeds share; ``show`` sends the means of what they logged to the console.
 
-    A value that is not finite does not enter a mean. An arm is shown as diverged when it has in every seed.
+    Means are over finite values. An arm is shown as diverged when it has diverged in every seed.
 
     Args:
-        seeds: how many.
+        seeds: number of seeds.
     """
 
     def __init__(self, console: Console, seeds: int) -> None:
@@ -40,26 +40,26 @@ class SeedMeans:
             self._console.__exit__(kind, error, traceback)
 
     def log(self, records: Sequence[Record]) -> None:
-        """Takes one seed's records."""
+        """Collect records of one seed."""
         for record in records:
             self._collected.setdefault((record.step, record.arm, record.name), []).append(record)
 
     def flush(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
     def show(self) -> None:
-        """Pass on the means, once all seeds have logged what they have to say of a step."""
-        records = [mean for found in self._collected.values() if (mean := self._mean(found)) is not None]
+        """Send the means to the console; call it when all seeds have logged a step."""
+        records = [mean for group in self._collected.values() if (mean := self._mean(group)) is not None]
         self._collected.clear()
         if records:
             self._console.log(records)
 
-    def _mean(self, found: list[Record]) -> Record | None:
-        first = found[0]
+    def _mean(self, group: list[Record]) -> Record | None:
+        first = group[0]
         if first.name == DIVERGED:
-            self._diverged[first.arm] = self._diverged.get(first.arm, 0) + len(found)
+            self._diverged[first.arm] = self._diverged.get(first.arm, 0) + len(group)
             return first if self._diverged[first.arm] >= self._seeds else None
-        values = [record.value for record in found if math.isfinite(record.value)]
+        values = [record.value for record in group if math.isfinite(record.value)]
         if not values:
             return None
-        return first._replace(value=sum(values) / len(values), seconds=max(record.seconds for record in found))
+        return first._replace(value=sum(values) / len(values), seconds=max(record.seconds for record in group))

@@ -1,4 +1,4 @@
-"""Files and folders that are there wholly or not at all, also after a crash; and where the configuration lies."""
+"""Files and folders that are written atomically, also across a crash; and the location of the configuration."""
 
 import contextlib
 import errno
@@ -17,21 +17,22 @@ from typing import Any
 from natattn.errors import UserError
 
 CONFIG_NAME = "train"
-_STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is nobody's
-_WRITING, _RETIRED = ".writing-", ".retired-"  # before the names of folders that are not there yet, or no more
+_STALE_SECONDS = 24 * 3600  # after this time without a write, a temporary file belongs to no running process
+_WRITING, _RETIRED = ".writing-", ".retired-"  # prefixes of folders that are being written or removed
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-# How safetensors and tokenizers end their own exceptions, and shutil lists those of many files.
+# Error numbers in the messages of safetensors, tokenizers and shutil.
 _SYSTEM_ERROR = re.compile(r"(?:os error |Errno )(\d+)")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written; at the end it is synced and takes the place of `path`.
+    """Yield a temporary file next to `path`; on exit sync it and atomically replace `path` with it.
 
-    Whoever reads `path`, or writes it at the same time, sees one whole file. After an error nothing is left of the
-    temporary one. Raises OSError, naming `path`, where it cannot be written.
+    Concurrent readers and writers of `path` always see one complete file. After an error the temporary file is removed.
+
+    Raises: OSError, naming `path`, if it cannot be written.
     """
     _remove_stale(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -40,19 +41,19 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)  # the new name is on the disk too
+            sync(path.parent)  # makes the new name durable
     finally:
         _discard(temporary)
 
 
 def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # a disk that has become read-only keeps it; the first error is the one to tell
+    with contextlib.suppress(OSError):  # on a disk that became read-only; the first error is the one to report
         temporary.unlink()
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """As `replacing`, for a folder and all that is in it. Only one process may write it at a time."""
+    """Like `replacing`, for a folder and its contents. Only one process may write it at a time."""
     temporary = unfinished(path)
     try:
         with naming(path):
@@ -66,12 +67,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def unfinished(path: Path) -> Path:
-    """Where a folder is written before it takes the place of `path`; ``remove_unfinished`` finds it there."""
+    """Return the temporary name of a folder that will replace `path`; ``remove_unfinished`` removes such folders."""
     return path.with_name(_WRITING + path.name)
 
 
 def install_folder(temporary: Path, path: Path) -> None:
-    """Sync a folder that is written, and have it take the place of `path`."""
+    """Sync a finished folder and let it replace `path`."""
     for inner in [*temporary.rglob("*"), temporary]:
         sync(inner)
     retired = path.with_name(_RETIRED + path.name)
@@ -84,7 +85,7 @@ def install_folder(temporary: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder so that no half of it is ever there under its name."""
+    """Remove a folder so that a partial one never exists under its name."""
     retired = path.with_name(_RETIRED + path.name)
     shutil.rmtree(retired, ignore_errors=True)
     os.replace(path, retired)
@@ -92,7 +93,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left in a folder that no other process writes to now."""
+    """Remove the leftovers of killed processes from a folder that no other process is writing to."""
     for path in [*folder.glob(f"{_WRITING}*"), *folder.glob(f"{_RETIRED}*")]:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".*.tmp"):
@@ -102,18 +103,18 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What goes wrong with the disk inside is an OSError that names `path`, whatever library met it."""
+    """Re-raise any disk error inside the block as an OSError that names `path`."""
     try:
         yield
     except Exception as error:
         number = _number_of(error)
-        if number is None or not is_of_the_disk(OSError(number, "")) or not _lies_beside(path, error):
+        if number is None or not is_of_the_disk(OSError(number, "")) or not _concerns(path, error):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _lies_beside(path: Path, error: Exception) -> bool:
-    """Whether it is `path` that could not be written, and not another file that could not be read meanwhile."""
+def _concerns(path: Path, error: Exception) -> bool:
+    """Return whether the error is about writing `path` rather than about reading another file."""
     name = getattr(error, "filename", None)
     return not isinstance(name, str | Path) or Path(name).is_relative_to(path.parent)
 
@@ -126,19 +127,19 @@ def _number_of(error: Exception) -> int | None:
 
 
 def is_of_the_disk(error: OSError) -> bool:
-    """Whether a disk is full or may not be written to, which is for the user to mend."""
+    """Return whether the disk is full or not writable, which the user can fix."""
     return error.errno in _FULL | _FORBIDDEN
 
 
 def what_to_mend(error: OSError) -> str:
-    """What the user can do about an error of the disk."""
+    """Return what the user can do about a disk error."""
     return "free space" if error.errno in _FULL else "make it writable"
 
 
 def pretrained_source(path: str) -> tuple[str, dict[str, str]]:
-    """What transformers' ``from_pretrained`` is given for a path: a folder or hub name, and for a GGUF file its name.
+    """Return the arguments of ``from_pretrained`` for a path: a folder or hub name, and the name of a GGUF file.
 
-    A leading ~ is the user's home where that is there.
+    A leading ~ is expanded if the result exists.
     """
     expanded = os.path.expanduser(path)
     if expanded.lower().endswith(".gguf") and os.path.isfile(expanded):
@@ -147,19 +148,22 @@ def pretrained_source(path: str) -> tuple[str, dict[str, str]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON. Raises ValueError for a nan or an infinity, which strict JSON has no word for."""
+    """Write strict JSON atomically.
+
+    Raises: ValueError for nan and infinity.
+    """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what processes left that were killed while they wrote this file."""
+    """Remove temporary files of processes that were killed while writing this file."""
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
             if is_stale(temporary):
@@ -167,15 +171,15 @@ def _remove_stale(path: Path) -> None:
 
 
 def is_stale(temporary: Path) -> bool:
-    """Whether a temporary file has been left by a process that was killed."""
+    """Return whether a temporary file was left behind by a killed process."""
     try:
         return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
     except OSError:
-        return False  # just renamed
+        return False  # renamed in the meantime
 
 
 def sync(path: Path) -> None:
-    """Return when a file's content, or a folder's names, are on the disk."""
+    """Flush a file's content, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -185,12 +189,12 @@ def sync(path: Path) -> None:
 
 @cache
 def conf_folder() -> Path:
-    """Where the configuration lives: inside an installed package, else beside it in a checkout.
+    """Return the folder of the configuration: inside an installed package, or next to it in a checkout.
 
-    Raises: UserError where neither exists.
+    Raises: UserError if neither exists.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / f"{CONFIG_NAME}.yaml").is_file():
             return folder
-    raise UserError(f"{package}: the installation has no conf/ folder; install natattn again")
+    raise UserError(f"{package}: the installation has no conf/ folder. Reinstall natattn")

@@ -1,18 +1,18 @@
-"""What must never be shown or saved: passwords in addresses, and the secrets of this process's environment."""
+"""Redaction of passwords in URLs and of secrets in environment variables."""
 
 import os
 import re
 
 HIDDEN = "…"
-_PASSWORD_IN_ADDRESS = re.compile(r"(:/{1,2})[^/\s@'\"]+@")  # one slash is left where the address was taken for a path
+_PASSWORD_IN_ADDRESS = re.compile(r"(:/{1,2})[^/\s@'\"]+@")  # one slash remains if the URL was normalised as a path
 _NAME_OF_A_SECRET = re.compile(
     r"(^|_)(TOKEN|(API|ACCESS)?KEY|SECRET|PASS|PASSWORD|PASSWD|PAT|CREDENTIALS?)$", re.IGNORECASE
 )
-_SHORTEST = 16  # characters: a shorter value may stand in places that have nothing to do with it
+_SHORTEST = 16  # characters; a shorter value may occur by chance
 
 
 def secrets() -> dict[str, str]:
-    """{name: value} of the environment variables whose name says that they are secret: HF_TOKEN, WANDB_API_KEY, …"""
+    """Return {name: value} of environment variables with secret names: HF_TOKEN, WANDB_API_KEY, …"""
     return {
         name: value
         for name, value in os.environ.items()
@@ -21,30 +21,30 @@ def secrets() -> dict[str, str]:
 
 
 def redacted(text: str) -> str:
-    """The text without passwords in addresses and without values of secret environment variables."""
+    """Remove passwords in URLs and values of secret environment variables from a text."""
     for value in sorted(secrets().values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return _PASSWORD_IN_ADDRESS.sub(rf"\1{HIDDEN}@", text)
 
 
 def secret_in(text: str) -> str | None:
-    """What the text gives away, in words; None for nothing."""
+    """Describe the secret that a text contains; None if there is none."""
     for name, value in secrets().items():
         if value in text:
             return f"the value of ${name}"
-    return "a password in an address" if _PASSWORD_IN_ADDRESS.search(text) else None
+    return "a password in a URL" if _PASSWORD_IN_ADDRESS.search(text) else None
 
 
 def one_line(text: str) -> str:
-    """The text on one line, with what would move a terminal's cursor or turn its writing around made visible."""
+    """Escape everything in a text that is not printable, such as line breaks and control characters."""
     return "".join(letter if letter.isprintable() else _visible(letter) for letter in text)
 
 
 def _visible(letter: str) -> str:
-    """As Python writes it inside quotes; what cannot be printed at all (half a surrogate pair) too."""
+    """Escape a character like a Python string literal does."""
     return letter.encode("unicode_escape").decode("ascii")
 
 
 def _is_a_path(value: str) -> bool:
-    """SSH_KEY and its like may name the file of a secret, which is none itself."""
+    """Return whether the value is a path: SSH_KEY may name the file of a secret, which is not secret."""
     return value.startswith(("/", "~"))

@@ -76,7 +76,7 @@ class Task(Protocol):
     def examples(self, outputs: Any) -> Tensor:
         """What the model says of each example, [examples, anything]: what a check compares."""
 
-    def facts(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, Any]:
         """What run.json says of the data: its name, its fingerprint, and what a model knows that has learned little."""
 
     def save_beside(self, folder: Path) -> None:

@@ -152,7 +152,7 @@ class LanguageTask:
         logits: Tensor = outputs.logits
         return logits
 
-    def facts(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, Any]:
         """Sizes of the text, and what counting tokens would reach."""
         corpus = self.corpus
         tokens, vocab_size = corpus.validation.tokens, corpus.tokenizer.vocab_size

@@ -149,7 +149,7 @@ class MultimodalTask(ImageOptions):
         """Embeddings of both towers, [pairs, 2 · width]."""
         return torch.cat([outputs.image_embeds, outputs.text_embeds], -1)
 
-    def facts(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, Any]:
         """Numbers of pairs, and what a guess reaches."""
         validation = self.corpus.validation
         gallery = self.corpus.gallery or len(validation)

@@ -140,7 +140,7 @@ class VisionTask(ImageOptions):
         logits: Tensor = outputs.logits
         return logits
 
-    def facts(self) -> dict[str, Any]:
+    def data_summary(self) -> dict[str, Any]:
         """Numbers of images and classes, and what a guess by the classes' frequencies reaches."""
         train, validation = self.corpus.train, self.corpus.validation
         return {

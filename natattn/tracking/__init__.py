@@ -1,17 +1,17 @@
-"""Where a run's numbers go: the metrics file is the truth, wandb and the console show what it holds."""
+"""Trackers of a run: the metrics file, which everything else is made from, and its mirrors (wandb, console)."""
 
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-DIVERGED = "diverged"  # name of the record of an arm that trains no more; its value is the step
+DIVERGED = "diverged"  # record of an arm that has diverged; its value is the step
 
 
 class Record(NamedTuple):
     """One observation of a run.
 
-    `arm` is None for what belongs to the whole run. `seconds` is the wall time since the run started, accumulated over
-    resumes. That field, and every record whose name begins with `time/`, are clock readings: they differ between two
+    `arm` is None for observations of the whole run. `seconds` is the wall time since the run started, accumulated over
+    resumes. `seconds` and every record whose name begins with `time/` are clock readings: they differ between two
     runs that are otherwise equal to the bit.
     """
 
@@ -23,7 +23,7 @@ class Record(NamedTuple):
 
 
 class Tracker(Protocol):
-    """Takes records while it is open, as a context manager."""
+    """A context manager that receives records while it is open."""
 
     def __enter__(self) -> Self: ...
 
@@ -32,7 +32,7 @@ class Tracker(Protocol):
     ) -> None: ...
 
     def log(self, records: Sequence[Record]) -> None:
-        """Takes records; cheap enough to be called at every step."""
+        """Receive records; cheap enough to be called at every step."""
 
     def flush(self) -> None:
-        """Returns when what was logged would outlive this process, as far as the tracker promises that."""
+        """Make everything logged so far durable, as far as the tracker promises durability."""

@@ -1,4 +1,4 @@
-"""The metrics file of a run: one JSON object a line, appended while training and read back as columns."""
+"""The metrics file of a run: one JSON object per line, appended during training and read back as columns."""
 
 import contextlib
 import json
@@ -21,36 +21,35 @@ from natattn.tracking import Record
 
 FILE_NAME = "metrics.jsonl"
 
-# Strict JSON has no word for these, so they are written as strings.
+# Strict JSON cannot represent these, so they are written as strings.
 _NON_FINITE = {"nan", "inf", "-inf"}
 _FIELDS = itemgetter(*Record._fields)
 _LARGEST = 2**63
-# Read this many bytes of whole lines at a time: large enough for speed, small enough that a long file fits in memory.
+# Bytes of whole lines to read at a time: large enough for speed, small enough to bound the memory.
 _READ_BYTES = 1 << 22
 
 
 class NoMetricsFile:
-    """What the ranks that do not write have in place of a metrics file."""
+    """The metrics file of ranks that do not write."""
 
     def log(self, records: Sequence[Record]) -> None:
-        """The first rank writes them."""
+        """Do nothing: the first rank writes the records."""
 
     def flush(self) -> None:
-        """There is nothing to wait for."""
+        """Do nothing."""
 
     def position(self) -> int:
-        """Of a file that is not there."""
+        """Return 0."""
         return 0
 
 
 class MetricsFile:
-    """Appends records to a metrics file; a context manager.
+    """A context manager that appends records to a metrics file.
 
-    `truncate_at` is the `position()` that a checkpoint stored: what a killed run wrote after it is cut. Without it a
-    line that a killed run left unfinished is cut, so that what follows starts on a line of its own.
+    `truncate_at` is the `position()` stored in a checkpoint: everything that a killed run wrote after it is removed.
+    Without it only an incomplete last line is removed.
 
-    Raises ResourceError where the file cannot be written (a full disk), UserError where it is not the one that the
-    position belongs to.
+    Raises: ResourceError if the file cannot be written (a full disk), UserError if the position does not fit the file.
     """
 
     def __init__(self, path: Path, *, truncate_at: int | None = None) -> None:
@@ -74,20 +73,20 @@ class MetricsFile:
         try:
             self.flush()
         except UserError:
-            if error is None:  # else the first error is the one to tell
+            if error is None:  # otherwise report the first error
                 raise
         finally:
             self._close()
 
     def log(self, records: Sequence[Record]) -> None:
-        """Appends the records; they reach the disk with the next `flush`."""
+        """Append records; the next `flush` makes them durable."""
         try:
             self._open_file().write(b"".join(_encode(record) for record in records))
         except OSError as error:
             self._fail(error)
 
     def flush(self) -> None:
-        """Returns when everything logged so far is on the disk."""
+        """Write everything logged so far to the disk."""
         file = self._open_file()
         try:
             file.flush()
@@ -96,7 +95,7 @@ class MetricsFile:
             self._fail(error)
 
     def position(self) -> int:
-        """Flushes and returns the file's size in bytes: a checkpoint stores it, a resumed run cuts the file there."""
+        """Flush, and return the size in bytes, which a checkpoint stores and a resumed run truncates the file to."""
         self.flush()
         return self._open_file().tell()
 
@@ -108,7 +107,7 @@ class MetricsFile:
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(OSError):  # the buffered rest, which flush has reported
+            with contextlib.suppress(OSError):  # the unwritten buffer, which flush has reported
                 file.close()
 
     def _fail(self, error: OSError) -> NoReturn:
@@ -117,10 +116,10 @@ class MetricsFile:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The columns of a metrics file, all of one length, in the order of the file."""
+    """The columns of a metrics file, all of the same length, in the order of the file."""
 
     step: NDArray[np.int64]
-    arm: NDArray[np.object_]  # str, or None for what belongs to the whole run
+    arm: NDArray[np.object_]  # str, or None for records of the whole run
     name: NDArray[np.object_]
     value: NDArray[np.float64]
     seconds: NDArray[np.float64]
@@ -128,24 +127,24 @@ class Metrics:
     def select(
         self, *, arm: str | None, name: str
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Steps, values and seconds of one series; `arm=None` is the series of the whole run."""
-        # Object arrays compare element by element; `== None` is what finds the records without an arm.
+        """Return steps, values and seconds of one series; `arm=None` selects a series of the whole run."""
+        # Object arrays compare elementwise, so `== None` selects the records without an arm.
         chosen = (self.name == name) & (self.arm == arm)
         return self.step[chosen], self.value[chosen], self.seconds[chosen]
 
     def names(self) -> list[str]:
-        """The names that occur, sorted."""
+        """Return the distinct names, sorted."""
         return sorted(set(self.name))
 
     def arms(self) -> list[str]:
-        """The arms that occur, in order of appearance."""
+        """Return the distinct arms, in order of appearance."""
         return [arm for arm in dict.fromkeys(self.arm) if arm is not None]
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Reads a metrics file into columns. A last line that a killed run left unfinished is left out.
+    """Read a metrics file into columns, without an incomplete last line.
 
-    Raises UserError naming file and line where another line is not a metrics record, or the file cannot be read.
+    Raises: UserError naming file and line if another line is not a metrics record, or if the file cannot be read.
     """
     columns = _Columns()
     line_number = 1
@@ -162,7 +161,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 class _Columns:
-    """Grows the columns chunk by chunk, keeping one string object for each distinct arm and name."""
+    """Columns that grow in chunks, with one string object per distinct arm and name."""
 
     def __init__(self) -> None:
         self._chunks: list[tuple[Any, ...]] = []
@@ -182,7 +181,7 @@ class _Columns:
                 np.array(step, dtype=np.int64),
                 np.array([known.setdefault(each, each) for each in arm], dtype=object),
                 np.array([known.setdefault(each, each) for each in name], dtype=object),
-                np.array(value, dtype=np.float64),  # reads "nan", "inf" and "-inf" too
+                np.array(value, dtype=np.float64),  # also parses "nan", "inf" and "-inf"
                 np.array(seconds, dtype=np.float64),
             )
         )
@@ -214,16 +213,16 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _decode_lines(lines: list[bytes]) -> list[tuple[Any, ...]]:
-    """Decodes the lines as one JSON array: several times as quick as one by one."""
+    """Decode the lines as one JSON array, which is several times faster than line by line."""
     rows = [_FIELDS(each) for each in _DECODER.decode(f"[{b','.join(lines).decode()}]")]
     if len(rows) != len(lines) or not all(each[:1] == b"{" and each.rstrip()[-1:] == b"}" for each in lines):
-        raise ValueError("a line holds no record, or more than one, or a part of one")
+        raise ValueError("a line is not exactly one record")
     _check_rows(rows)
     return rows
 
 
 def _check_rows(rows: list[tuple[Any, ...]]) -> None:
-    """Raises ValueError where a field has another type than a record's."""
+    """Raise ValueError if a field has the wrong type."""
     for step, arm, name, value, seconds in rows:
         if type(step) is not int or not 0 <= step < _LARGEST or type(name) is not str:
             raise ValueError("step or name")
@@ -236,7 +235,7 @@ def _check_rows(rows: list[tuple[Any, ...]]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    # Not isinstance: a bool is none. An integer that no float can hold is none either.
+    # Not isinstance, which accepts bool. Integers beyond a float's exponent range are excluded too.
     return type(value) is float or (type(value) is int and abs(value) < _LARGEST)
 
 
@@ -254,30 +253,30 @@ def _broken_line(lines: list[bytes], path: Path, first_line: int) -> str:
             shown = line.decode(errors="replace").strip()
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
             return f"{path}:{number}: not a metrics record: {shown!r} (valid: {', '.join(Record._fields)} as JSON)"
-    raise AssertionError(f"{path}:{first_line}: every line is a record, but not all of them together")
+    raise AssertionError(f"{path}:{first_line}: all lines are records, but they cannot be decoded together")
 
 
 def check_position(path: Path, position: int) -> None:
-    """Raises UserError where the file is not the one that a checkpoint's `position` belongs to; nothing is changed."""
+    """Raise UserError if a checkpoint's `position` does not fit the file; change nothing."""
     try:
         if position:
             _end_of_valid_lines(path, position)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, of which the checkpoint has {position} bytes") from None
+        raise UserError(f"{path} is missing; the checkpoint refers to {position} bytes of it") from None
 
 
 def _end_of_valid_lines(path: Path, truncate_at: int | None) -> int:
-    """The size to cut the file to before appending."""
+    """Return the size to truncate the file to before appending."""
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         if truncate_at is None:
             return _after_last_newline(file, size)
         if truncate_at > size:
-            raise UserError(f"{path} has {size} bytes, fewer than the {truncate_at} of the checkpoint: it was changed")
+            raise UserError(f"{path} has {size} bytes, fewer than the checkpoint's {truncate_at}: it was changed")
         if truncate_at > 0:
             file.seek(truncate_at - 1)
             if file.read(1) != b"\n":
-                raise UserError(f"{path}: byte {truncate_at} of the checkpoint is inside a line: it was changed")
+                raise UserError(f"{path}: the checkpoint's position {truncate_at} is inside a line: it was changed")
         return truncate_at
 
 

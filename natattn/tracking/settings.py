@@ -1,4 +1,4 @@
-"""The settings of `tracker=offline|online|off`."""
+"""Settings of `tracker=offline|online|off`."""
 
 from typing import Annotated, Literal
 
@@ -10,8 +10,8 @@ from natattn.config.base import Settings
 class WandbSettings(Settings):
     """A mirror of the metrics file in Weights & Biases.
 
-    `group` null is the sweep's name, `name` null the run's; `timeout_seconds` bounds the wait for wandb to start, and
-    the wait for it to finish.
+    If null, `group` is the name of the sweep and `name` that of the run. `timeout_seconds` limits the wait for wandb to
+    start and the wait for it to finish.
     """
 
     kind: Literal["wandb"]
@@ -25,7 +25,7 @@ class WandbSettings(Settings):
 
 
 class OffSettings(Settings):
-    """No mirror: the metrics file alone."""
+    """No mirror: only the metrics file is written."""
 
     kind: Literal["off"]
 

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the metrics file: it may fail in any way, and training goes on."""
+"""Weights & Biases as a mirror of the metrics file. Training continues whatever happens to it."""
 
 import contextlib
 import json
@@ -16,16 +16,17 @@ from natattn.storage.redaction import one_line, redacted
 from natattn.tracking import Record
 from natattn.tracking.settings import WandbSettings
 
-# Batches that wandb has not taken yet. At about one a second, a full queue means that it hangs.
+# Batches waiting for wandb. At about one per second, a full queue means that wandb hangs.
 _QUEUE_LENGTH = 1000
 
 
 class WandbMirror:
-    """Sends records to wandb, which runs in a process of its own; a context manager and a Tracker.
+    """A Tracker that sends records to wandb in a separate process.
 
-    Metrics are named `<arm>/<name>`, over the column `step`. Files are in `<folder>/wandb`. A resumed run passes the
-    same `run_id`. No method raises or waits, but `__exit__`, which waits at most `settings.timeout_seconds`. At the
-    first failure `warn` is called with one line (default: standard error) and the mirror does nothing from then on.
+    Metrics are named `<arm>/<name>`, over the column `step`. Files are written to `<folder>/wandb`. A resumed run
+    passes the same `run_id`. No method raises or blocks, except that `__exit__` waits at most
+    `settings.timeout_seconds`. The first failure calls `warn` with one line (default: standard error) and disables the
+    mirror.
     """
 
     def __init__(
@@ -72,20 +73,20 @@ class WandbMirror:
             self._send({"finish": 0 if error is None else 1})
             if self._child is not None and (failure := self._child.wait(self._timeout)):
                 self._give_up(failure)
-        finally:  # whatever interrupts the wait
+        finally:  # also if the wait is interrupted
             self._stop()
 
     def log(self, records: Sequence[Record]) -> None:
-        """Mirrors the records: one wandb row for each step among them."""
+        """Send the records, as one wandb row per step."""
         if self._child is not None and records:
             self._send({"rows": _rows(records)})
 
     def summarise(self, summary: dict[str, Any]) -> None:
-        """Fills the summary that wandb's table of runs shows."""
+        """Set the summary that wandb's table of runs shows."""
         self._send({"summary": summary})
 
     def flush(self) -> None:
-        """Nothing to wait for: the metrics file is what must outlive the process."""
+        """Do nothing: only the metrics file has to be durable."""
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._child is None:
@@ -99,7 +100,7 @@ class WandbMirror:
 
     def _give_up(self, reason: str) -> None:
         self._stop()
-        self._warn(f"wandb {one_line(redacted(reason))}; training goes on, its numbers are in metrics.jsonl")
+        self._warn(f"wandb {one_line(redacted(reason))}; training continues; its metrics are in metrics.jsonl")
 
     def _stop(self) -> None:
         child, self._child = self._child, None
@@ -108,17 +109,17 @@ class WandbMirror:
 
 
 class _Child:
-    """The process and the two threads that talk with it, so that the training never waits for a pipe."""
+    """The process and two threads that communicate with it, so that training never waits for a pipe."""
 
     def __init__(self, environment: dict[str, str], start_within: float) -> None:
         self._process = subprocess.Popen(
-            # -P: the script's own folder, which has a wandb.py too, stays off the import path.
+            # -P keeps the script's folder, which contains a wandb.py, off the import path.
             [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the training alone
+            start_new_session=True,  # Ctrl-C must reach only the training process
         )
         self._messages: queue.Queue[str | None] = queue.Queue(_QUEUE_LENGTH)
         self._started = threading.Event()
@@ -130,7 +131,7 @@ class _Child:
             thread.start()
 
     def send(self, line: str) -> str | None:
-        """Queues one message; returns what is wrong if it cannot be taken."""
+        """Queue one message; return what is wrong if the queue is full."""
         try:
             self._messages.put_nowait(line)
         except queue.Full:
@@ -138,22 +139,22 @@ class _Child:
         return None
 
     def failure(self) -> str | None:
-        """What went wrong so far."""
+        """Return what has gone wrong so far."""
         return self._failure
 
     def wait(self, seconds: float) -> str | None:
-        """Waits until the process has finished the run; returns what went wrong."""
+        """Wait until the process has finished the run; return what went wrong."""
         if not self._ended.wait(seconds):
             return f"did not finish within {seconds:g} s"
         return self._failure
 
     def stop(self) -> None:
-        """Ends the process whatever it does, and reaps it."""
+        """Kill and reap the process."""
         self._late.cancel()
         self._process.kill()
-        with contextlib.suppress(queue.Full):  # then the writer is at the pipe, which has just broken
+        with contextlib.suppress(queue.Full):  # then the writer is at the broken pipe and ends by itself
             self._messages.put_nowait(None)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel, as on a dead network disk
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel, for example on a dead network disk
             self._process.wait(timeout=1.0)
 
     def _give_up_start(self, seconds: float) -> None:
@@ -168,7 +169,7 @@ class _Child:
     def _write(self) -> None:
         pipe = self._process.stdin
         assert pipe is not None
-        with contextlib.suppress(OSError), pipe:  # an error: the process is gone, and the reader knows why
+        with contextlib.suppress(OSError), pipe:  # on an error the process has ended, and the reader reports it
             while (line := self._messages.get()) is not None:
                 pipe.write(line.encode() + b"\n")
                 pipe.flush()
@@ -176,7 +177,7 @@ class _Child:
     def _read(self) -> None:
         pipe = self._process.stdout
         assert pipe is not None
-        with contextlib.suppress(OSError, ValueError), pipe:  # ValueError: half a line, as the process was killed
+        with contextlib.suppress(OSError, ValueError), pipe:  # ValueError: an incomplete line of a killed process
             for line in pipe:
                 answer = json.loads(line)
                 if answer["state"] == "started":
@@ -203,7 +204,7 @@ def _plain(value: Any) -> float | str:
 
 def _environment(mode: str) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    if mode == "offline":  # the key is of no use there, and what is not there cannot be written anywhere
+    if mode == "offline":  # the key is not needed offline, and cannot be written anywhere if it is absent
         environment.pop("WANDB_API_KEY", None)
     return environment | {"WANDB_ERROR_REPORTING": "false"}
 

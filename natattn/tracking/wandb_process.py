@@ -1,10 +1,10 @@
-"""The process that owns wandb: reads messages on its standard input, answers with states on its standard output.
+"""The process that runs wandb: it reads messages on standard input and writes states to standard output.
 
-wandb starts threads and a service, patches `sys.exit`, and raises at exit when its service is gone; when the service
-hangs, it hangs. In a process of its own none of that can reach the training, which can stop this one at any time.
+wandb starts threads and a service, patches `sys.exit`, and raises at exit if its service is gone. If the service hangs,
+wandb blocks the exit of its interpreter (seen with wandb 0.31). A separate process can be killed instead.
 
-Run as a script by `natattn.tracking.wandb`; imports nothing of natattn, so that a path is enough to find it.
-One JSON object a line.
+Run as a script by `natattn.tracking.wandb`; imports nothing from natattn, so that a path suffices to find it.
+One JSON object per line.
 In: `{"start": {...}}`, then `{"rows": [...]}` and `{"summary": {...}}`, then `{"finish": exit_code}`.
 Out: `{"state": "started"}`, `{"state": "finished"}` or `{"state": "failed", "reason": "..."}`.
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-# wandb's service logs a failed write and goes on as if nothing was, so the disk is tried from here.
+# wandb's service logs a failed write and continues, so the disk is tested from here.
 PROBE_BYTES = 1 << 16
 PROBE_EVERY_SECONDS = 5.0
 
@@ -26,23 +26,23 @@ def main() -> None:
     messages, states = _private_pipes()
 
     def tell(**state: str) -> None:
-        with contextlib.suppress(OSError):  # a training that was killed still gets its run finished
+        with contextlib.suppress(OSError):  # if training was killed, still finish its run
             print(json.dumps(state), file=states, flush=True)
 
-    # wandb makes folders when it is imported, and leaves it to its exit hooks to remove them.
+    # wandb creates folders on import and removes them only in its exit hooks.
     with tempfile.TemporaryDirectory(prefix="natattn_wandb_", ignore_cleanup_errors=True) as tempfile.tempdir:
         try:
             _mirror(messages, tell)
             outcome = {"state": "finished"}
-        except BaseException as error:  # wandb's login failure is a SystemExit in some versions
+        except BaseException as error:  # a failed login is a SystemExit in some releases of wandb
             outcome = {"state": "failed", "reason": _one_line(error)}
     tell(**outcome)
-    # wandb's own exit hooks wait for a service that may be gone; it notices by itself that this process ended.
+    # wandb's exit hooks wait for a service that may be gone; the service notices the end of this process by itself.
     os._exit(0)
 
 
 def _private_pipes() -> tuple[TextIO, TextIO]:
-    """Takes standard input and output away from wandb, its service and whatever they print."""
+    """Duplicate standard input and output and point the originals, which wandb may use, to the null device."""
     messages = os.fdopen(os.dup(0), "r", encoding="utf-8")
     states = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -57,7 +57,7 @@ def _mirror(messages: TextIO, tell: Any) -> None:
     _probe(folder)
     tell(state="started")
     next_probe = time.monotonic() + PROBE_EVERY_SECONDS
-    exit_code = 1  # of a training that ends without a word
+    exit_code = 1  # if training ends without a message
     for line in messages:
         message = json.loads(line)
         if "finish" in message:
@@ -92,7 +92,7 @@ def _start(start: dict[str, Any]) -> Any:
         x_save_requirements=False,
     )
     run = wandb.init(settings=settings, **start)
-    # Arms and resumed parts may log the same step again: `step` is a column here, not wandb's own counter.
+    # Arms and resumed runs log the same step again, so `step` is a column instead of wandb's own counter.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
@@ -101,12 +101,12 @@ def _start(start: dict[str, Any]) -> Any:
 def _end_service() -> None:
     import wandb
 
-    # Ends the service and reaps it: in a container without an init process it would stay a zombie.
+    # End and reap the service: in a container without an init process it would remain a zombie.
     wandb.teardown()
 
 
 def _probe(folder: Path) -> None:
-    """Raises OSError where the run's folder takes no more data (full disk, quota, read-only, gone)."""
+    """Raise OSError if the run's folder cannot be written to (full disk, quota, read-only, removed)."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(PROBE_BYTES))
         file.flush()

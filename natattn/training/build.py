@@ -1,7 +1,6 @@
-"""Settings → a task, and its arms: same initial weights, each with its attention type, probe and optimizer."""
+"""From settings to the task and its arms."""
 
 import contextlib
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from natattn.attention.probe import AttentionProbe
 from natattn.data.images import prepare_images, prepare_pairs
+from natattn.distributed.ddp import Forward, WithoutSync, replicate
 from natattn.distributed.ranks import Ranks, full
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
@@ -20,18 +20,18 @@ from natattn.tasks.base import Task
 from natattn.tasks.language import LanguageTask, prepare_text
 from natattn.tasks.multimodal import MultimodalSettings, MultimodalTask
 from natattn.tasks.vision import VisionSettings, VisionTask
-from natattn.training.arms import Arm
-from natattn.training.distributed import SharedForward, shard, shared_forward
+from natattn.training.arm import Arm
 from natattn.training.settings import REFERENCE, RunSettings
 
 
 def open_task(settings: RunSettings, *, progress: bool = True) -> Task:
-    """The task of a run with its data prepared; ``settings`` have been checked.
+    """Prepare the data of a run and return its task.
 
     Args:
-        progress: a bar on standard error for what takes long, where that is a terminal.
+        settings: checked before.
+        progress: show progress bars on standard error if it is a terminal.
 
-    Raises: UserError for all that is wrong with the data, or does not fit the model.
+    Raises: UserError for data that is missing, damaged or does not fit the model.
     """
     data: Any = settings.data
     shared: Any = {
@@ -57,7 +57,7 @@ def open_task(settings: RunSettings, *, progress: bool = True) -> Task:
 
 
 def build_arms(settings: RunSettings, task: Task, ranks: Ranks | None = None) -> list[Arm]:
-    """The reference (where there is one) and the candidate, from the same initial weights."""
+    """Build the reference, if there is one, and the candidate, with the same initial weights."""
     ranks = ranks or Ranks()
     softmax = SoftmaxAttention(kind="softmax")
     reference = settings.model.model_copy(update={"name": REFERENCE, "attention": softmax})
@@ -76,21 +76,11 @@ def build_arms(settings: RunSettings, task: Task, ranks: Ranks | None = None) ->
         if settings.train.activation_checkpointing:
             _checkpoint_activations(model)
         if _is_sharded(settings, ranks):
+            from natattn.distributed.fsdp import shard
+
             shard(model, settings.device, ranks)
         arms.append(_build_arm(name, model, task, model_settings, optim, settings, ranks))
     return arms
-
-
-def _checkpoint_activations(model: Any) -> None:
-    """Keep no more of a block than its input, and compute the rest again in the backward pass.
-
-    Raises: UserError for a model that cannot.
-    """
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise UserError(f"train.activation_checkpointing=true: {type(model).__name__} has none; valid: false")
-    # Older releases of transformers know the second name alone, newer ones warn of it.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def _initial_model(model: ModelSettings, settings: RunSettings, task: Task) -> torch.nn.Module:
@@ -103,12 +93,12 @@ def _is_sharded(settings: RunSettings, ranks: Ranks) -> bool:
 
 
 def load_weights(model: torch.nn.Module, source: torch.nn.Module) -> None:
-    """Copy the weights of another model of the same architecture, which the ranks may hold in parts."""
+    """Copy the weights of another model of the same architecture, which may be sharded."""
     model.load_state_dict({name: full(tensor) for name, tensor in source.state_dict().items()})
 
 
-def whole_model(arm: Arm, settings: RunSettings, step: int) -> Any:
-    """The arm's model in one piece, as of ``step``: itself, or a copy on the CPU where the ranks hold parts of it."""
+def full_model(arm: Arm, settings: RunSettings, step: int) -> Any:
+    """Return the arm's model at ``step``, or a copy on the CPU if its weights are sharded."""
     if not _is_sharded(settings, arm.ranks):
         return arm.model
     model_settings = settings.model
@@ -132,19 +122,28 @@ def _build_arm(
     settings: RunSettings,
     ranks: Ranks,
 ) -> Arm:
-    device = settings.device
-    attention = model_settings.attention
+    device, attention, clip_energy = settings.device, model_settings.attention, settings.stabilisers.qk_clip
     probe: AttentionProbe | None = None
     statistics: Statistics | None = None
-    with _fitting(optim):
+    try:
         if optim.needs_statistics and isinstance(attention, PublishedAttention):
             statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
         else:
-            statistics = probe = _build_probe(model, settings, optim, ranks)
+            clipping = ("maximum",) if clip_energy is not None else ()  # QK-clip needs the exact maximum
+            statistics = probe = optim.build_probe(
+                model,
+                quantities=clipping,
+                exact=clipping,
+                ranks=ranks,
+                row_count=settings.probe.row_count,
+                every=settings.probe.every,
+                seed=settings.seed,
+            )
         scaled = optim.scaled(settings.task.learning_rate_scale)
         optimizer = scaled.build(model, statistics, seed=settings.seed, ranks=ranks)
-    in_bfloat16 = partial(torch.autocast, device.type, dtype=torch.bfloat16)
-    shared = shared_forward(model, settings.train.parallel, device) if ranks.size > 1 else SharedForward(model)
+    except ValueError as error:
+        raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
+    forward, without_sync = _forward(model, settings, ranks)
     return Arm(
         name=name,
         model=model,
@@ -153,36 +152,36 @@ def _build_arm(
         probe=probe,
         device=device,
         seed=settings.seed,
-        autocast=in_bfloat16 if settings.precision.kind == "bf16" else contextlib.nullcontext,
+        autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16)
+        if settings.precision.kind == "bf16"
+        else contextlib.nullcontext,
         clip_norm=settings.train.clip_norm,
         ranks=ranks,
-        forward=torch.compile(shared.call) if settings.train.compile else shared.call,
-        without_sync=shared.without_sync,
+        forward=torch.compile(forward) if settings.train.compile else forward,
+        without_sync=without_sync,
         tempered=attention if isinstance(attention, TemperedAttention) else None,
-        clip_energy=settings.stabilisers.qk_clip,
+        clip_energy=clip_energy,
     )
 
 
-def _build_probe(
-    model: torch.nn.Module, settings: RunSettings, optim: OptimSettings, ranks: Ranks
-) -> AttentionProbe | None:
-    """What the optimizer reads; for QK-clip the exact maximum of every step."""
-    clipping = ("maximum",) if settings.stabilisers.qk_clip is not None else ()
-    return optim.build_probe(
-        model,
-        quantities=clipping,
-        exact=clipping,
-        ranks=ranks,
-        row_count=settings.probe.row_count,
-        every=settings.probe.every,
-        seed=settings.seed,
-    )
+def _forward(model: torch.nn.Module, settings: RunSettings, ranks: Ranks) -> tuple[Forward, WithoutSync]:
+    """Return what training calls in place of the model, and the context in which its backward does not communicate."""
+    if ranks.size == 1:
+        return model, contextlib.nullcontext
+    if _is_sharded(settings, ranks):
+        from natattn.distributed.fsdp import without_sync
+
+        return model, partial(without_sync, model)
+    return replicate(model, settings.device)
 
 
-@contextlib.contextmanager
-def _fitting(optim: OptimSettings) -> Iterator[None]:
-    """Around what an optimizer asks of a model. Raises: UserError for the ValueError that says what the model lacks."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"optim={optim.name}: does not fit this model: {error}") from error
+def _checkpoint_activations(model: Any) -> None:
+    """Store only the input of each block and recompute the rest in the backward pass.
+
+    Raises: UserError for a model that does not support it.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(f"train.activation_checkpointing=true: not supported by {type(model).__name__}; valid: false")
+    # Older releases of transformers have only the second name; newer ones deprecate it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""Evaluation: the task's metrics over a whole split, attention on a fixed probe batch, and what training has cost."""
+"""Evaluation of an arm: the task's metrics over a split, attention on a fixed probe batch, and the cost of training."""
 
 import resource
 import sys
@@ -13,28 +13,29 @@ from natattn.attention.probe import AttentionProbe
 from natattn.attention.site import AttentionSite
 from natattn.models.unpacked import one_sequence_per_row
 from natattn.tasks.base import HeldOut
-from natattn.training.arms import Arm
+from natattn.training.arm import Arm
 
 PROBE_QUANTITIES = ("mean_absolute_energy", "maximum", "entropy", "heat_capacity")
-COMPARED_ROWS = 16  # of each sequence, whose patterns are compared from one evaluation to the next
+COMPARED_ROWS = 16  # rows of each sequence whose attention patterns are compared between evaluations
 
 
 @torch.no_grad()
 def split_metrics(arm: Arm, split: HeldOut, *, batch_size: int) -> dict[str, float]:
-    """The task's metrics over a whole split by name, ``loss`` (nats per its unit) the first."""
+    """Return the task's metrics over a whole split as ``<split>/<name>``; ``loss`` (nats per unit) comes first."""
     arm.model.eval()
     with one_sequence_per_row():
-        return arm.task.evaluate(
+        metrics = arm.task.evaluate(
             arm.model, split, autocast=arm.autocast, batch_size=batch_size, device=arm.device, ranks=arm.ranks
         )
+    return {f"{split}/{name}": value for name, value in metrics.items()}
 
 
 @torch.no_grad()
 def attention_metrics(arm: Arm, probe_inputs: dict[str, Any]) -> dict[str, float]:
-    """Mean |E|, largest E, mean entropy (nats) and heat capacity of every layer, over fixed inputs of the model.
+    """Return mean |E|, largest E, mean entropy (nats) and heat capacity of every layer on fixed inputs of the model.
 
-    ``pattern_divergence`` is the mean Jensen–Shannon divergence, in nats, of some rows' patterns from those of the
-    arm's last evaluation, which are replaced by them. Any model can be observed so, whether or not it is in training.
+    ``pattern_divergence`` is the mean Jensen–Shannon divergence (nats) between the attention patterns of some rows and
+    those at the arm's last evaluation, which this call replaces.
     """
     arm.model.eval()
     metrics = {}
@@ -63,15 +64,11 @@ def attention_metrics(arm: Arm, probe_inputs: dict[str, Any]) -> dict[str, float
     return metrics
 
 
-def optimizer_metrics(arm: Arm, step: int) -> dict[str, float]:
-    """What the arm's optimizer has measured of its last step; nothing before the first."""
-    return {f"optim/{name}": value for name, value in arm.optimizer.metrics().items()} if step else {}
-
-
-def clock_metrics(arm: Arm, step: int) -> dict[str, float]:
-    """Seconds of the arm's training steps, the task's units per second, the optimizer's share; most bytes of a GPU."""
+def cost_metrics(arm: Arm, step: int) -> dict[str, float]:
+    """Return what the optimizer measured in its last step, seconds of training, units per second and GPU memory."""
+    metrics = {f"optim/{name}": value for name, value in arm.optimizer.metrics().items()} if step else {}
     seconds = arm.stopwatch.read()
-    metrics = {"time/train_seconds": seconds}
+    metrics["time/train_seconds"] = seconds
     if step and seconds:
         metrics[f"time/{arm.task.unit}s_per_second"] = step * arm.task.units_per_step / seconds
         metrics["time/optimizer_share"] = arm.optimizer_stopwatch.read() / seconds
@@ -81,6 +78,6 @@ def clock_metrics(arm: Arm, step: int) -> dict[str, float]:
 
 
 def process_peak_memory() -> float:
-    """Largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,4 +1,4 @@
-"""Checks made before a run trains: no look into the future, labels shifted once, examples apart from each other."""
+"""Checks before training: causality, labels shifted once, independent examples, a batch that the ranks can share."""
 
 import math
 
@@ -6,20 +6,50 @@ import torch
 from torch import Tensor
 
 from natattn.config.base import Settings
+from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
 from natattn.models.attention_types import PublishedAttention
 from natattn.tasks.base import BatchSlice, to_device
 from natattn.tasks.language import LanguageTask
-from natattn.training.arms import Arm
+from natattn.training.arm import Arm
+from natattn.training.settings import RunSettings
 
-TOLERANCE = 1e-4  # of a logit's change, in units of the logits' standard deviation; of an oracle's loss, in nats
-BATCH_TOLERANCE = 1e-2  # as the first; a GPU's convolutions round to TF32, in another order for another batch
+TOLERANCE = 1e-4  # change of a logit, in standard deviations of the logits; or loss of an oracle, in nats
+BATCH_TOLERANCE = 1e-2  # larger, because a GPU's TF32 convolutions sum in another order for another batch size
+
+
+def check_ranks(settings: RunSettings, ranks: Ranks) -> None:
+    """Check that the run can be distributed over the ranks and the batch divided equally.
+
+    Raises: UserError naming the key.
+    """
+    if ranks.size == 1:
+        return
+    batch_size, accumulation_steps = settings.train.batch_size, settings.train.accumulation_steps
+    if settings.task.kind == "multimodal":
+        raise UserError(
+            "task=multimodal: the loss compares every pair with all others of its batch, which a rank does not see; "
+            "run it without torchrun"
+        )
+    if isinstance(settings.model.attention, PublishedAttention):
+        raise UserError(
+            f"model={settings.model.name}: each rank would measure its own energies; run it without torchrun"
+        )
+    if settings.train.device.startswith("cuda:"):
+        raise UserError(f"train.device={settings.train.device}: each rank needs its own GPU; valid: auto, cuda, cpu")
+    if settings.train.parallel == "fsdp" and settings.stabilisers.qk_clip is not None:
+        raise UserError("stabilisers.qk_clip: needs unsharded query and key weights; valid: train.parallel=ddp")
+    if batch_size % (ranks.size * accumulation_steps):
+        raise UserError(
+            f"train.batch_size={batch_size}: cannot be divided equally among {ranks.size} ranks × "
+            f"{accumulation_steps} accumulation steps; valid: a multiple of {ranks.size * accumulation_steps}"
+        )
 
 
 def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
-    """Check every arm before it trains; the names of the arms that read later tokens, which only model=published may.
+    """Check every arm, and return the names of the arms that read later tokens.
 
-    That model's labels may be shifted twice as well, as its author's were.
+    Only model=published may do that, and may shift its labels twice.
 
     Raises: UserError for any other model.
     """
@@ -39,32 +69,32 @@ def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
 
 @torch.no_grad()
 def check_independence(arm: Arm) -> None:
-    """Refuse an arm that says something else of an example when others are in its batch: it could tell them apart.
+    """Check that an arm's output for an example does not depend on the rest of the batch.
 
     Raises: UserError naming the arm.
     """
     arm.model.eval()
     inputs = arm.task.probe_inputs(arm.device)
-    if len(next(iter(inputs.values()))) < 2:  # one example held out: those that are trained on show it as well
+    if len(next(iter(inputs.values()))) < 2:  # a single example is held out: check training examples
         inputs = arm.task.inputs(to_device(arm.task.batch(0, BatchSlice()), arm.device))
     alone = {name: value[:1] for name, value in inputs.items()}
-    together, single = (arm.task.examples(arm.model(**each))[:1].float() for each in (inputs, alone))
+    together, single = (arm.task.examples(arm.model(**batch))[:1].float() for batch in (inputs, alone))
     if not bool(single.isfinite().all()):
-        raise UserError(f"arm {arm.name}: its outputs are not finite before the first step; are its weights?")
+        raise UserError(f"arm {arm.name}: its outputs are not finite before the first step; check its weights")
     change = float((together - single).abs().max()) / max(float(single.std()), 1e-30)
     if not change <= BATCH_TOLERANCE:
         raise UserError(
-            f"arm {arm.name}: its output for an example moves by {change:.2g} standard deviations with the rest of the "
-            "batch; examples must not see each other"
+            f"arm {arm.name}: its output for an example changes by {change:.2g} standard deviations with the rest of "
+            "the batch; examples must be independent"
         )
 
 
 @torch.no_grad()
 def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
-    """Largest change of any logit before position t when the token at t changes, for t in the middle and at the end.
+    """Return the largest change of any logit before position t when the token at t changes.
 
-    In units of the standard deviation of the logits, so that a small initialisation hides nothing; nan where a logit is
-    not finite.
+    t is in the middle and at the end. The unit is the standard deviation of the logits, so that a small initialisation
+    does not hide a leak; nan if a logit is not finite.
     """
     arm.model.eval()
     generator = torch.Generator().manual_seed(0)
@@ -81,26 +111,24 @@ def causality_leak(arm: Arm, context: int, vocab_size: int) -> float:
 
 
 def check_causality(arm: Arm, context: int, vocab_size: int) -> None:
-    """Refuse an arm whose logits depend on later tokens.
+    """Check that logits do not depend on later tokens.
 
     Raises: UserError naming the arm and the size of the leak.
     """
     leak = causality_leak(arm, context, vocab_size)
     if not math.isfinite(leak):
-        raise UserError(f"arm {arm.name}: its logits are not finite before the first step; are its weights?")
+        raise UserError(f"arm {arm.name}: its logits are not finite before the first step; check its weights")
     if leak > TOLERANCE:
         raise UserError(
-            f"arm {arm.name}: a logit moves by {leak:.2g} standard deviations when a later token changes; "
+            f"arm {arm.name}: a logit changes by {leak:.2g} standard deviations when a later token changes; "
             "the model is not causal"
         )
 
 
 def check_label_shift(arm: Arm, vocab_size: int) -> None:
-    """Refuse a loss whose label at position t is not token t + 1.
+    """Check that the label at position t is token t + 1: an oracle that knows the next token must have no loss.
 
-    A stand-in model that knows the next token must have (almost) no loss.
-
-    Raises: UserError.
+    Raises: UserError naming the arm.
     """
     tokens = torch.arange(8)[None] % vocab_size
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at the next step instead of in the middle of one."""
+"""SIGINT and SIGTERM end a run at the next step, not in the middle of one."""
 
 import contextlib
 import signal
@@ -11,15 +11,15 @@ from natattn.training.signals import remember
 
 
 class BrokenOffError(BaseException):
-    """A signal has ended work that can be thrown away. No library may take it for an error of its own."""
+    """A signal aborted work that can be repeated. Not an Exception, so that no library handles it as an error."""
 
 
 class Interruption:
-    """While open, the first SIGINT or SIGTERM is remembered; a second SIGINT interrupts at once, a SIGTERM never does.
+    """Context that records the first SIGINT or SIGTERM; a second SIGINT raises KeyboardInterrupt.
 
     Attributes:
-        signal: number of the signal received, None so far.
-        received: the same of this process, where several have to agree first.
+        signal: number of the signal that ends the run, None so far. Of several ranks: the one that all agreed on.
+        received: number of the signal that this process received.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python allows signal handlers in the main thread only; elsewhere the run just cannot be interrupted softly.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)
@@ -55,11 +55,11 @@ class Interruption:
 
     @contextlib.contextmanager
     def breakable(self) -> Iterator[None]:
-        """Around what may take long and changes nothing that is saved: a signal ends it at once.
+        """Let a signal abort the block, which must change nothing that is saved.
 
-        Where several processes have to agree first, it goes on to its end.
+        Has no effect if several ranks have to agree on ending.
 
-        Raises: BrokenOffError, also where a signal has come before.
+        Raises: BrokenOffError, also at once if a signal was received before.
         """
         if self._agreeing:
             yield
@@ -73,11 +73,11 @@ class Interruption:
             self._breakable = False
 
     def hold(self) -> None:
-        """Wait with what was received until the other processes have been asked."""
+        """Set a received signal aside until the ranks agree."""
         self._agreeing = True
         self.signal = None
 
     def agree(self, received: list[int | None]) -> None:
-        """Take what any of the processes has received for one's own."""
+        """End the run if any rank received a signal."""
         self._agreeing = True
         self.signal = max((number for number in received if number is not None), default=None)

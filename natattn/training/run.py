@@ -1,251 +1,266 @@
-"""One run from typed settings to a finished folder: data, arms, guards, loop, exported models."""
+"""A run in training: its arms, how far they are, and where their metrics go."""
 
 import contextlib
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from natattn.attention.attach import fold_temperature
-from natattn.config.messages import first_line
-from natattn.distributed.ranks import Ranks
-from natattn.errors import UserError
-from natattn.models.gpt2 import check_init, without_progress_bars
-from natattn.storage.atomic import remove_unfinished, replacing_folder, write_json
-from natattn.storage.documents import whole_number
-from natattn.tracking import Tracker
-from natattn.tracking.console import Console
-from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile, check_position
+from natattn.storage.atomic import write_json
+from natattn.tasks.base import Batch, BatchSlice, to_device
+from natattn.tracking import DIVERGED, Record, Tracker
+from natattn.tracking.metrics_file import FILE_NAME, MetricsFile, NoMetricsFile
 from natattn.tracking.settings import WandbSettings
 from natattn.tracking.wandb import WandbMirror
 from natattn.training import run_folder
-from natattn.training.arm_state import read_arm
-from natattn.training.arms import Arm
-from natattn.training.build import build_arms, open_task, whole_model
-from natattn.training.checkpoint import checkpoint_name, load_newest
-from natattn.training.determinism import deterministic
-from natattn.training.distributed import check_ranks, on_first
+from natattn.training.arm import Arm, StepResult, identical
+from natattn.training.checkpoint import Progress, save_checkpoint
 from natattn.training.environment import write_environment
-from natattn.training.facts import check_repeated_data, finish_facts, resumed_facts, run_facts
-from natattn.training.guards import check_guards
-from natattn.training.interruption import Interruption
-from natattn.training.loop import Loop
-from natattn.training.progress import Outcome, Progress, status_in
+from natattn.training.evaluate import attention_metrics, cost_metrics, process_peak_memory, split_metrics
+from natattn.training.interruption import BrokenOffError, Interruption
+from natattn.training.resource_errors import advice_for_evaluation, advice_for_step, explain_out_of_memory
 from natattn.training.settings import RunSettings
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended: its outcome, and the number of the signal that interrupted it."""
+class Run:
+    """A run in training.
 
-    outcome: Outcome
-    signal: int | None = None
+    Step s is the state after s updates: ``train/loss`` at step s is the loss of batch s with those weights, and
+    ``validation/loss`` at step s is measured before update s.
 
-
-def train(settings: RunSettings, folder: Path, *, group: str | None = None, ranks: Ranks | None = None) -> RunResult:
-    """Train (or resume) the run of ``settings`` in ``folder``.
-
-    Args:
-        group: name of the sweep that the run belongs to.
-        ranks: the processes that train it together, which all call this with the same arguments.
-
-    Raises: UserError for whatever the user can mend; then a new folder holds nothing of ours.
+    Attributes:
+        arms: the reference first if there is one, the candidate last.
+        record: content of run.json.
+        warn: shows a warning.
+        identical: whether the two arms had equal weights at the last evaluation.
+        losses: validation losses at the last evaluation, by arm.
+        advice: settings with which a step needs less memory.
     """
-    settings.check()
-    ranks = ranks or Ranks()
-    check_ranks(settings, ranks)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(deterministic(settings.train.deterministic, settings.device))
-        on_first(ranks, lambda: _begin(stack, settings, folder, ranks))
-        task = open_task(settings)
-        arms = build_arms(settings, task, ranks)
-        leaky = check_guards(arms, attention=settings.model.attention)
-        facts = {**run_facts(settings, arms, group), "leaky": leaky}
-        if settings.resume is not None:
-            facts = resumed_facts(facts, run_folder.read_run(folder))
-        if settings.repeat is not None:
-            check_repeated_data(facts, run_folder.read_run(Path(settings.repeat)), settings.repeat)
-        return _train(settings, folder, arms, facts)
 
+    def __init__(
+        self, settings: RunSettings, folder: Path, arms: list[Arm], record: dict[str, Any], progress: Progress
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.arms = arms
+        self.record = record
+        self.progress = progress
+        self.ranks = arms[0].ranks
+        self.device = arms[0].device
+        self.task = arms[0].task
+        self.identical = False
+        self.losses: dict[str, float] = {}
+        models = [arm.model for arm in arms]
+        self.advice = advice_for_step(settings.train, models, divisible=self.task.unit != "pair")
+        self.warn: Callable[[str], None] = lambda text: None
+        self.metrics: MetricsFile | NoMetricsFile = NoMetricsFile()
+        self.mirror: WandbMirror | None = None
+        self._trackers: list[Tracker | NoMetricsFile] = [self.metrics]
+        self._pending: list[tuple[int, Arm, StepResult]] = []  # losses that are still on the device
+        # Step 0 is evaluated before it is saved, so a run that has evaluated was resumed from a checkpoint.
+        self._saved_step = progress.step if progress.evaluated_step >= 0 else -1
 
-def _begin(stack: contextlib.ExitStack, settings: RunSettings, folder: Path, ranks: Ranks) -> None:
-    """What one process does before anything is built: lock the folder, and prepare the data, which is kept."""
-    if settings.resume is None:
-        run_folder.check_unused(folder)
-    run_folder.check_contained(folder)
-    stack.enter_context(run_folder.RunLock(folder))
-    if settings.resume is not None:
-        _check_goes_on(folder)
-        for each in (folder, folder / "checkpoints"):
-            remove_unfinished(each)
-    check_init(settings.init)
-    if ranks.size > 1:
-        open_task(settings)
-
-
-def _check_goes_on(folder: Path) -> None:
-    """Refuse to begin again, and to cut what was measured, where a run has ended and its checkpoints are gone."""
-    facts = run_folder.read_run(folder)
-    status = facts.get("status")
-    if status in ("finished", "diverged", "time_limit") and not any((folder / "checkpoints").glob("step-*")):
-        raise UserError(
-            f"{folder}: the run has ended ({status}, step {facts.get('steps')}), and no checkpoint is left to go on "
-            "from; start a new run"
-        )
-
-
-def _train(settings: RunSettings, folder: Path, arms: list[Arm], facts: dict[str, Any]) -> RunResult:
-    progress, position, warnings = _restore(settings, folder, arms)
-    ranks = arms[0].ranks
-    on_first(ranks, lambda: check_position(folder / FILE_NAME, position))
-    with contextlib.ExitStack() as stack:
-        console = Console(facts, total_steps=settings.train.steps) if ranks.is_first else None
-        run = OpenRun(settings, folder, arms, facts, console.warning if console else _silently)
-        run.open(stack, console, progress, position)
-        for warning in warnings:
-            run.warn(warning)
-        interruption = stack.enter_context(Interruption())
-        outcome = run.loop.run(interruption)
-        run.finish(outcome)
-    return RunResult(outcome, interruption.signal if outcome == "interrupted" else None)
-
-
-@dataclass
-class OpenRun:
-    """A run in training: what is written of it at its start and at its end."""
-
-    settings: RunSettings
-    folder: Path
-    arms: list[Arm]
-    facts: dict[str, Any]  # the content of run.json
-    warn: Callable[[str], None]
-    loop: Loop = field(init=False)
-    mirror: WandbMirror | None = None
-
-    def open(
+    def start(
         self,
         stack: contextlib.ExitStack,
+        *,
         console: Tracker | None,
-        progress: Progress,
-        position: int,
+        warn: Callable[[str], None] | None,
+        metrics_position: int = 0,
     ) -> None:
-        """Write what is known beforehand, open the trackers on ``stack`` and make the loop.
+        """Write config.yaml, environment.json and run.json, open the trackers on ``stack`` and start the clock.
 
         Args:
-            console: None on a rank that does not write.
-            position: size of the metrics file that ``progress`` belongs to.
+            console, warn: None on ranks that write nothing.
+            metrics_position: size that the metrics file is truncated to.
         """
-        settings, folder = self.settings, self.folder
-        metrics: MetricsFile | NoMetricsFile = NoMetricsFile()
-        trackers: list[Tracker] = []
-        if console is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            run_folder.write_config(folder, settings.model_dump(mode="json"), self.facts["config_hash"])
-            write_environment(folder, settings.device)
-            write_json(folder / run_folder.RUN, self.facts)
-            metrics = stack.enter_context(MetricsFile(folder / FILE_NAME, truncate_at=position))
-            stack.enter_context(console)
-            self.mirror = _open_mirror(stack, settings, folder, self.facts, self.warn)
-            trackers = [console, self.mirror] if self.mirror else [console]
-        self.loop = Loop(
+        if console is not None and warn is not None:
+            config = self.settings.model_dump(mode="json")
+            self.warn = warn
+            self.folder.mkdir(parents=True, exist_ok=True)
+            run_folder.write_config(self.folder, config, self.record["config_hash"])
+            write_environment(self.folder, self.device)
+            self.write_record()
+            self.metrics = stack.enter_context(MetricsFile(self.folder / FILE_NAME, truncate_at=metrics_position))
+            self._trackers = [self.metrics, stack.enter_context(console)]
+            if isinstance(self.settings.tracker, WandbSettings):
+                self.mirror = WandbMirror(
+                    self.settings.tracker,
+                    folder=self.folder,
+                    config=config,
+                    group=self.record["group"],
+                    name=self.folder.name,
+                    run_id=self.record["run_id"],
+                    warn=warn,
+                )
+                self._trackers.append(stack.enter_context(self.mirror))
+        self._probe_inputs = self.task.probe_inputs(self.device)
+        self._started = time.perf_counter() - self.progress.seconds
+        for arm in self.arms:
+            arm.stopwatch.seconds = self.progress.arm_seconds.get(arm.name, 0.0)
+            arm.optimizer_stopwatch.seconds = self.progress.arm_seconds.get(f"{arm.name} optimizer", 0.0)
+
+    def write_record(self) -> None:
+        """Write run.json, on the first rank."""
+        if self.ranks.is_first:
+            write_json(self.folder / run_folder.RUN, self.record)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training so far, accumulated over resumes."""
+        return time.perf_counter() - self._started
+
+    @property
+    def out_of_time(self) -> bool:
+        """Return whether ``train.max_seconds`` have passed."""
+        limit = self.settings.train.max_seconds
+        return limit is not None and self.seconds >= limit
+
+    @property
+    def any_active(self) -> bool:
+        """Return whether any arm still trains."""
+        return any(arm.active for arm in self.arms)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """The schedule's factor on the learning rates of this step."""
+        return self.settings.schedule.factor(self.progress.step, self.settings.train.steps)
+
+    def batch(self) -> list[Batch]:
+        """Return this step's batch on the device, as accumulation slices; each rank gets its own part."""
+        count = self.settings.train.accumulation_steps
+        slices = [BatchSlice(self.ranks.rank, self.ranks.size, index, count) for index in range(count)]
+        return [to_device(self.task.batch(self.progress.step, part), self.device) for part in slices]
+
+    def prepare_step(self, arm: Arm) -> None:
+        """Set the arm's temperature, and have its optimizer measure the step before an evaluation."""
+        train, step = self.settings.train, self.progress.step
+        arm.at_step(step, train.steps)
+        if (step + 1) % train.evaluate_every == 0 or step + 1 == train.steps:
+            arm.optimizer.measure_next_step()
+
+    def record_step(self, arm: Arm, result: StepResult) -> None:
+        """Keep the result of a step, on the device until losses are logged."""
+        self._pending.append((self.progress.step, arm, result))
+
+    def end_step(self) -> None:
+        """Count the step; every ``train.log_every`` steps log the losses."""
+        self.progress.step += 1
+        if self.progress.step % self.settings.train.log_every == 0:
+            self.log_steps()
+
+    def log_steps(self) -> None:
+        """Log the losses of the steps since the last call, and stop arms whose loss is not finite."""
+        records = []
+        losses = [result.loss for _, _, result in self._pending]
+        if self.ranks.size > 1:
+            losses = [loss / self.ranks.size for loss in self.ranks.sum(losses)]
+        for (step, arm, result), batch_loss in zip(self._pending, losses, strict=True):
+            if not arm.active:
+                continue
+            values = {"train/loss": float(batch_loss)}
+            if step % self.settings.train.log_every == 0:
+                factor = self.settings.schedule.factor(step, self.settings.train.steps)
+                values["train/gradient_norm"] = float(result.gradient_norm)
+                values["train/learning_rate"] = arm.base_learning_rate * factor
+            if not math.isfinite(loss := values["train/loss"]):
+                arm.diverge(step, f"the training loss is {loss}")
+                values[DIVERGED] = float(step)
+            records.extend(self._records(step, arm, values))
+        self._pending.clear()
+        self._log(records)
+
+    def evaluate(self, interruption: Interruption) -> bool:
+        """Log validation metrics, attention and costs of every active arm, and flush the trackers.
+
+        Returns: False if a signal aborted the evaluation; then nothing is logged and it can be repeated.
+        Raises: ResourceError if memory runs out.
+        """
+        self.log_steps()
+        step = self.progress.step
+        before = [(arm, arm.patterns, arm.status, arm.cause) for arm in self.arms]
+        losses: dict[str, float] = {}
+        records: list[Record] = []
+        try:
+            with interruption.breakable():
+                for arm in [arm for arm in self.arms if arm.active]:
+                    values = self._evaluate_arm(arm, step)
+                    losses[arm.name] = values["validation/loss"]
+                    records.extend(self._records(step, arm, values))
+                if self.device.type == "cpu":
+                    records.append(Record(step, None, "time/peak_memory_bytes", process_peak_memory(), self.seconds))
+        except BrokenOffError:
+            for arm, patterns, status, cause in before:
+                arm.patterns, arm.status, arm.cause = patterns, status, cause
+            return False
+        self.losses = losses
+        self._log(records)
+        for tracker in self._trackers:
+            tracker.flush()
+        self.progress.evaluated_step = step
+        self._saved_step = -1  # a checkpoint of this step that was resumed from predates the evaluation: save again
+        if step and len(self.arms) == 2 and len(losses) == 2:
+            same = identical(self.arms[0].model, self.arms[1].model)
+            self.identical = all(self.ranks.gather(same))
+        return True
+
+    def _evaluate_arm(self, arm: Arm, step: int) -> dict[str, float]:
+        train = self.settings.train
+        arm.at_step(step, train.steps)
+        with explain_out_of_memory(f"evaluation of arm {arm.name} at step {step}", **advice_for_evaluation(train)):
+            values = split_metrics(arm, "validation", batch_size=train.evaluation_batch_size)
+            values.update(attention_metrics(arm, self._probe_inputs))
+        if not math.isfinite(loss := values["validation/loss"]):
+            arm.diverge(step, f"the validation loss is {loss}")
+            values = {DIVERGED: float(step), **values}
+        return {**values, **cost_metrics(arm, step)}
+
+    def evaluate_test(self, interruption: Interruption) -> bool:
+        """Log the test metrics of every active arm; False if a signal aborted it."""
+        if self.task.has_test:
+            batch_size = self.settings.train.evaluation_batch_size
+            try:
+                with interruption.breakable():
+                    metrics = [
+                        (arm, split_metrics(arm, "test", batch_size=batch_size)) for arm in self.arms if arm.active
+                    ]
+            except BrokenOffError:
+                return False
+            step = self.progress.step
+            self._log([record for arm, values in metrics for record in self._records(step, arm, values)])
+        self.metrics.flush()
+        return True
+
+    def save(self) -> None:
+        """Save a checkpoint of this step unless there is one; the best has the candidate's lowest validation loss."""
+        progress = self.progress
+        if self._saved_step == progress.step:
+            return
+        self.log_steps()
+        self.metrics.flush()
+        loss = self.losses.get(self.arms[-1].name, math.inf) if progress.evaluated_step == progress.step else math.inf
+        best = loss < progress.best_loss  # False for nan
+        if best:
+            progress.best_loss = loss
+        progress.seconds = self.seconds
+        progress.arm_seconds = {arm.name: arm.stopwatch.read() for arm in self.arms} | {
+            f"{arm.name} optimizer": arm.optimizer_stopwatch.read() for arm in self.arms
+        }
+        save_checkpoint(
+            self.folder / "checkpoints",
+            progress,
             self.arms,
-            settings.train,
-            settings.schedule,
-            folder=folder,
-            metrics=metrics,
-            trackers=trackers,
-            progress=progress,
+            metrics_position=self.metrics.position(),
+            keep=self.settings.train.keep_checkpoints,
+            best=best,
         )
+        self._saved_step = progress.step
 
-    def finish(self, outcome: Outcome) -> None:
-        """Export the models, and enter how the run ended."""
-        identical = self.loop.identical
-        if outcome != "interrupted":
-            _export(self.settings, self.folder, self.arms, self.loop.progress.step)
-        finish_facts(self.facts, self.arms, outcome, identical=identical)
-        if self.mirror:
-            self.mirror.summarise({"status": outcome, "identical": identical, **self.loop.summary()})
-        if self.arms[0].ranks.is_first:
-            write_json(self.folder / run_folder.RUN, self.facts)
-        _warn_of_the_outcome(self.warn, self.arms, identical=identical)
+    def _records(self, step: int, arm: Arm, values: dict[str, float]) -> list[Record]:
+        return [Record(step, arm.name, name, value, self.seconds) for name, value in values.items()]
 
-
-def _silently(text: str) -> None:
-    """What ranks that do not write make of a warning."""
-
-
-def _restore(settings: RunSettings, folder: Path, arms: list[Arm]) -> tuple[Progress, int, list[str]]:
-    """Put the newest whole checkpoint into the arms: where it stands, the metrics' size then, and warnings."""
-    if settings.resume is None:
-        return Progress(), 0, []
-    # Damaged ones are removed, and all must agree on one: the first rank looks for it.
-    name, state, warnings = on_first(arms[0].ranks, lambda: _newest(folder / "checkpoints"))
-    if name is None:
-        return Progress(), 0, warnings
-    path = folder / "checkpoints" / name
-    try:
-        for arm in arms:
-            arm.status, arm.cause = status_in(state["arms"][arm.name])
-            read_arm(path, arm, state["optimizers"][arm.name])
-        progress = Progress.from_json(state["progress"])
-        if name != checkpoint_name(progress.step):
-            raise ValueError(f"it stands at step {progress.step}")
-        return progress, whole_number(state["metrics_position"], least=0), warnings
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and arms[0].ranks.size > 1:
-            raise  # it may be that another rank is lost
-        # Its digests are right: it was written by another version, or by someone who means harm.
-        what = f"no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(f"{path}: is no checkpoint of this run ({what}); start a new run") from error
-
-
-def _newest(checkpoints: Path) -> tuple[str | None, dict[str, Any], list[str]]:
-    path, state, warnings = load_newest(checkpoints)
-    return None if path is None else path.name, state, warnings
-
-
-def _open_mirror(
-    stack: contextlib.ExitStack,
-    settings: RunSettings,
-    folder: Path,
-    facts: dict[str, Any],
-    warn: Callable[[str], None],
-) -> WandbMirror | None:
-    if not isinstance(settings.tracker, WandbSettings):
-        return None
-    mirror = WandbMirror(
-        settings.tracker,
-        folder=folder,
-        config=settings.model_dump(mode="json"),
-        group=facts["group"],
-        name=folder.name,
-        run_id=facts["run_id"],
-        warn=warn,
-    )
-    return stack.enter_context(mirror)
-
-
-def _export(settings: RunSettings, folder: Path, arms: list[Arm], step: int) -> None:
-    """Save every arm that did not diverge as a folder that transformers' ``from_pretrained`` loads."""
-    for arm in arms:
-        if arm.status == "diverged":
-            continue
-        target = folder / "arms" / arm.name / "model"
-        model = whole_model(arm, settings, step)
-        if not arm.ranks.is_first:
-            continue
-        if arm.tempered is not None:
-            fold_temperature(model)  # a reloaded model knows nothing of the temperature
-        with replacing_folder(target) as written, without_progress_bars():
-            model.save_pretrained(written)
-            arm.task.save_beside(written)
-
-
-def _warn_of_the_outcome(warn: Callable[[str], None], arms: list[Arm], *, identical: bool) -> None:
-    for arm in arms:
-        if arm.status == "diverged":
-            warn(f"arm {arm.name} diverged: {arm.cause}")
-    if identical:
-        warn("the two arms have identical weights: they were updated alike, nothing was compared")
+    def _log(self, records: list[Record]) -> None:
+        if records:
+            for tracker in self._trackers:
+                tracker.log(records)

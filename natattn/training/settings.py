@@ -14,8 +14,7 @@ from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, Siz
 from natattn.optim.settings import OptimSettings
 from natattn.tasks import LanguageSettings, TaskSettings
 from natattn.tracking.settings import TrackerSettings
-from natattn.training.devices import chosen_device
-from natattn.training.progress import TrainSettings
+from natattn.training.devices import DeviceName, chosen_device
 from natattn.training.schedule import ConstantSettings, ScheduleSettings
 
 REFERENCE = "standard"
@@ -92,6 +91,27 @@ class ProbeSettings(Settings):
 
     row_count: int | None = Field(ge=1)
     every: int = Field(ge=1)
+
+
+class TrainSettings(Settings):
+    """Length of the training, batches, and how often to evaluate, log and save."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**24)
+    accumulation_steps: int = Field(ge=1)
+    sampling: Literal["random", "epochs"]
+    clip_norm: float | None = Field(gt=0)
+    evaluate_every: int = Field(ge=1)
+    evaluation_batch_size: int = Field(ge=1, le=2**24)
+    checkpoint_every: int = Field(ge=1)
+    keep_checkpoints: int = Field(ge=1)
+    log_every: int = Field(ge=1)
+    max_seconds: float | None = Field(gt=0)
+    compile: bool
+    device: DeviceName
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    deterministic: bool = False
 
 
 class RunSettings(Settings):

@@ -4,9 +4,12 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from rendered import sections
 from transformers import (
     BertConfig,
     BertModel,
@@ -20,9 +23,10 @@ from transformers import (
 
 import natattn
 from natattn.analysis.progress import SectionProgress
+from natattn.analysis.registry import MODEL_QUESTIONS
 from natattn.analysis.settings import ModelSection, RunsSection
 from natattn.cli.main import main
-from natattn.report.page import render
+from natattn.report.page import render_analysis
 from natattn.report.section import HeadMap, Section, table
 
 FAST = [
@@ -49,62 +53,72 @@ def test_a_page_with_everything(run, capsys):
     assert f"analysis: {folder / 'analysis.html'}" in printed
     assert all(word in printed for word in ("first finding", "Heads", "Theorems", "10 of 15 statements"))
     results = json.loads((folder / "analysis.json").read_text())
-    assert list(results["sections"]) == names()
+    assert list(results["results"]) == list(results["pictures"]) == names()
     page = (folder / "analysis.html").read_text()
     assert not re.search("https?:", re.sub(r'src="data:[^"]*"', "", page)), "the page must open offline"
-    for name, section in results["sections"].items():
+    rendered = sections(folder)
+    for name, section in rendered.items():
         assert f'id="{name}"' in page
         assert section["findings"]
-        assert section["seconds"] >= 0
+        assert section["pictures"] == results["pictures"][name]
         for picture in section["pictures"]:
             png = folder / "figures" / f"{picture['name']}.png"
             assert png.read_bytes().startswith(b"\x89PNG")
             assert len(png.with_suffix(".csv").read_text().splitlines()) > 1
-    layers = results["sections"]["heads"]["maps"][0]["layers"]
+    layers = rendered["heads"]["maps"][0]["layers"]
     assert layers == [0, 1]
-    assert page.count('class="map"') == sum(len(s["maps"]) for s in results["sections"].values())
+    assert page.count('class="map"') == sum(len(s["maps"]) for s in rendered.values())
 
 
-def test_what_is_there_is_kept_and_what_changed_is_made_anew(run, monkeypatch):
-    from natattn.analysis.sections import measures
+def watch(monkeypatch, measure):
+    """Call ``measure(name, question's own measure, *arguments)`` in place of every measure."""
+    watched = {
+        name: replace(question, measure=partial(measure, name, question.measure))
+        for name, question in MODEL_QUESTIONS.items()
+    }
+    monkeypatch.setattr("natattn.analysis.analyze.MODEL_QUESTIONS", watched)
 
+
+def test_results_are_kept_and_measured_again_if_something_changed(run, monkeypatch):
     assert main(["analyze", f"run={run}", *FAST, "sections=[heads,patterns]"]) == 0
     made = []
-    watched = {
-        name: lambda subject, settings, advance, name=name, measure=measure: (
-            made.append(name) or measure(subject, settings, advance)
-        )
-        for name, measure in measures.MEASURES.items()
-    }
-    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", watched)
+    watch(monkeypatch, lambda name, measure, *arguments: made.append(name) or measure(*arguments))
     assert main(["analyze", f"run={run}", *FAST, "sections=[heads,theorems]"]) == 0
-    assert "heads" not in made
-    (run / "analysis_natural" / "figures" / "heads.png").unlink()
+    assert made == [] or made == ["theorems"]
+    picture = run / "analysis_natural" / "figures" / "heads.png"
+    picture.unlink()
     made.clear()
     assert main(["analyze", f"run={run}", *FAST, "sections=[heads]"]) == 0
-    assert made == ["heads"]  # its picture was gone
-    made.clear()
+    assert made == []
+    assert picture.is_file()  # drawn again from the result
     assert main(["analyze", f"run={run}", *FAST, "sections=[heads]", "text.sequences=3"]) == 0
     assert made == ["heads"]
-    (run / "analysis_natural" / "analysis.json").write_text("{ damaged")
-    made.clear()
-    assert main(["analyze", f"run={run}", *FAST, "sections=[heads]", "text.sequences=3"]) == 0
-    assert made == ["heads"]
+    results = run / "analysis_natural" / "analysis.json"
+    damaged = json.loads(results.read_text())
+    damaged["results"]["heads"].popitem()
+    for text in ("{ damaged", json.dumps(damaged)):
+        results.write_text(text)
+        made.clear()
+        assert main(["analyze", f"run={run}", *FAST, "sections=[heads]", "text.sequences=3"]) == 0
+        assert made == ["heads"]
 
 
-def test_an_interrupted_analysis_goes_on(run, tmp_path, monkeypatch):
-    from natattn.analysis.sections import measures
+def test_an_interrupted_analysis_resumes(run, tmp_path, monkeypatch):
+    def interrupted(at):
+        def measure(name, own, *arguments):
+            if name == at:
+                raise KeyboardInterrupt
+            return own(*arguments)
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
+        watch(monkeypatch, measure)
 
-    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", {**measures.MEASURES, "patterns": interrupted})
     arguments = ["analyze", f"run={run}", *FAST, "sections=[heads,patterns]", f"output={tmp_path}/page"]
+    interrupted("patterns")
     assert main(arguments) == 130
-    kept = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
-    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", {**measures.MEASURES, "heads": interrupted})
+    kept = sections(tmp_path / "page")
+    interrupted("heads")
     assert main(arguments) == 0
-    again = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
+    again = sections(tmp_path / "page")
     assert again["heads"] == kept["heads"]
     assert list(again) == ["heads", "patterns"]
 
@@ -122,9 +136,9 @@ def test_an_encoder(run, tmp_path):
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     arguments = ["init=pretrained", f"init.path={folder}", "data=text", f"data.train={text}", "text.context=16"]
     assert main(["analyze", *arguments, *FAST, f"output={tmp_path}/page", "sections=[propagated,cascades,heads]"]) == 0
-    sections = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
-    assert list(sections) == ["propagated", "cascades", "heads"]
-    assert not any("loss" in finding for finding in sections["propagated"]["findings"])  # it predicts no next token
+    found = sections(tmp_path / "page")
+    assert list(found) == ["propagated", "cascades", "heads"]
+    assert not any("loss" in finding for finding in found["propagated"]["findings"])  # it predicts no next token
 
 
 WRONG = {
@@ -165,8 +179,7 @@ def test_what_is_no_number_and_what_is_markup_survives_the_page():
         "x", "<b>", ("a < b",), (table(("name",), [(float("nan"),), ("<script>",)]),),
         (HeadMap("m", "", (0,), ((float("nan"), 1.0),)),),
     )  # fmt: skip
-    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    page = render("t", {}, [content], {})
+    page = render_analysis("t", {}, [found])
     assert "<b>" not in page
     assert "a &lt; b" in page
     assert "&lt;script&gt;" in page
@@ -214,7 +227,7 @@ def test_cross_attention_has_head_maps_of_its_own(tmp_path, capsys):
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     arguments = [f"init.path={t5(tmp_path / 'model')}", "data=text", f"data.train={text}", "tokenizer=byte"]
     assert main(["analyze", "init=pretrained", *arguments, *FAST, f"output={tmp_path}/page"]) == 0
-    found = json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]
+    found = sections(tmp_path / "page")
     assert set(found) == {"heads", "spectra", "theorems"}
     named = found["heads"]["tables"][1]["rows"]
     assert [attends for _, _, attends in named] == ["itself", "itself", "other sequence"]
@@ -232,23 +245,21 @@ def test_another_text_in_the_same_file_is_measured_again(run, tmp_path):
     for words in ("the quick brown fox jumps over the lazy dog\n", "pack my box with five dozen liquor jugs\n"):
         text.write_text(words * 400)
         assert main(["analyze", *arguments, *FAST, f"output={tmp_path}/page", "sections=[heads]"]) == 0
-        found.append(json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]["heads"]["maps"])
+        found.append(sections(tmp_path / "page")["heads"]["maps"])
     assert found[0] != found[1]
 
 
-def test_two_analyses_of_one_folder_keep_each_others_sections(run, tmp_path, monkeypatch):
-    from natattn.analysis.sections import measures
-
+def test_two_analyses_of_one_folder_keep_each_others_results(run, tmp_path, monkeypatch):
     arguments = ["analyze", f"run={run}", *FAST, f"output={tmp_path}/page"]
 
-    def meanwhile(*given):
+    def meanwhile(name, measure, *given):
         monkeypatch.undo()
         assert main([*arguments, "sections=[theorems]"]) == 0
-        return measures.MEASURES["heads"](*given)
+        return measure(*given)
 
-    monkeypatch.setattr("natattn.analysis.analyze.MEASURES", {**measures.MEASURES, "heads": meanwhile})
+    watch(monkeypatch, meanwhile)
     assert main([*arguments, "sections=[heads]"]) == 0
-    assert set(json.loads((tmp_path / "page" / "analysis.json").read_text())["sections"]) == {"heads", "theorems"}
+    assert set(sections(tmp_path / "page")) == {"heads", "theorems"}
 
 
 def test_a_page_that_cannot_be_written_is_one_line(run, tmp_path, capsys):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from dense_fisher import off_diagonal_mean, outer_products, seeded
+from fisher_oracles import eigenspace_overlap, query_fisher
 
 from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import row_covariances
@@ -14,8 +15,7 @@ from natattn.analysis.fisher_errors import QueryGradients, QueryRows, ScoreFishe
 from natattn.analysis.sections.fisher_query import jackknife
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.patterns import row_patterns
-from natattn.fisher.approximation import cosine, eigenspace_overlap, relative_frobenius_error
-from natattn.fisher.decomposition import query_fisher, score_fisher, softcap_slope
+from natattn.fisher.decomposition import cosine, relative_frobenius_error, score_fisher, softcap_slope
 
 WIDTH, HEAD_DIM = 5, 3
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dense_fisher import off_diagonal_mean, outer_products, seeded
+from fisher_oracles import model_fisher, query_fisher
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from natattn.analysis import fisher_errors as fisher
@@ -14,8 +15,6 @@ from natattn.analysis.fisher_errors import QueryGradients, QueryRows, query_prod
 from natattn.analysis.patterns import captured
 from natattn.analysis.sections.fisher import fisher_section
 from natattn.analysis.subject import Subject
-from natattn.fisher.decomposition import query_fisher
-from natattn.fisher.exact import model_fisher
 
 
 def _gpt2(**sizes):

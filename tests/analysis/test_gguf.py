@@ -1,11 +1,11 @@
 """A GGUF file is analysed as the same model in transformers' own format is."""
 
-import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from rendered import sections
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from natattn.cli.main import main
@@ -64,7 +64,7 @@ def analysed(path: Path, folder: Path, text: Path) -> dict:
         "replicas=0",
     ]
     assert main(["analyze", *arguments, *options, "device=cpu"]) == 0
-    return json.loads((folder / "analysis.json").read_text())["sections"]
+    return sections(folder)
 
 
 def test_a_gguf_file_is_the_model_that_it_holds(model, tmp_path):

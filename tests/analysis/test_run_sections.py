@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from rendered import sections
 
 from natattn.analysis.bands import band, difference_band, series
 from natattn.analysis.run_set import load_runs, pairs
@@ -18,10 +19,6 @@ FAST = ["text.sequences=4", "text.batch_size=2", "text.context=8", "temperatures
 def settings(*arguments: str) -> AnalyzeSettings:
     composed = config.compose(config.quote_paths(list(arguments)), "analyze")
     return config.validated(config.plain_values(composed), AnalyzeSettings)
-
-
-def sections(folder) -> dict:
-    return json.loads((folder / "analysis.json").read_text())["sections"]
 
 
 def column(table: dict, name: str) -> list:

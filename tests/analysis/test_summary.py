@@ -149,7 +149,7 @@ def test_a_killed_run_is_read_to_its_last_whole_line(make_run: MakeRun) -> None:
 def test_a_number_beyond_floating_point_is_none() -> None:
     assert number(2**64) == 2.0**64
     for value in (10**400, float("nan"), -float("inf"), True, "1"):
-        with pytest.raises(ValueError, match="is no number"):
+        with pytest.raises(ValueError, match="is not a number"):
             number(value)
 
 

@@ -14,7 +14,7 @@ from natattn.attention.attach import attach, fold_temperature
 from natattn.attention.modules import NaturalGradient, Tempered, attention_layers
 from natattn.attention.probe import AttentionProbe
 
-TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
+TABLE = Path(__file__).parents[2] / "docs" / "attention.md"
 ROWS = re.findall(r"^\| (\w+) \| (yes|no) \| (yes|no) \| (.+) \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
 OBSERVED = [name for name, observed, _, _ in ROWS if observed == "yes"]
 REFUSED = [name for name, observed, _, _ in ROWS if observed == "no"]

@@ -7,24 +7,24 @@ import pytest
 from natattn.cli.main import main
 from natattn.training.run_folder import read_config
 
-HEADINGS = ["scan", "T_c by", "k", "α", "95 % interval"]
-ROWS = [
-    ["scores frozen", "heat capacity", "all heads", 0.9, ""],
-    ["scores frozen", "heat capacity", "rank 1", -0.5, ""],
-    ["scores frozen", "heat capacity", "rank 0", 0.25, ""],
-    ["scores frozen", "susceptibility", "rank 0", 7.0, ""],
-    ["T in every layer", "heat capacity", "rank 0", 8.0, ""],
+FITS = [
+    ("frozen", "heat_capacity", "all heads", 0.9),
+    ("frozen", "heat_capacity", "rank 1", -0.5),
+    ("frozen", "heat_capacity", "rank 0", 0.25),
+    ("frozen", "susceptibility", "rank 0", 7.0),
+    ("propagated", "heat_capacity", "rank 0", 8.0),
 ]
 
 
-def write(folder, rows):
+def write(folder, fits):
     path = folder / "analysis.json"
-    path.write_text(json.dumps({"sections": {"widths": {"tables": [{"headings": HEADINGS, "rows": rows}]}}}))
+    exponents = [dict(zip(("kind", "of", "where", "alpha"), fit, strict=True)) for fit in fits]
+    path.write_text(json.dumps({"results": {"widths": {"exponents": exponents}}}))
     return path
 
 
 def test_a_run_takes_them_and_records_the_numbers(tiny, tmp_path):
-    path, run = write(tmp_path, ROWS), tmp_path / "run"
+    path, run = write(tmp_path, FITS), tmp_path / "run"
     arguments = [f"model.attention.temperature.exponents={path}", "model=tempered_critical", "optim=critical"]
     arguments += [f"optim.directions.query.head_exponents={path}", "reference=none", f"hydra.run.dir={run}"]
     assert main(["train", *tiny, *arguments]) == 0
@@ -34,12 +34,17 @@ def test_a_run_takes_them_and_records_the_numbers(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"), [(None, "No such file"), (ROWS[:1], "no exponents by rank"), ("other", "no analysis of several")]
+    ("fits", "said"),
+    [
+        (None, "No such file"),
+        (FITS[:1], "no exponents by rank"),
+        ([("frozen", "heat_capacity", "rank one", 1.0)], "no analysis of several"),
+    ],
 )
-def test_what_is_no_such_file_is_one_line(rows, said, tiny, tmp_path, capsys):
+def test_what_is_no_such_file_is_one_line(fits, said, tiny, tmp_path, capsys):
     path = tmp_path / "analysis.json"
-    if rows is not None:
-        write(tmp_path, rows)
+    if fits is not None:
+        write(tmp_path, fits)
     arguments = ["model=tempered_critical", f"model.attention.temperature.exponents={path}"]
     assert main(["train", *tiny, *arguments, f"hydra.run.dir={tmp_path}/run"]) == 2
     error = capsys.readouterr().err

@@ -9,10 +9,10 @@ import torch
 from natattn.analysis.repetition import compare_runs
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.training.determinism import deterministic
+from natattn.training.devices import deterministic
 from natattn.training.environment import read_environment
-from natattn.training.run import train
 from natattn.training.run_folder import config_hash
+from natattn.training.train import train
 
 QUICK = (["optim=aif"], ["optim=natural_muon"], ["model=natural_gradient", "optim=fisher_adam", "precision=bf16"])
 EVERY = [

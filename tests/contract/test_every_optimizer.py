@@ -7,6 +7,7 @@ import torch
 from trained import Trained, build_model, loss_of, settings_of
 
 from natattn.models.unpacked import one_sequence_per_row
+from natattn.optim.matrix import ROLES
 from natattn.optim.settings import OptimSettings, read_settings
 
 
@@ -186,16 +187,13 @@ def test_state_memory_is_as_documented(optimizer_name):
     for key, direction in trained.settings.directions.items():
         kind = getattr(direction, "inner", direction).kind
         expected = per_element.get(kind, 2)
-        for parameter, slots in trained.optimizer._slots.items():
-            for slot in slots:
-                if slot.direction != key or parameter.ndim < 2:
-                    continue
-                view = slot.view
-                state = trained.optimizer.state_of(view, trained.optimizer.directions[key])
-                shape = view.of(parameter).shape
-                others = {name: value for name, value in state.items() if not name.endswith(per_factor)}
-                assert sum(value.shape == shape for value in others.values()) == expected
-                assert all(value.shape == shape or value.numel() == 1 for value in others.values()), others.keys()
+        for matrix in trained.optimizer.matrices:
+            if matrix.direction != key or matrix.parameter.ndim < 2:
+                continue
+            shape = matrix.of(matrix.parameter).shape
+            others = {name: value for name, value in matrix.state.items() if not name.endswith(per_factor)}
+            assert sum(value.shape == shape for value in others.values()) == expected
+            assert all(value.shape == shape or value.numel() == 1 for value in others.values()), others.keys()
 
 
 def test_a_gradient_that_is_not_finite_is_not_hidden_and_factors_stay_good(optimizer_name):
@@ -206,8 +204,8 @@ def test_a_gradient_that_is_not_finite_is_not_hidden_and_factors_stay_good(optim
     for parameter in trained.model.parameters():
         parameter.grad.fill_(torch.nan)
     trained.optimizer.step()
-    for state in trained.optimizer.state.values():
-        for name, value in state.items():
+    for matrix in trained.optimizer.matrices:
+        for name, value in matrix.state.items():
             if "root" in name or "basis" in name:
                 assert bool(value.isfinite().all()), name
 
@@ -222,9 +220,7 @@ def test_placebos_train_and_resume_or_are_refused(optimizer_name, placebo):
     from natattn.errors import UserError
 
     settings = settings_of(optimizer_name)
-    reads_factors = any(
-        name != "covariance" for role, direction in settings._by_role() for name in direction.factors(role)
-    )
+    reads_factors = any(name != "covariance" for role in ROLES for name in settings.direction_of(role).factors(role))
     if not settings.reads_attention or (placebo == "plain" and not reads_factors):
         with pytest.raises(UserError, match="placebo"):
             settings_of(optimizer_name, f"optim.placebo={placebo}")

@@ -63,16 +63,14 @@ def test_switched_on_it_is_not(name):
 @pytest.mark.parametrize("scale", [0.25, 3.0])
 def test_the_fisher_directions_are_equivariant(scale):
     """W_Q → cW_Q, W_K → W_K/c leaves the function as it is; so does the step, up to its norm and the damping."""
-    from natattn.optim.directions.base import Place
-    from natattn.optim.directions.whitened import Whitened, refresh
+    from natattn.optim.directions.whitened import refresh
 
     torch.manual_seed(0)
     heads, head_dim, width = 2, 4, 8
     gradient = torch.randn(heads * head_dim, width, dtype=torch.float64)
     outputs = [torch.randn(heads, d, d, dtype=torch.float64) for d in (head_dim, width)]
     output_factor, input_factor = (m @ m.mT + torch.eye(m.shape[-1], dtype=m.dtype) for m in outputs)
-    settings = Trained("fisher_muon", "optim.directions.query.newton_schulz_dtype=own").settings.directions["query"]
-    direction = Whitened(settings)
+    direction = Trained("fisher_muon", "optim.directions.query.newton_schulz_dtype=own").settings.directions["query"]
 
     def update(c: float) -> torch.Tensor:
         # With W_Q scaled by c its gradient is divided by c; S_Q, of the keys, by c².
@@ -80,33 +78,31 @@ def test_the_fisher_directions_are_equivariant(scale):
         refresh([state], "output_root", [output_factor / c**2], 0.1)
         refresh([state], "input_root", [input_factor], 0.1)
         roots = state["output_root"][None], state["input_root"][None]
-        return direction._unscaled((gradient / c)[None], *roots, Place("query", heads=heads))[0]
+        return direction.unscaled((gradient / c)[None], *roots, heads)[0]
 
     torch.testing.assert_close(update(scale), scale * update(1.0), rtol=1e-9, atol=0)
 
 
 def test_soap_agrees_with_a_library():
     library = pytest.importorskip("pytorch_optimizer")
-    from natattn.optim.directions.base import Place
-    from natattn.optim.directions.soap import Soap, SoapSettings
+    from natattn.optim.directions.soap import Soap
+    from natattn.optim.matrix import Matrix
 
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(6, 5))
     ours = weight.detach().clone()
-    settings = SoapSettings(
-        kind="soap", betas=(0.9, 0.95), factor_decay=0.95, eps=1e-8, refresh_every=2, orthogonalise=False
-    )
+    direction = Soap(betas=(0.9, 0.95), factor_decay=0.95, eps=1e-8, refresh_every=2, orthogonalise=False)
     reference = library.SOAP(
         [weight], lr=0.1, betas=(0.9, 0.95), shampoo_beta=0.95, weight_decay=0.0, precondition_frequency=2,
         max_precondition_dim=100, eps=1e-8, correct_bias=True, merge_dims=False, normalize_gradient=False,
     )  # fmt: skip
-    direction = Soap(settings)
-    state = direction.initial_state(ours)
+    matrix = Matrix("weight", weight, "mlp", state=direction.initial_state(ours))
     for step in range(9):
         gradient = torch.randn(6, 5, generator=torch.Generator().manual_seed(step)) * torch.arange(1.0, 6.0)
         weight.grad = gradient.clone()
         reference.step()
-        (update,) = direction.updates([gradient], [state], [Place("mlp")], None)
+        matrix.gradient = gradient
+        (update,) = direction.updates([matrix], None)
         ours -= 0.1 * update
         torch.testing.assert_close(ours, weight.detach(), atol=2e-4, rtol=1e-3, msg=f"step {step}")
 

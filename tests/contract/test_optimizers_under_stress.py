@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from natattn.fisher import probe as fisher_probe
-from natattn.optim.slots import key_of
+from natattn.optim.matrix import key_of
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 

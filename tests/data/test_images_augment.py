@@ -5,7 +5,7 @@ import pytest
 from make_pictures import pixels
 
 from natattn.data.images import augmented
-from natattn.data.images.augment import Fill
+from natattn.data.images.pixels import Fill
 
 IMAGES = np.stack([pixels(number) for number in range(60)])
 

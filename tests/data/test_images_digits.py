@@ -1,8 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 
 from natattn.data.images import DigitsSettings, ImageSplit, prepare_images
-from natattn.data.images.held_out import draw_splits
+from natattn.data.images.digits import digit_pictures
+from natattn.data.images.sources import draw_splits
 from natattn.errors import UserError
 
 FIELDS = {
@@ -24,23 +27,22 @@ def contents(split: ImageSplit) -> set[bytes]:
 
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
-    from sklearn.datasets import load_digits
-
-    original = load_digits()
+    images, labels = digit_pictures()
+    # Of sklearn.datasets.load_digits(): round(images · 255 / 16) as uint8, then target as int64.
+    expected = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"
+    assert hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() == expected
     corpus = prepare_images(settings())
     assert corpus.test is not None
     splits = (corpus.train, corpus.validation, corpus.test)
     assert [len(split) for split in splits] == [1167, 270, 360]
     assert corpus.classes[:3] == ("zero", "one", "two")
     assert (corpus.image_size, corpus.channels) == (8, 1)
-    bright = np.rint(original.images * 255 / 16).astype(np.uint8)
-    expected = {image.tobytes(): label for image, label in zip(bright, original.target, strict=True)}
+    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     for split in splits:
         assert split.images.dtype == np.uint8
         assert split.images.shape == (len(split), 8, 8, 1)
         assert split.labels.dtype == np.int64
-        for image, label in zip(split.images, split.labels, strict=True):
-            assert expected[image.tobytes()] == label
+        assert all(label_of[image.tobytes()] == label for image, label in zip(split.images, split.labels, strict=True))
 
 
 def test_no_picture_is_in_two_splits_and_the_choice_is_always_the_same() -> None:
@@ -84,5 +86,5 @@ def test_equal_contents_stay_in_one_split() -> None:
         "train": 32,
     }
     assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(200))
-    with pytest.raises(UserError, match=r"data\.train=x: 2 different images are too few to be split"):
+    with pytest.raises(UserError, match=r"data\.train=x: 2 distinct images are too few to be split"):
         draw_splits([1, 2, 2], {"validation": 0.1, "test": 0.1}, "data.train=x")

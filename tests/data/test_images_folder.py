@@ -153,11 +153,11 @@ def spoil(train: Path, change: str) -> None:
         ("empty file", r"cat/bad\.jpg: cannot be decoded"),
         ("broken link", r"cat/bad\.png: cannot be read \(No such file"),
         ("empty class", r"data\.train=.*train: class emu has no image; add some \(\.png, .* or remove the folder"),
-        ("one class", r"data\.train=.*train: one class only \(cat\); two or more"),
+        ("one class", r"data\.train=.*train: only one class \(cat\); at least two"),
         ("no image", r"data\.train=.*train: no image there; images are \.png, \.jpg"),
         ("no class", r"data\.train=.*train: no sub-folder there; each class needs one"),
         ("no folder", r"data\.train=.*train: no such folder"),
-        ("few", r"data\.train=.*: 2 different images are too few to be split; give data\.validation"),
+        ("few", r"data\.train=.*: 2 distinct images are too few to be split. Give data\.validation"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(train: Path, cache: Path, change: str, message: str) -> None:
@@ -175,8 +175,8 @@ def test_what_is_wrong_with_a_folder_is_said(train: Path, cache: Path, change: s
             lambda train: write_classes(train.parent / "v", {"emu": 1}),
             r"data\.validation=.*v: class emu is not in data",
         ),
-        (lambda train: train, r"data\.validation=.*train: lies in data\.train; held-out"),
-        (lambda train: train / "cat", r"data\.validation=.*cat: lies in data\.train; held-out"),
+        (lambda train: train, r"data\.validation=.*train: is inside data\.train; held-out"),
+        (lambda train: train / "cat", r"data\.validation=.*cat: is inside data\.train; held-out"),
         (lambda train: train.parent / "gone", r"data\.validation=.*gone: no such folder"),
     ],
     ids=["unknown class", "the same", "inside", "missing"],
@@ -260,7 +260,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
         return original(*arguments)
 
     monkeypatch.setattr(stored, "_decoded", change_meanwhile)
-    with pytest.raises(UserError, match=r"\.png: changed while it was being read; start again"):
+    with pytest.raises(UserError, match=r"\.png: changed while it was being read. Start again"):
         run(train, cache)
     assert not list(cache.rglob("*.*"))
 
@@ -276,5 +276,5 @@ def test_a_constant_channel_has_a_deviation_to_divide_by(train: Path, cache: Pat
 
 
 def test_the_home_of_nobody_here_is_refused(cache: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.train=~nobody-here/pets: no such user's folder"):
+    with pytest.raises(UserError, match=r"data\.train=~nobody-here/pets: no such user"):
         run(Path("~nobody-here/pets"), cache)

@@ -106,22 +106,22 @@ TEXT, INTEGER = datasets.Value("string"), datasets.Value("int64")
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
-        (dict, {"train": "training"}, r"data\.train=training: .*set has no such split; valid: train, test"),
+        (dict, {"train": "training"}, r"data\.train=training: .*set has no such split. Use train, test"),
         (dict, {"validation": "test"}, r"data\.test=test: the same split as data\.validation"),
-        (dict, {"image_column": "image"}, r"data\.image_column=image: no such column; valid: img, label"),
-        (dict, {"image_column": "label"}, r"data\.image_column=label: holds no images; valid: img"),
-        (dict, {"label_column": "y"}, r"data\.label_column=y: no such column; valid: img, label"),
+        (dict, {"image_column": "image"}, r"data\.image_column=image: no such column. Use one of img, label"),
+        (dict, {"image_column": "label"}, r"data\.image_column=label: holds no images. Columns with images: img"),
+        (dict, {"label_column": "y"}, r"data\.label_column=y: no such column. Use one of img, label"),
         (dict, {"label_column": "img"}, r"data\.label_column=img: holds .*; labels are integers or text"),
         (dict, {"release": "other"}, r"data\.dataset=.*set \(other\) cannot be loaded"),
         (
             lambda: {"test": table(2, 9, labels=[0, -1])},
             {},
-            r"data\.dataset: test\[1\]: label -1, as splits without labels have it; valid: 0 … 2, or null",
+            r"data\.dataset: test\[1\]: label -1, as in splits without labels. Use 0 … 2, or null",
         ),
         (
             lambda: {"train": table(4, 0, INTEGER, [0, 1, 2, -1]), "test": table(2, 9, INTEGER, [0, 1])},
             {},
-            r"train\[3\]: label -1, .*; valid: 0 or more",
+            r"train\[3\]: label -1, .*Use 0 or more",
         ),
         (
             lambda: {"train": table(4, 0, TEXT, list("abab")), "test": table(2, 9, TEXT, list("ac"))},

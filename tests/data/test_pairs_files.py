@@ -159,8 +159,8 @@ def nothing(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lines({"caption": "x"}), r"bad\.jsonl:3: no key 'image'; there: caption"),
-        (lines({"image": "0.png", "text": "x"}), r"bad\.jsonl:3: no key 'caption'; there: image, text"),
+        (lines({"caption": "x"}), r"bad\.jsonl:3: no key 'image'; the line has: caption"),
+        (lines({"image": "0.png", "text": "x"}), r"bad\.jsonl:3: no key 'caption'; the line has: image, text"),
         (lines({"image": 3, "caption": "x"}), r"bad\.jsonl:3: image is int, not a path"),
         (lines({"image": "gone.png", "caption": "x"}), r"bad\.jsonl:3: no such image .*gone\.png"),
         (lines({"image": "0.png", "caption": " \n"}), r"bad\.jsonl:3: the caption is empty"),
@@ -168,7 +168,7 @@ def nothing(folder: Path) -> Path:
         (lines({"image": "0.png", "caption": 5}), r"bad\.jsonl:3: the caption is int, not text"),
         (lines({"image": "0.png", "caption": None}), r"bad\.jsonl:3: the caption is NoneType, not text"),
         (lines({"image": "0.png", "caption": ["x", {}]}), r"bad\.jsonl:3: the caption is dict, not text"),
-        (lines({"image": "0.png", "caption": "\ud800"}), r"bad\.jsonl:3: the caption holds half a surrogate"),
+        (lines({"image": "0.png", "caption": "\ud800"}), r"bad\.jsonl:3: the caption contains half a surrogate"),
         (lines("[1]"), r"bad\.jsonl:3: a JSON list, not an object with the keys 'image' and 'caption'"),
         (lines("{"), r"bad\.jsonl:3: not a line of JSON"),
         (spoiled(b"no picture"), r"bad\.png: cannot be decoded \(not an image"),
@@ -176,13 +176,13 @@ def nothing(folder: Path) -> Path:
         (lambda folder: make_folder(folder, "x\n" * 11), r"data\.train=.*: 12 images, but 11 captions"),
         (lambda folder: make_folder(folder, "x\n" * 13), r"data\.train=.*: 12 images, but 13 captions"),
         (lambda folder: make_folder(folder, "x\n" * 5 + "\n" + "x\n" * 6), r"captions\.txt:6: the caption is empty"),
-        (missing_part("images"), r"data\.train=.*: no images/ there; valid: a \.jsonl file of"),
-        (missing_part("captions.txt"), r"data\.train=.*: no captions\.txt there; valid: a \.jsonl file of"),
+        (missing_part("images"), r"data\.train=.*: no images/ in it. Use a \.jsonl file of"),
+        (missing_part("captions.txt"), r"data\.train=.*: no captions\.txt in it. Use a \.jsonl file of"),
         (empty_images, r"data\.train=.*: no image in images/; images are \.png"),
-        (a_table, r"data\.train=.*table\.csv: not understood; valid: a \.jsonl"),
+        (a_table, r"data\.train=.*table\.csv: unknown format. Use a \.jsonl"),
         (nothing, r"data\.train=.*empty\.jsonl: the file has no lines"),
         (lambda folder: folder / "gone", r"data\.train=.*gone: no such file or folder"),
-        (lines(), r"data\.train=.*bad\.jsonl: 2 different images are too few to be split"),
+        (lines(), r"data\.train=.*bad\.jsonl: 2 distinct images are too few to be split"),
     ],
 )
 def test_what_is_wrong_with_captions_is_said(
@@ -194,10 +194,10 @@ def test_what_is_wrong_with_captions_is_said(
 
 
 def test_held_out_files_must_be_others_and_have_several_images(train: Path, cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.validation=.*train\.jsonl: is data\.train too"):
+    with pytest.raises(UserError, match=r"data\.validation=.*train\.jsonl: is also data\.train"):
         run(train, cache, validation=str(train))
     one = write_lines(tmp_path / "one.jsonl", [{"image": "copy.png", "caption": ["x", "y"]}])
-    with pytest.raises(UserError, match=r"the validation split has one image only"):
+    with pytest.raises(UserError, match=r"the validation split has only one image"):
         run(train, cache, validation=str(one))
 
 

@@ -80,10 +80,10 @@ def test_held_out_pictures_are_taken_from_train(flickr: Path) -> None:
         (
             ["x", "y"],
             {"caption_column": ["caption", "text"]},
-            r"data\.caption_column=text: no such column; valid: image",
+            r"data\.caption_column=text: no such column. Use one of image",
         ),
-        (["x", "y"], {"image_column": "caption"}, r"data\.image_column=caption: holds no images; valid: image"),
-        (["x", "y"], {"validation": "valid"}, r"data\.validation=valid: .* no such split; valid: train, validation"),
+        (["x", "y"], {"image_column": "caption"}, r"image_column=caption: holds no images. Columns with images: image"),
+        (["x", "y"], {"validation": "valid"}, r"data\.validation=valid: .* no such split. Use train, validation"),
     ],
 )
 def test_what_is_wrong_with_a_set_is_said(

@@ -18,9 +18,9 @@ HERE = Path(__file__).parent
 # What a run imports on its way, beside what `natattn.cli.commands` does.
 PRELOADED = (
     "natattn.cli.commands",
-    "natattn.training.run",
+    "natattn.training.train",
     "natattn.stacked.replicas",
-    "natattn.training.lacks",
+    "natattn.training.resource_errors",
     "natattn.analysis.analyze",
     "natattn.analysis.summary",
     "natattn.analysis.pictures.run_curves",

@@ -62,16 +62,16 @@ class Moments:
 
     def _name_stages(self) -> None:
         from natattn.stacked import replicas
-        from natattn.training import loop, run
-        from natattn.training.arms import Arm
+        from natattn.training import run, train
+        from natattn.training.arm import Arm
 
-        for module in (run, replicas):
+        for module in (train, replicas):
             self._stage_of(module, "open_task", "prepare")
-        self._stage_of(run, "_export", "export")
-        self._stage_of(loop, "save_checkpoint", "checkpoint")
-        self._stage_of(loop, "split_metrics", "evaluation", counts=True)
-        self._stage_of(loop, "attention_metrics", "evaluation", counts=True)
-        self._stage_of(loop.Loop, "evaluate", "evaluation")
+        self._stage_of(train, "_export", "export")
+        self._stage_of(run, "save_checkpoint", "checkpoint")
+        self._stage_of(run, "split_metrics", "evaluation", counts=True)
+        self._stage_of(run, "attention_metrics", "evaluation", counts=True)
+        self._stage_of(run.Run, "evaluate", "evaluation")
         self._stage_of(Arm, "train_step", "training", counts=True)
 
     def _stage_of(self, owner: Any, name: str, stage: str, *, counts: bool = False) -> None:
@@ -91,17 +91,17 @@ class Moments:
 
 def _note_flushed_sizes(path: str) -> None:
     """Keep in a file how long the metrics were after the last evaluation."""
-    from natattn.training.loop import Loop
+    from natattn.training.run import Run
 
-    evaluate = Loop.evaluate
+    evaluate = Run.evaluate
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
-    def noted(loop: Loop, *arguments: Any) -> bool:
-        done = evaluate(loop, *arguments)
-        os.pwrite(descriptor, b"%020d" % (loop.folder / "metrics.jsonl").stat().st_size, 0)
+    def noted(run: Run, *arguments: Any) -> bool:
+        done = evaluate(run, *arguments)
+        os.pwrite(descriptor, b"%020d" % (run.folder / "metrics.jsonl").stat().st_size, 0)
         return done
 
-    Loop.evaluate = noted  # type: ignore[method-assign]
+    Run.evaluate = noted  # type: ignore[method-assign]
 
 
 def counted(roots: list[str], counts: str) -> None:

@@ -75,7 +75,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     assert server.run(["train", *small, f"hydra.run.dir={folder}"], **options) == 1
     said = one_line(tmp_path / "log")
     assert f"{Path('run') / part}/" in said
-    assert "No space left on device; free space and go on with natattn train resume=run\n" in said
+    assert "No space left on device; free space and resume with natattn train resume=run\n" in said
     check_whole(folder)
     kept = sorted(path.name for path in folder.glob("checkpoints/step-*"))
     assert leftovers(folder) == []
@@ -108,7 +108,7 @@ def test_no_room_for_metrics(
     options = {"log": tmp_path / "log", "cwd": tmp_path, "NATATTN_CACHE": str(undisturbed.cache)}
     assert server.run(["train", *small, f"hydra.run.dir={folder}"], **options) == 1
     assert one_line(tmp_path / "log") == (
-        "natattn: run/metrics.jsonl: No space left on device; free space and go on with natattn train resume=run\n"
+        "natattn: run/metrics.jsonl: No space left on device; free space and resume with natattn train resume=run\n"
     )
     remount(disk, "size=64m")
     assert server.run(["train", "resume=run"], **options) == 0
@@ -170,7 +170,7 @@ def test_no_room_for_wandb(
     small_disk(folder / "wandb", "8k")
     options = {"log": tmp_path / "log", "cwd": tmp_path, "NATATTN_CACHE": str(undisturbed.cache)}
     assert server.run(["train", *small, "tracker=offline", f"hydra.run.dir={folder}"], **options) == 0
-    assert "training goes on" in (tmp_path / "log" / "stdout.txt").read_text()
+    assert "training continues" in (tmp_path / "log" / "stdout.txt").read_text()
     assert (tmp_path / "log" / "stderr.txt").read_text() == ""
     assert records(folder) == records(undisturbed.folder)
 

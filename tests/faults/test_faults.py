@@ -57,7 +57,7 @@ def test_a_signal_stops_and_saves(
     assert server.run(["train", *small, "hydra.run.dir=run"], fault=fault, **options) == 128 + signals[0]
     said = stderr(tmp_path)
     if stage == "prepare":
-        assert said == "natattn: interrupted; start it again: there is nothing yet to go on with\n"
+        assert said == "natattn: interrupted; start it again: there is nothing to resume yet\n"
         assert not (tmp_path / "run").exists()
         command = [*small, "hydra.run.dir=run"]
     else:
@@ -243,7 +243,9 @@ def test_wandb_s_process_is_killed(
     command = "kill -9 $(pgrep -P $PPID -f wandb_process[.]py)"
     fault = {"kind": "commanded", "roots": [str(tmp_path)], "stage": "training", "number": 9, "command": command}
     assert server.run(["train", *small, "tracker=offline", "hydra.run.dir=run"], fault=fault, **options) == 0
-    assert "warning: wandb failed: its process ended; training goes on" in (tmp_path / "log" / "stdout.txt").read_text()
+    assert (
+        "warning: wandb failed: its process ended; training continues" in (tmp_path / "log" / "stdout.txt").read_text()
+    )
     assert stderr(tmp_path) == ""
     assert records(tmp_path / "run") == records(undisturbed.folder)
 

@@ -9,9 +9,9 @@ from run_metrics import records
 from wholeness import Undisturbed
 
 from natattn.cli.main import main
-from natattn.training.arms import Arm
-from natattn.training.memory import is_out_of_memory, less_for_a_step, less_for_an_evaluation
-from natattn.training.progress import TrainSettings
+from natattn.training.arm import Arm
+from natattn.training.resource_errors import advice_for_evaluation, advice_for_step, is_out_of_memory
+from natattn.training.settings import TrainSettings
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB.")
 CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3145728 bytes. Error code 12")
@@ -61,11 +61,11 @@ class _Model:
     ],
 )
 def test_the_settings_that_need_less(changes: dict, divisible: bool, resume_with: str, anew: str):
-    found = less_for_a_step(settings(**changes), [_Model()], divisible=divisible)
+    found = advice_for_step(settings(**changes), [_Model()], divisible=divisible)
     assert found["resume_with"] == resume_with
     assert found["anew"].startswith(anew)
-    assert less_for_a_step(settings(), [object()], divisible=True)["resume_with"] == ""
-    assert less_for_an_evaluation(settings()) == {"anew": "train.evaluation_batch_size=16"}
+    assert advice_for_step(settings(), [object()], divisible=True)["resume_with"] == ""
+    assert advice_for_evaluation(settings()) == {"anew": "train.evaluation_batch_size=16"}
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU], ids=["cuda", "cpu"])
@@ -90,7 +90,7 @@ def test_a_step_without_memory_is_one_line_and_the_run_goes_on(
     assert main(["train", *tiny, f"hydra.run.dir={folder}"]) == 1
     more = "2.00 GiB" if error is CUDA else "3.0 MiB"
     assert capsys.readouterr().err == (
-        f"natattn: step 3 of arm natural: out of memory (for {more} more); go on with natattn train resume={folder} "
+        f"natattn: step 3 of arm natural: out of memory (for {more} more); resume with natattn train resume={folder} "
         "train.activation_checkpointing=true; or start a new run with train.batch_size=4 train.accumulation_steps=2 "
         "(the same batch, 2 at a time)\n"
     )

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from natattn.data.text.tokenized import _read_splits
 from natattn.data.text.tokenizers import load_bpe
 from natattn.tracking.metrics_file import read_metrics
-from natattn.training.checkpoint import _fault
+from natattn.training.checkpoint import find_fault
 from natattn.training.run_folder import config_hash
 from natattn.training.settings import CHANGEABLE
 
@@ -67,7 +67,7 @@ def _check_file(path: Path) -> None:
 
 def _check_folder(folder: Path) -> None:
     if folder.parent.name == "checkpoints":
-        assert _fault(folder) is None, (folder, _fault(folder))
+        assert find_fault(folder) is None, (folder, find_fault(folder))
     elif folder.parent.name == "tokens" and (folder / "meta.json").exists():
         assert _read_splits(folder) is not None, folder
     elif folder.parent.name == "tokenizers" and (folder / "tokenizer.json").exists():

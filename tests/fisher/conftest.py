@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from fisher_oracles import with_ones
 
 from natattn.attention.energy import AttentionInputs
-from natattn.fisher.decomposition import with_ones
 from natattn.fisher.rotary import Rotary
 
 BATCH, HEADS, LENGTH, HEAD_DIM, WIDTH = 2, 4, 6, 4, 5

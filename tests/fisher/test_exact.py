@@ -1,10 +1,9 @@
-"""A model's own Fisher: exact, sampled, and as an independent package computes it."""
+"""The oracle of a model's own Fisher, from its definition and from an independent package."""
 
 import pytest
 import torch
+from fisher_oracles import model_fisher
 from torch import nn
-
-from natattn.fisher.exact import model_fisher, monte_carlo_fisher
 
 ROWS, FEATURES, CLASSES = 6, 3, 4
 
@@ -39,28 +38,6 @@ def test_model_fisher_casts_to_float64():
     fisher = model_fisher(logits, halved)
     assert fisher.dtype == torch.float64
     torch.testing.assert_close(fisher, model_fisher(logits, parameters), rtol=1e-5, atol=1e-6)
-
-
-def test_monte_carlo_fisher_is_unbiased():
-    _, _, parameters, logits = _problem()
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([monte_carlo_fisher(logits, parameters, samples=2, generator=generator) for _ in range(300)])
-    standard_error = draws.std(0) / len(draws) ** 0.5
-    deviation = (draws.mean(0) - model_fisher(logits, parameters)).abs()
-    scores = deviation / standard_error.clamp_min(1e-12)
-    # 24² entries, strongly dependent: the largest of that many normal deviates stays below 4.5, their mean near 0.8.
-    assert scores.max() < 4.5
-    assert 0.4 < scores.mean() < 1.3
-
-
-def test_monte_carlo_fisher_uses_its_own_generator_only():
-    _, _, parameters, logits = _problem()
-    state = torch.get_rng_state()
-    first, second = (
-        monte_carlo_fisher(logits, parameters, samples=3, generator=torch.Generator().manual_seed(4)) for _ in range(2)
-    )
-    assert torch.equal(first, second)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_model_fisher_agrees_with_curvlinops():

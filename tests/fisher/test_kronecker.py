@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fisher_oracles import key_fisher, query_fisher, rotary_key_error
 
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.streaming import systematic_rows
-from natattn.fisher.approximation import relative_frobenius_error, rotary_key_error
-from natattn.fisher.decomposition import key_fisher, query_fisher
+from natattn.fisher.decomposition import relative_frobenius_error
 from natattn.fisher.kronecker import FACTORS, first_sequences, kronecker_factors
 from natattn.fisher.roots import damped_inverse
 from natattn.fisher.rotary import Rotary

@@ -6,9 +6,9 @@ from learners import gpt2, loss_of
 
 from natattn.config import compose as config
 from natattn.optim.directions.adam import Adam
-from natattn.optim.directions.base import Place
 from natattn.optim.directions.energy_scaled import EnergyScaled, energy_factor
-from natattn.optim.directions.orthogonal import OrthogonalSettings
+from natattn.optim.directions.orthogonal import Orthogonal
+from natattn.optim.matrix import Matrix
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import partition
 from natattn.optim.settings import OptimSettings
@@ -16,6 +16,12 @@ from natattn.optim.settings import OptimSettings
 
 def _settings(name: str, *overrides: str) -> OptimSettings:
     return config.settings_of(config.compose([f"optim={name}", *overrides])).optim
+
+
+def _matrix(direction, value: torch.Tensor, layer: int | None = None) -> Matrix:
+    matrix = Matrix("weight", torch.nn.Parameter(value), "mlp", layer, state=direction.initial_state(value))
+    matrix.value = value
+    return matrix
 
 
 def test_adamw_equals_torch():
@@ -38,17 +44,17 @@ def test_adamw_equals_torch():
 
 def test_the_fused_step_equals_the_written_direction():
     torch.manual_seed(0)
-    direction = Adam((0.9, 0.99), 1e-8)
-    parameters = [torch.randn(4, 3), torch.randn(5)]
-    fast, plain = ([p.clone() for p in parameters] for _ in range(2))
-    fast_states, plain_states = ([direction.initial_state(p) for p in parameters] for _ in range(2))
-    shared = {"learning_rate": 0.1, "weight_decay": 0.2}
+    direction = Adam(betas=(0.9, 0.99), eps=1e-8)
+    values = [torch.randn(4, 3), torch.randn(5)]
+    fast, plain = ([_matrix(direction, value.clone()) for value in values] for _ in range(2))
+    rates = {"learning_rate": 0.1, "weight_decay": 0.2}
     for _ in range(4):
-        gradients = [torch.randn_like(p) for p in parameters]
-        direction.step_(fast, gradients, fast_states, [Place("mlp"), Place("mlp")], None, **shared)
-        super(Adam, direction).step_(plain, gradients, plain_states, [Place("mlp"), Place("mlp")], None, **shared)
-    for a, b in zip(fast, plain, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        for first, second in zip(fast, plain, strict=True):
+            first.gradient = second.gradient = torch.randn_like(first.value)
+        direction.step(fast, None, **rates)
+        super(Adam, direction).step(plain, None, **rates)
+    for first, second in zip(fast, plain, strict=True):
+        torch.testing.assert_close(first.value, second.value, atol=1e-6, rtol=1e-6)
 
 
 def test_muon_equals_torch_on_query_key_and_value_apart():
@@ -97,15 +103,17 @@ def test_aif_scales_each_block_by_its_own_factor():
     seen = []
 
     class Inner(Adam):
-        def updates(self, gradients, states, layers, statistics):
-            seen.extend(gradients)
-            return list(gradients)
+        def updates(self, matrices, attention):
+            seen.extend(matrix.gradient for matrix in matrices)
+            return list(seen)
 
-    direction = EnergyScaled(0.5, Inner((0.9, 0.99), 1e-8))
+    direction = EnergyScaled(energy_scale=0.5, inner=Inner(betas=(0.9, 0.99), eps=1e-8))
     gradients = [torch.ones(2), torch.ones(3), torch.ones(4)]
-    direction.updates(
-        gradients, [{}, {}, {}], [Place("mlp", 0), Place("vector"), Place("mlp", 1)], _Energies({0: 1.0, 1: 3.0})
-    )
+    matrices = []
+    for layer, gradient in zip((0, None, 1), gradients, strict=True):
+        matrices.append(_matrix(direction, torch.zeros_like(gradient), layer))
+        matrices[-1].gradient = gradient
+    direction.updates(matrices, _Energies({0: 1.0, 1: 3.0}))
     factors = [float(gradient[0]) for gradient in seen]
     assert factors == pytest.approx(
         [1 + float(torch.tanh(torch.tensor(0.5))), 1.0, 1 + float(torch.tanh(torch.tensor(1.5)))]
@@ -117,14 +125,12 @@ def test_aif_with_constant_energies_is_adamw_almost_exactly():
     """AdamW is invariant to a constant scale of the gradient, but for eps."""
     # In float64: the gradient of the key's bias is zero but for rounding, which Adam would blow up.
     model, twin = gpt2().double(), gpt2().double()
-    views = partition(model)
+    adam = Adam(betas=(0.9, 0.999), eps=1e-16)
     scaled = DirectionalOptimizer(
-        views, {"default": EnergyScaled(1.0, Adam((0.9, 0.999), 1e-16))}, learning_rate=1e-3, weight_decay=0.0,
+        partition(model), {"default": EnergyScaled(energy_scale=1.0, inner=adam)}, learning_rate=1e-3, weight_decay=0.0,
         statistics=_Energies({0: 0.3, 1: 2.0}),
     )  # fmt: skip
-    plain = DirectionalOptimizer(
-        partition(twin), {"default": Adam((0.9, 0.999), 1e-16)}, learning_rate=1e-3, weight_decay=0.0
-    )
+    plain = DirectionalOptimizer(partition(twin), {"default": adam}, learning_rate=1e-3, weight_decay=0.0)
     for step in range(3):
         for each, its in ((model, scaled), (twin, plain)):
             its.zero_grad()
@@ -152,7 +158,7 @@ def test_a_group_that_is_refused_leaves_nothing_behind():
             optimizer.add_param_group({"params": parameters, "role": role})
         assert all(own is before for own, before in zip(optimizer.param_groups, groups, strict=True))
     optimizer.add_param_group({"params": [matrix, vector], "role": "vector"})
-    assert [slot.direction for slot in optimizer.slots_of(matrix)] == ["default"]
+    assert [shown.direction for shown in optimizer.matrices_of(matrix)] == ["default"]
 
 
 @pytest.mark.parametrize(
@@ -171,10 +177,10 @@ def test_roles_that_are_not_known_or_not_served_are_named(changes, said):
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("natural_muon", {"factors": None}, "factors: the directions read .*; say how they are captured"),
-        ("muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer reads nothing of attention; valid: null"),
-        ("newton_muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer reads nothing of attention"),
-        ("aif", {"placebo": "plain"}, "placebo=plain: there are no factors to replace; valid: constant"),
+        ("natural_muon", {"factors": None}, r"factors: the directions read .*\. Set how they are captured"),
+        ("muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer does not read attention. Use placebo=null"),
+        ("newton_muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer does not read attention"),
+        ("aif", {"placebo": "plain"}, "placebo=plain: there are no factors to replace. Use constant"),
         ("aif", {"placebo_energy": 1.0}, "placebo_energy: only the constant placebo has one"),
         ("aif", {"placebo": "shuffled", "placebo_energy": 1.0}, "placebo_energy: only the constant placebo has one"),
     ],
@@ -200,15 +206,15 @@ def test_orthogonalised_momentum_is_that_of_torch(nesterov, match_rms, shape):
     torch.manual_seed(0)
     ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
     values = _settings("muon").directions["hidden"].model_dump() | {"nesterov": nesterov, "match_rms": match_rms}
-    direction = OrthogonalSettings.model_validate(values).build()
+    direction = Orthogonal.model_validate(values)
     reference = torch.optim.Muon(
         [theirs], lr=1.0, weight_decay=0.0, momentum=values["momentum"], nesterov=nesterov,
         adjust_lr_fn="match_rms_adamw" if match_rms else "original",
     )  # fmt: skip
-    state = direction.initial_state(ours)
+    matrix = _matrix(direction, ours)
     for _ in range(3):
-        theirs.grad = torch.randn(shape)
-        (update,) = direction.updates([theirs.grad], [state], [Place("mlp")], None)
+        theirs.grad = matrix.gradient = torch.randn(shape)
+        (update,) = direction.updates([matrix], None)
         ours.data -= update
         reference.step()
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from natattn.optim.directions.orthogonalise import orthogonalise
+from natattn.optim.directions.orthogonal import orthogonalise
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (3, 5, 8), (2, 3, 8, 5)]
 

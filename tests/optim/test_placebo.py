@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from natattn.optim.partition import ParameterView
+from natattn.optim.matrix import Matrix
 from natattn.optim.placebo import PlaceboStatistics
 
 
@@ -35,9 +35,9 @@ class Source:
 
 def placebo(kind, layers=3, heads=1, **options):
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
-    views = [ParameterView(f"{layer}", parameter, "query", layer, module=f"m{layer}") for layer in range(layers)]
+    matrices = [Matrix(f"{layer}", parameter, "query", layer, module=f"m{layer}") for layer in range(layers)]
     source = Source(layers, heads)
-    return source, PlaceboStatistics(source, kind, views, **options)
+    return source, PlaceboStatistics(source, kind, matrices, **options)
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(2, 1), (4, 1), (3, 4), (1, 4)])

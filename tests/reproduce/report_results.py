@@ -8,8 +8,9 @@ from pathlib import Path
 
 from natattn.analysis.pictures.figures import drawn
 from natattn.report.section import Picture, table
+from natattn.report.table import Badge, Estimate, Finding, StudyTable
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 
 HOSTILE = "<script>alert(1)</script>\"'`&amp;\u2028</script><!--<img src=x onerror=alert(2)>"
 ARMS = ("down", "far down", "up", "unknown", "nothing")

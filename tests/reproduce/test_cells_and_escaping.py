@@ -5,8 +5,8 @@ import pytest
 
 from natattn.report.cells import cell_text, estimate_text, number_text
 from natattn.report.escaping import latex, markdown
+from natattn.report.table import Badge, Estimate
 from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.results import Badge, Estimate
 
 INF, NAN = math.inf, math.nan
 

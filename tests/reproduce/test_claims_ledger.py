@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from natattn.analysis.theorems import THEOREMS
+from natattn.report.table import Estimate, Finding
 from natattn.reproduce.claims import CLAIMS, Claim
 from natattn.reproduce.judges import theorems
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
-from natattn.reproduce.results import Estimate, Finding, StudyResult
+from natattn.reproduce.results import StudyResult
 from natattn.reproduce.study import read_arguments
 from natattn.statistics.paired import Verdict
 

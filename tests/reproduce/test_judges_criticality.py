@@ -1,14 +1,13 @@
 """Judges of K1 to K4 and R4, on analyses with known answers."""
 
-import dataclasses
 import math
 
 import pytest
 
 from natattn.analysis.scaling import GridPoint, laws, optima
 from natattn.analysis.sections import scaling as scaling_section
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import AnalysisResult
 
 SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)  # over five seeds
 
@@ -17,81 +16,6 @@ def analysis(section, *tables, seed=None, steps=None, where="text", maps=()):
     """Tables from rows as dictionaries."""
     made = [{"headings": list(rows[0]), "rows": [list(row.values()) for row in rows]} for rows in tables if rows]
     return AnalysisResult("models", where, seed, steps, {section: {"findings": [], "tables": made, "maps": list(maps)}})
-
-
-def exponent(alpha, half, *, k="all heads", models=18, fit=0.5):
-    return {
-        "scan": "scores frozen", "T_c by": "heat capacity", "k": k, "α": alpha, "95 % interval": "[0, 0]",
-        "T_0 at 768": 1.0, "models": models, "heads without a peak": 0.0, "lack of fit, p": fit, "low": alpha - half,
-        "high": alpha + half,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        (exponent(0.4, 0.1), "supported"),
-        (exponent(-0.4, 0.1), "refuted"),
-        (exponent(0.001, 0.01), "no effect"),
-        (exponent(0.1, 0.2), "inconclusive"),
-        (exponent(0.4, 0.1, models=4), "inconclusive"),
-        (exponent(0.4, 0.1, fit=0.01), "inconclusive"),  # it is no power
-        (exponent(-0.4, 0.1, fit=0.01), "refuted"),
-    ],
-)
-def test_exponents_of_the_width(row, said):
-    (found,), tables = JUDGES["widths"]("k", [analysis("widths", [row])])
-    assert (found.claim, found.study, found.verdict) == ("K1", "k", said)
-    assert (found.count, found.estimate.value) == (row["models"], row["α"])
-    assert (found.estimate.low, found.estimate.high) == pytest.approx((row["low"], row["high"]))  # one row: as it is
-    assert [table.name for table in tables] == ["widths"]
-
-
-def test_a_law_over_widths_needs_seeds_to_be_supported_but_not_to_be_refuted():
-    few = dataclasses.replace(analysis("widths", [exponent(0.4, 0.1)]), seeds=3)
-    (found,), _ = JUDGES["widths"]("k", [few])
-    assert found.verdict == "inconclusive"
-    assert "3 seeds of each" in found.note
-    other_way = dataclasses.replace(analysis("widths", [exponent(-0.4, 0.1)]), seeds=3)
-    (found,), _ = JUDGES["widths"]("k", [other_way])
-    assert found.verdict == "refuted"
-
-
-def test_exponents_are_adjusted_over_families_and_scans():
-    row = exponent(0.1, 0.09)  # p about 0.03
-    (alone,), _ = JUDGES["widths"]("k", [analysis("widths", [row])])
-    (first, second), (table,) = JUDGES["widths"]("k", [analysis("widths", [row], where=w) for w in ("one", "two")])
-    assert alone.verdict == "supported"
-    assert first.verdict == second.verdict == "inconclusive"
-    assert first.p_value == pytest.approx(2 * alone.p_value)
-    assert [cells[0] for cells in table.rows] == ["one", "two"]
-
-
-def test_places_and_peaks_have_tables_and_no_verdict():
-    size = {
-        "scan": "scores frozen", "peak of": "heat capacity", "height ∝ d^": "0.1 [0, 0.2]",
-        "width in log T ∝ d^": "−0.1 [−0.3, 0.1]", "verdict": "undecided",
-    }  # fmt: skip
-    exact = size | {
-        "power of the height": 0.11, "its low": 0.01, "its high": 0.21, "power of the width": -0.12, "low": -0.3,
-        "high": 0.1,
-    }  # fmt: skip
-    for sizes, height in ((size, 0.1), (exact, 0.11)):
-        rows = [exponent(0.4, 0.1), exponent(0.7, 0.1, k="layer 0")]
-        findings, tables = JUDGES["widths"]("k", [analysis("widths", rows, [sizes])])
-        assert [finding.estimate.value for finding in findings] == [0.4]
-        assert "undecided" in findings[0].note
-        assert {table.name: len(table.rows) for table in tables} == {
-            "widths": 1, "widths_by_place": 1, "peaks_by_width": 1,
-        }  # fmt: skip
-        assert tables[2].rows[0][3].value == height
-
-
-def test_widths_without_peaks_say_so():
-    (found,), tables = JUDGES["widths"]("k", [analysis("widths")])
-    assert (found.verdict, found.count, tables) == ("inconclusive", 0, [])
-    assert math.isnan(found.estimate.value)
-    assert "not measured" in found.note
 
 
 def cascade(tau, *, cut=None, low=None, high=None, threshold=1.0):

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from natattn.analysis.fisher_errors import IDENTITY, IDENTITY_AND_PATTERN, KEY_GRAM, KRONECKER, MARGINAL, QUERY_GRAM
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import AnalysisResult
 
 SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)
 

@@ -10,14 +10,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from natattn.analysis.convergence import Lead
-from natattn.analysis.sections import heads, hierarchy, measures, power_laws, training, widths
+from natattn.analysis.sections import heads, hierarchy, measures, power_laws, training
 from natattn.analysis.sections.fisher import fisher_section
 from natattn.analysis.sections.scans import finite_size_section, scan_section
 from natattn.analysis.sections.sources import TreeText
 from natattn.analysis.subject import Subject
-from natattn.analysis.widths import HeadPeak, exponents
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.results import AnalysisResult
 from natattn.statistics.paired import t_interval
 
 SETTINGS = SimpleNamespace(
@@ -130,18 +129,3 @@ def test_training(monkeypatch):
     assert (findings[0].count, cell(table, "seeds")) == (5, 7)
     assert "5 of 7 seeds have a peak" in findings[0].note
     assert findings[0].verdict == "inconclusive"  # two without a peak
-
-
-def test_widths():
-    peaks = [
-        HeadPeak(width, seed, "frozen", "heat_capacity", layer, head, width**-0.5 * (1 + 0.01 * seed), 1.0, 1.0)
-        for width in (32, 64, 128) for seed in range(3) for layer in range(2) for head in range(2)
-    ]  # fmt: skip
-    tables = [widths._exponent_table(list(exponents(peaks))), widths._size_table({("frozen", "heat_capacity"): None})]
-    section = measures.Section("widths", "", (), tuple(tables))
-    findings, (table, places) = judged("widths", section, seeds=1)
-    assert [(finding.claim, finding.verdict, finding.count) for finding in findings] == [("K1", "supported", 9)]
-    assert findings[0].estimate.value == pytest.approx(0.5)
-    assert "digits that the page shows" not in findings[0].note
-    assert {row[3] for row in places.rows} == {"layer 0", "layer 1", "rank 0", "rank 1"}
-    assert cell(table, "verdict").verdict == "supported"

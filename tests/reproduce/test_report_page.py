@@ -1,7 +1,7 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,15 +10,20 @@ import pytest
 from report_results import HOSTILE, claims, data_of, result, written
 
 from natattn.errors import UserError
-from natattn.report.html import cell
-from natattn.reproduce import run_views
-from natattn.reproduce.report import runs_of, write_report
-from natattn.reproduce.results import Estimate, StudyResult, StudyTable
-from natattn.reproduce.run_views import MOST_POINTS, embedded, read_views
+from natattn.report.page import cell_view
+from natattn.report.table import Estimate, StudyTable
+from natattn.reproduce.report import MOST_POINTS, RunView, read_views, render_report, runs_of, write_report
+from natattn.reproduce.results import StudyResult
 from natattn.tracking import Record
 from natattn.tracking.metrics_file import MetricsFile
 
 MakeRun = Callable[..., Path]
+
+
+def embedded(views: Sequence[RunView], base: Path) -> str:
+    """The JSON that a page of these runs carries."""
+    page = render_report("t", [], {}, views, base=base, all_runs=len(views))
+    return re.search(r'id="run-data">(.*?)</script>', page, re.DOTALL)[1]
 
 
 @pytest.fixture
@@ -42,9 +47,9 @@ def test_nothing_from_data_becomes_markup(page: Path) -> None:
 def test_embedded_data_survive_and_end_no_script(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(label=HOSTILE, config={"optim": {"name": HOSTILE, "rate": math.nan}})
     other = make_run("other", config={"optim": {"name": "x", "rate": 0.1}})
-    text = embedded(read_views([run, other], tmp_path))
+    text = embedded(read_views([run, other], tmp_path), tmp_path)
     assert not set("<>&\u2028\u2029") & set(text)
-    first, second = json.loads(text)
+    second, first = json.loads(text)  # in the order of their labels
     assert first["config"]["optim.name"] == HOSTILE
     assert (first["config"]["optim.rate"], second["config"]["optim.rate"]) == ("NaN", "0.1")
     assert "train.steps" not in first["config"], "keys that all runs share are left out"
@@ -80,7 +85,7 @@ def test_the_page_loads_nothing(page: Path) -> None:
 
 def test_claims_with_verdicts_and_those_without(page: Path) -> None:
     text = page.read_text("utf-8")
-    at = [text.index(f'id="claim-{name}"') for name in ("R1", "R2", "R3", "K&#x27;3")]
+    at = [text.index(f'id="claim-{name}"') for name in ("R1", "R2", "R3", "K&#39;3")]
     assert at == sorted(at)
     parts = [text[start:end] for start, end in zip(at, [*at[1:], text.index('id="study-study-small"')], strict=True)]
     assert "? inconclusive</span></h3>" in parts[0]
@@ -94,13 +99,14 @@ def test_claims_with_verdicts_and_those_without(page: Path) -> None:
 
 
 def test_cells_show_what_their_interval_supports_and_keep_every_digit() -> None:
-    assert cell(Estimate(-0.0661, -0.0721, -0.0601)) == (
-        '<td class="number" data-value="-0.0661" title="-0.0661 [-0.0721, -0.0601]">−0.0661 [−0.0721, −0.0601]</td>'
-    )
-    assert 'data-value="0.5" title="0.5">' in cell(np.float64(0.5))
-    assert 'data-value="—"' in cell(math.nan)
-    assert 'data-value="-Infinity"' in cell(-math.inf)
-    assert cell(None) == '<td class="short">—</td>'
+    estimate = cell_view(Estimate(-0.0661, -0.0721, -0.0601), 4)
+    assert estimate.text == "−0.0661 [−0.0721, −0.0601]"
+    assert estimate.attributes == {
+        "class": "number", "data-value": "-0.0661", "title": "-0.0661 [-0.0721, -0.0601]"
+    }  # fmt: skip
+    keys = [cell_view(value, 4).attributes["data-value"] for value in (np.float64(0.5), math.nan, -math.inf)]
+    assert keys == ["0.5", "—", "-Infinity"]
+    assert (cell_view(None, 4).text, cell_view(None, 4).attributes) == ("—", {"class": "short"})
 
 
 def test_many_runs_of_a_row_wait_behind_a_click(page: Path) -> None:
@@ -129,13 +135,13 @@ def test_curves_are_thinned_with_both_ends_and_without_what_is_no_number(make_ru
     assert (natural.steps[0], natural.steps[-1], natural.losses[-1]) == (0, 600, 3.25)
     assert natural.steps == sorted(set(natural.steps))
     assert (standard.reference, natural.reference) == (True, False)
-    json.loads(embedded([view]))
+    json.loads(embedded([view, view], tmp_path))
 
 
 def test_keys_that_are_younger_than_a_run_do_not_differ(make_run: MakeRun, tmp_path: Path) -> None:
     old = make_run("old")
     new = make_run("new", config={"stabilisers": {"qk_norm": False}, "optim": {"placebo": None}})
-    assert [run["config"] for run in json.loads(embedded(read_views([old, new], tmp_path)))] == [{}, {}]
+    assert [run["config"] for run in json.loads(embedded(read_views([old, new], tmp_path), tmp_path))] == [{}, {}]
 
 
 def test_a_page_carries_so_many_runs_and_says_so(
@@ -146,7 +152,6 @@ def test_a_page_carries_so_many_runs_and_says_so(
     write_report(tmp_path / "page.html", "t", [result(runs)], {})
     assert len(data_of(tmp_path / "page.html")) == 2
     assert "Here are 2 of the 3 runs that this page links to" in written(tmp_path / "page.html").shown
-    assert run_views.MOST_RUNS == 400
 
 
 def test_runs_are_counted_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
+from natattn.report.table import Estimate, Finding
 from natattn.reproduce import figures
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.figures import FARTHEST, ledger_figure, profile_figure
-from natattn.reproduce.results import Estimate, Finding, StudyResult
+from natattn.reproduce.results import StudyResult
 from natattn.statistics.paired import Verdict
 
 TIMES = {"muon": [100.0, 120.0, math.inf], "adamw": [300.0, math.inf, math.inf], "ours": [90.0, 130.0, 80.0]}

@@ -40,7 +40,7 @@ def test_report_prints_the_table_and_writes_the_page(sweep: Path, capsys: pytest
     text = (sweep / "report.html").read_text("utf-8")
     tables = re.findall(r"<h3>(.*?)</h3>.*?(<table.*?</table>)", text, re.DOTALL)
     assert [title for title, _ in tables] == ["stdlib", "pages", "Every run"]
-    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", tables[0][1])][1:]
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", tables[0][1], re.DOTALL)][1:]
     assert [row[:3] for row in rows] == [
         ["natural · adamw · nano", "standard", "3"],
         ["natural · adamw · nano", "natural", "3"],

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from natattn.analysis.runs import RunSummary, summarise_run
+from natattn.report.table import Badge
 from natattn.reproduce.jobs import DoneRuns, JobMaker
 from natattn.reproduce.ledger import Comparison, judge
 from natattn.reproduce.plan import Plan, Trials
-from natattn.reproduce.results import Badge
 from natattn.reproduce.study import StudySettings, Trial
 from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table, unit_of_corpus

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 from rich.console import Console
 
+from natattn.report.table import Badge, Estimate, Finding, StudyTable
 from natattn.report.tables import (
     ledger_table,
     summary_table,
@@ -21,7 +22,7 @@ from natattn.report.tables import (
     write_tables,
 )
 from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.results import Badge, Estimate, Finding, StudyResult, StudyTable
+from natattn.reproduce.results import StudyResult
 
 INF, NAN = math.inf, math.nan
 

@@ -9,7 +9,7 @@ from natattn.analysis.runs import RunSummary, summarise_run
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.reproduce.analyses import AnalysisSpec, kept_analysis, wanted_analyses
+from natattn.reproduce.analyses import AnalysisSpec, kept_analysis, key_of_analysis, wanted_analyses
 from natattn.reproduce.jobs import DoneRuns, JobMaker
 from natattn.reproduce.plan import Trials, plan
 from natattn.reproduce.study import AnalysisSettings, StudySettings, Trial
@@ -64,5 +64,13 @@ def test_an_analysis_without_its_sections_is_refused_and_one_that_broke_off_is_n
     wanted = AnalysisSpec("x", analysis, options, (Trial("text", "a", None, 1),), "key")
     (tmp_path / "key").mkdir()
     for sections, is_whole in (({"frozen": {}}, False), ({"frozen": {}, "cascades": {}}, True)):
-        (tmp_path / "key" / "analysis.json").write_text(json.dumps({"sections": sections}))
+        (tmp_path / "key" / "analysis.json").write_text(json.dumps({"results": sections}))
         assert kept_analysis(wanted, [tmp_path / "nowhere", tmp_path]) == (tmp_path / "key" if is_whole else None)
+
+
+def test_the_key_of_an_analysis_does_not_change():
+    """A new key of `natattn analyze` must not change the hash of older ones: kept analyses would not be found."""
+    asked = config.validated(config.plain_values(config.compose([], "analyze")), AnalyzeSettings)
+    assert key_of_analysis("run", asked, ["a run"]) == "bc30c1fad691da70"  # as when the analyses were kept
+    of_text = asked.model_copy(update={"tower": "text"})
+    assert key_of_analysis("run", of_text, ["a run"]) == "91b987475fa6545e"

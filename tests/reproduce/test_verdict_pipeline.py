@@ -9,9 +9,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from natattn.report.table import Estimate, Finding
 from natattn.reproduce.ledger import judge
 from natattn.reproduce.plan import Plan, final_trial, plan
-from natattn.reproduce.results import Estimate, Finding, overall
+from natattn.reproduce.results import overall
 from natattn.reproduce.study import StudySettings, Trial, arms_of
 
 STUDIES = 1000

@@ -15,7 +15,7 @@ from natattn.config import compose as config
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
 from natattn.tasks import BatchSlice
-from natattn.training.arms import Arm, weights_hash
+from natattn.training.arm import Arm, weights_hash
 from natattn.training.build import build_arms, open_task
 from natattn.training.evaluate import attention_metrics, split_metrics
 from natattn.training.guards import check_guards, check_independence
@@ -108,15 +108,15 @@ def test_parts_of_a_batch_are_the_batch(small):
 def test_metrics_do_not_depend_on_the_batch(small):
     (arm,) = arms_of(small, "reference=none")
     first, second = (split_metrics(arm, "validation", batch_size=size) for size in (7, 500))
-    assert next(iter(first)) == "loss"
+    assert next(iter(first)) == "validation/loss"
     assert first == pytest.approx(second, rel=1e-5, abs=1e-6)
 
 
 def test_an_untrained_arm_is_near_chance(small):
     (arm,) = arms_of(small, "reference=none")
-    chance, found = arm.task.facts()["chance"], split_metrics(arm, "validation", batch_size=64)
-    assert found["loss"] == pytest.approx(chance["loss"], rel=0.25)
-    assert set(chance) <= set(found)
+    chance, metrics = arm.task.data_summary()["chance"], split_metrics(arm, "validation", batch_size=64)
+    assert metrics["validation/loss"] == pytest.approx(chance["loss"], rel=0.25)
+    assert {f"validation/{name}" for name in chance} <= set(metrics)
 
 
 def test_examples_must_not_see_each_other(small):
@@ -129,7 +129,7 @@ def test_examples_must_not_see_each_other(small):
         return output - 0.5 * output.mean(0, keepdim=True)
 
     tower.layernorm.register_forward_hook(normalise_over_the_batch)
-    with pytest.raises(UserError, match="arm natural: its output for an example moves"):
+    with pytest.raises(UserError, match="arm natural: its output for an example changes"):
         check_independence(arm)
     with torch.no_grad():
         tower.layernorm.weight.fill_(float("nan"))

@@ -126,7 +126,7 @@ def test_a_killed_service_costs_one_warning(open_mirror: OpenMirror, warnings: l
         mirror.summarise({"x": 1.0})
     assert len(warnings) == 1
     assert warnings[0].startswith("wandb failed: ")
-    assert "training goes on" in warnings[0]
+    assert "training continues" in warnings[0]
 
 
 def test_a_killed_process_costs_one_warning(open_mirror: OpenMirror, warnings: list[str]) -> None:
@@ -134,7 +134,7 @@ def test_a_killed_process_costs_one_warning(open_mirror: OpenMirror, warnings: l
         os.kill(mirror_process(mirror), signal.SIGKILL)
         assert log_until_warned(mirror, warnings)
         mirror.flush()
-    assert warnings == ["wandb failed: its process ended; training goes on, its numbers are in metrics.jsonl"]
+    assert warnings == ["wandb failed: its process ended; training continues; its metrics are in metrics.jsonl"]
 
 
 def test_nothing_is_left_running_or_in_the_temporary_folder(
@@ -184,7 +184,7 @@ def test_wandb_that_hangs_at_the_start(
     fake_wandb(FAKE_RUN + "    init = lambda **options: time.sleep(600)\n")
     with open_mirror(timeout_seconds=0.5) as mirror:
         assert log_until_warned(mirror, warnings)
-    assert warnings == ["wandb did not start within 0.5 s; training goes on, its numbers are in metrics.jsonl"]
+    assert warnings == ["wandb did not start within 0.5 s; training continues; its metrics are in metrics.jsonl"]
 
 
 def test_wandb_that_hangs_at_the_end(
@@ -204,7 +204,7 @@ def test_wandb_that_hangs_half_way(
     with open_mirror() as mirror:
         for _ in range(5000):
             mirror.log(RECORDS)
-    assert warnings == ["wandb hangs; training goes on, its numbers are in metrics.jsonl"]
+    assert warnings == ["wandb hangs; training continues; its metrics are in metrics.jsonl"]
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path, open_mirror: OpenMirror, warnings: list[str]) -> None:
@@ -230,7 +230,7 @@ def test_a_full_disk_costs_one_warning(open_mirror: OpenMirror, warnings: list[s
     with full_disk(), open_mirror() as mirror:
         warned = log_until_warned(mirror, warnings)
     assert warned
-    assert warnings == ["wandb failed: File too large; training goes on, its numbers are in metrics.jsonl"]
+    assert warnings == ["wandb failed: File too large; training continues; its metrics are in metrics.jsonl"]
 
 
 def test_an_error_in_training_passes_through(open_mirror: OpenMirror, warnings: list[str]) -> None:

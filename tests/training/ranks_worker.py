@@ -13,7 +13,7 @@ from natattn.cli.exit_codes import leave
 from natattn.cli.torchrun import together
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.training.run import train
+from natattn.training.train import train
 
 
 def work(ranks, _):

@@ -10,7 +10,7 @@ from natattn.config import compose as config
 from natattn.data import TokenSplit
 from natattn.errors import UserError
 from natattn.models.attention_types import NaturalAttention
-from natattn.training.arms import Arm, identical, weights_hash
+from natattn.training.arm import Arm, identical, weights_hash
 from natattn.training.build import build_arms, open_task
 from natattn.training.evaluate import attention_metrics, split_metrics
 from natattn.training.guards import causality_leak, check_causality, check_guards, check_label_shift
@@ -145,7 +145,7 @@ def test_the_loss_of_a_split_covers_everything_once_whatever_the_batch(tiny):
     tokens = np.random.default_rng(0).integers(0, 256, 203).astype(np.uint16)
     split = TokenSplit(tokens, byte_count=203, document_count=1)
     arm.task = replace(arm.task, corpus=replace(arm.task.corpus, validation=split))
-    losses = [split_metrics(arm, "validation", batch_size=size)["loss"] for size in (1, 5, 64)]
+    losses = [split_metrics(arm, "validation", batch_size=size)["validation/loss"] for size in (1, 5, 64)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
@@ -182,12 +182,12 @@ def test_guards_pass_causal_arms_and_catch_a_leak(tiny):
     for block in natural.model.transformer.h:
         block.attn.is_causal = False
     assert causality_leak(natural, context, 257) > 1e-4
-    with pytest.raises(Exception, match="arm natural: a logit moves"):
+    with pytest.raises(Exception, match="arm natural: a logit changes"):
         check_causality(natural, context, 257)
     with torch.no_grad():  # a small leak of small logits is as much of a leak
         natural.model.transformer.wte.weight.mul_(1e-5)
         natural.model.transformer.wpe.weight.mul_(1e-5)
-    with pytest.raises(Exception, match="arm natural: a logit moves"):
+    with pytest.raises(Exception, match="arm natural: a logit changes"):
         check_causality(natural, context, 257)
     with torch.no_grad():
         natural.model.transformer.wte.weight.fill_(float("nan"))

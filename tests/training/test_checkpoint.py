@@ -11,9 +11,8 @@ import torch
 from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.training import checkpoint
-from natattn.training.arm_state import read_arm
 from natattn.training.build import build_arms, open_task
-from natattn.training.checkpoint import load_newest, save_checkpoint
+from natattn.training.checkpoint import Progress, load_newest, read_arm, save_checkpoint
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def arms(tiny):
 
 
 def _save(folder, arms, step, keep=2, best=False):
-    return save_checkpoint(folder, step, arms, {"note": step}, keep=keep, best=best)
+    return save_checkpoint(folder, Progress(step), arms, metrics_position=7 * step, keep=keep, best=best)
 
 
 def test_weights_and_optimizer_come_back_to_the_bit(arms, tiny, tmp_path):
@@ -36,7 +35,7 @@ def test_weights_and_optimizer_come_back_to_the_bit(arms, tiny, tmp_path):
     settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
     others = build_arms(settings, open_task(settings, progress=False))
     path, state, warnings = load_newest(tmp_path)
-    assert (path.name, state["step"], state["note"], warnings) == ("step-000005", 5, 5, [])
+    assert (path.name, state["step"], state["metrics_position"], warnings) == ("step-000005", 5, 35, [])
     tokens = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(1))
     for arm, other in zip(arms, others, strict=True):
         read_arm(path, other, state["optimizers"][other.name])
@@ -105,7 +104,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_old_one(arms
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_complete", full)
+    monkeypatch.setattr(checkpoint, "_install", full)
     with pytest.raises(OSError, match="No space left"):
         _save(tmp_path, arms, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-000001"]

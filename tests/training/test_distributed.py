@@ -13,7 +13,7 @@ import pytest
 from natattn.config import compose as config
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.checkpoint import load_newest
-from natattn.training.run import train
+from natattn.training.train import train
 
 NAMED_BY_THE_PLAN = ("adamw", "aif", "muon", "fisher_muon", "natural_muon")
 OPTIMIZERS = config.groups()["optim"]

@@ -7,8 +7,8 @@ import torch
 
 from natattn.config import compose as config
 from natattn.errors import UserError
-from natattn.stacked.arm import JointArm
-from natattn.training.arms import Arm
+from natattn.stacked.arm import StackedArm
+from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
 
 SEEDS = 3
@@ -53,7 +53,7 @@ def _alone(arms: list[Arm], steps: int = STEPS) -> list[list[tuple[float, float]
 
 
 def _together(arms: list[Arm], steps: int = STEPS) -> list[list[tuple[float, float]]]:
-    joint = JointArm(arms)
+    joint = StackedArm(arms)
     results: list[list[tuple[float, float]]] = [[] for _ in arms]
     for step in range(steps):
         for arm in arms:
@@ -130,7 +130,7 @@ def test_every_optimizer_trains_several_seeds_together_as_it_trains_each_alone(n
 def test_every_optimizer_takes_the_same_step_from_the_same_gradients(name, tiny):
     """Without the rounding of the forward pass between them, not even SOAP may differ."""
     alone, together = (_arms(tiny, f"optim={name}") for _ in range(2))
-    joint = JointArm(together)
+    joint = StackedArm(together)
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
         for seed, (first, second) in enumerate(zip(alone, together, strict=True)):
@@ -179,7 +179,7 @@ def test_one_arm_that_is_not_finite_leaves_the_others_as_they_are(tiny):
     """And those go on in a joint arm without it."""
     alone, together = (_arms(tiny, "optim=natural_muon") for _ in range(2))
     expected = _alone(alone)
-    joint, members = JointArm(together), list(range(SEEDS))
+    joint, members = StackedArm(together), list(range(SEEDS))
     for step in range(STEPS):
         if step == 2:
             with torch.no_grad():
@@ -187,7 +187,7 @@ def test_one_arm_that_is_not_finite_leaves_the_others_as_they_are(tiny):
         if step == 4:
             joint.release()
             members = [0, 2]
-            joint = JointArm([together[index] for index in members])
+            joint = StackedArm([together[index] for index in members])
         for index in members:
             if step == STEPS - 1:
                 together[index].optimizer.measure_next_step()
@@ -204,7 +204,7 @@ def test_one_arm_that_is_not_finite_leaves_the_others_as_they_are(tiny):
 
 def test_an_arm_that_leaves_goes_on_by_itself(tiny):
     alone, together = (_arms(tiny, "optim=fisher_muon") for _ in range(2))
-    joint = JointArm(together)
+    joint = StackedArm(together)
     for step in range(STEPS):
         slices = [torch.cat(parts) for parts in zip(*(_slices(step, seed) for seed in range(SEEDS)), strict=True)]
         if step < 3:
@@ -241,9 +241,9 @@ def test_bfloat16_arithmetic_is_that_of_each_alone(tiny):
 
 def test_what_cannot_be_stacked_is_refused(tiny):
     with pytest.raises(UserError, match=r"seeds: .* cannot be stacked"):
-        JointArm(_arms(tiny, "model=published"))
+        StackedArm(_arms(tiny, "model=published"))
     with pytest.raises(UserError, match="seeds: a model with dropout"):
-        JointArm(_arms(tiny, "model.dropout=0.1"))
+        StackedArm(_arms(tiny, "model.dropout=0.1"))
     shallow = _arms(tiny, "size.n_layer=1")
     with pytest.raises(UserError, match="different shapes"):
-        JointArm([_arms(tiny)[0], shallow[0]])
+        StackedArm([_arms(tiny)[0], shallow[0]])

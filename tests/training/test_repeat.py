@@ -24,8 +24,8 @@ from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.training import environment
 from natattn.training.environment import read_environment, write_environment
-from natattn.training.run import train
 from natattn.training.run_folder import read_config
+from natattn.training.train import train
 
 
 @pytest.fixture(scope="module")

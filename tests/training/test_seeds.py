@@ -18,7 +18,7 @@ from natattn.cli.main import main
 from natattn.stacked.console import SeedMeans
 from natattn.tracking import Record
 from natattn.tracking.console import Console
-from natattn.training.loop import Loop
+from natattn.training.run import Run
 
 EVEN = ["schedule=constant", "schedule.warmup_steps=1"]
 
@@ -118,16 +118,16 @@ def test_a_signal_stops_all_seeds_at_one_step_and_each_is_resumed(tiny, tmp_path
 
 
 def test_a_seed_that_diverges_does_so_alone(tiny, tmp_path, monkeypatch):
-    before_step = Loop.before_step
+    prepare_step = Run.prepare_step
 
     def poisoned(self, arm):
-        before_step(self, arm)
+        prepare_step(self, arm)
         if self.folder.name == "seed1" and arm.name == "natural" and self.progress.step == 1:
             with torch.no_grad():
                 arm.model.transformer.ln_f.weight.fill_(math.nan)
 
     assert _train(tiny, tmp_path / "whole", "seeds=3") == 0
-    monkeypatch.setattr(Loop, "before_step", poisoned)
+    monkeypatch.setattr(Run, "prepare_step", poisoned)
     assert _train(tiny, tmp_path / "poisoned", "seeds=3") == 0
     for seed in (0, 2):
         _assert_alike(tmp_path / "poisoned" / f"seed{seed}", tmp_path / "whole" / f"seed{seed}", 1e-5)

@@ -1,14 +1,19 @@
-"""Pictures with labels or captions → splits that are addressed by sample, as tokens are."""
+"""Images with labels or captions, in splits that are addressed by sample index like tokens."""
 
-from natattn.data.images.augment import augmented
-from natattn.data.images.caption_files import CaptionFilesSettings
-from natattn.data.images.caption_hub import CaptionHubSettings
-from natattn.data.images.corpora import ImageCorpus, ImageSplit, PairCorpus, PairSplit
-from natattn.data.images.digits import DigitsSettings
-from natattn.data.images.folder import ImageFolderSettings
-from natattn.data.images.hub import ImageHubSettings
-from natattn.data.images.prepare import ImageDataSettings, PairDataSettings, prepare_images, prepare_pairs
-from natattn.data.images.scenes import DigitScenesSettings
+from natattn.data.images.corpora import (
+    ImageCorpus,
+    ImageDataSettings,
+    ImageSplit,
+    PairCorpus,
+    PairDataSettings,
+    PairSplit,
+    prepare_images,
+    prepare_pairs,
+)
+from natattn.data.images.digits import DigitScenesSettings, DigitsSettings
+from natattn.data.images.files import CaptionFilesSettings, ImageFolderSettings
+from natattn.data.images.hub import CaptionHubSettings, ImageHubSettings
+from natattn.data.images.pixels import augmented
 
 __all__ = [
     "CaptionFilesSettings",

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from natattn.config.messages import first_line
 from natattn.data.cache import found_or_made, replacing
-from natattn.data.images.options import CHANNEL_COUNTS, Channels
 from natattn.data.progress import Progress
+from natattn.data.text.blocks import AUGMENTATION, sample_words, scale
 from natattn.data.text.readers import content_digest
 from natattn.errors import UserError
 from natattn.storage.atomic import sha256_of
@@ -26,6 +26,10 @@ from natattn.storage.documents import hash_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Fill = Literal["edge", "zero"]
+Channels = Literal["grey", "rgb"]
+CHANNEL_COUNTS: dict[Channels, int] = {"grey": 1, "rgb": 3}
 
 _FORMAT = 1  # part of every key: raise it when the same pictures give other pixels
 _META = "meta.json"
@@ -100,10 +104,10 @@ def pixels_in_memory(array: np.ndarray) -> Pixels:
 def stored_pixels(
     pictures: Sequence[Picture], size: int, channels: Channels, *, root: Path, label: str, progress: bool
 ) -> Pixels:
-    """The pixels of the pictures, in their order, from the cache if they are there: uint8 [count, size, size, …].
+    """Return the pixels of the images, in order, uint8 [count, size, size, channels], from the cache if possible.
 
-    Of each picture the largest square in its middle is resized. Pixels on disk are hashed, and damaged ones are made
-    again. Raises UserError for a picture that cannot be decoded, naming it.
+    The largest centred square of each image is resized. Pixels on disk are hashed, and damaged ones are decoded again.
+    Raises: UserError naming an image that cannot be decoded.
     """
     shape = (len(pictures), size, size, CHANNEL_COUNTS[channels])
     content = hashlib.sha256(b"".join(picture.digest for picture in pictures)).hexdigest()
@@ -117,7 +121,7 @@ def stored_pixels(
 
 
 def resized(image: "Image", size: int) -> "Image":
-    """The largest square in the middle of a picture, as size × size pixels."""
+    """Resize the largest centred square of an image to size × size pixels."""
     from PIL.Image import Resampling
 
     side = min(image.size)
@@ -126,7 +130,7 @@ def resized(image: "Image", size: int) -> "Image":
 
 
 def _read(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """The pixels of a cache entry; None if there is none or any of its bytes is not what was written."""
+    """Return the pixels of a cache entry; None if it is missing or damaged."""
     try:
         meta = _checked_meta(folder)
         array = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r", shape=shape)
@@ -137,7 +141,7 @@ def _read(folder: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def entry_is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache's ``images`` holds what was written to it, every byte."""
+    """Return whether a folder of the cache's ``images`` is undamaged."""
     try:
         _checked_meta(folder)
     except _NOT_AN_ENTRY:
@@ -149,7 +153,7 @@ _NOT_AN_ENTRY = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def _checked_meta(folder: Path) -> dict[str, Any]:
-    """What is known of an entry's pixels. Raises one of ``_NOT_AN_ENTRY`` where any byte is not what was written."""
+    """Return the description of an entry. Raises: one of ``_NOT_AN_ENTRY`` if any byte is damaged."""
     meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
     if meta.pop("check") != hash_of(meta):
         raise ValueError(f"{folder / _META} is damaged")
@@ -159,7 +163,7 @@ def _checked_meta(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, chunks: Iterable[np.ndarray]) -> None:
-    """Write the pixels and, last of all, the description that makes them an entry."""
+    """Write the pixels and then the description that makes them an entry."""
     state = hashlib.sha256()
     moments = []
     with replacing(folder / _PIXELS) as temporary, open(temporary, "wb") as file:
@@ -177,7 +181,7 @@ def _write(folder: Path, chunks: Iterable[np.ndarray]) -> None:
 
 
 def _sums(array: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(sums, sums of squares) of each channel, exact."""
+    """Return (sums, sums of squares) of each channel, exactly."""
     axes = (0, 1, 2)
     sums = array.sum(axis=axes, dtype=np.uint64)
     squares = np.square(array, dtype=np.uint16).sum(axis=axes, dtype=np.uint64)  # 255² is just below 2^16
@@ -187,17 +191,17 @@ def _sums(array: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _decoded(
     pictures: Sequence[Picture], size: int, channels: Channels, advance: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
-    """Uint8 [at most _TOGETHER, size, size, channels], in the order of the pictures."""
+    """Yield uint8 [at most _TOGETHER, size, size, channels], in the order of the images."""
     from PIL import Image
 
-    # Threads: the decoders of PIL let go of Python's lock.
+    # Threads, because PIL's decoders release the interpreter lock.
     with ThreadPoolExecutor(max_workers=_THREADS) as executor:
         for first in range(0, len(pictures), _TOGETHER):
             together = pictures[first : first + _TOGETHER]
-            # Read by one thread only: what pictures are read from need not bear several.
+            # Read in one thread: the source need not be thread-safe.
             contents = [_content(picture) for picture in together]
             places = [picture.place for picture in together]
-            with warnings.catch_warnings():  # of this thread, for all: a warning is on standard error
+            with warnings.catch_warnings():  # set for all threads at once, because the filters are global
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 decoded = list(executor.map(partial(_decode, size=size, channels=channels), places, contents))
             yield np.stack(decoded)
@@ -210,30 +214,61 @@ def _content(picture: Picture) -> bytes:
     except OSError as error:
         raise UserError(f"{picture.place}: cannot be read ({error.strerror or error})") from error
     if hashlib.sha256(content).digest() != picture.digest:
-        raise UserError(f"{picture.place}: changed while it was being read; start again")
+        raise UserError(f"{picture.place}: changed while it was being read. Start again")
     return content
 
 
 def _decode(place: str, content: bytes, *, size: int, channels: Channels) -> np.ndarray:
-    """Uint8 [size, size, channels]."""
+    """Decode to uint8 [size, size, channels]."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            image = ImageOps.exif_transpose(opened)  # cameras store how they were held beside the pixels
+            image = ImageOps.exif_transpose(opened)  # cameras store the orientation next to the pixels
             plain = _of_eight_bits(image).convert("L" if channels == "grey" else "RGB")
             return np.asarray(resized(plain, size)).reshape(size, size, -1)
-    except Exception as error:  # of many types, by format: no image, cut off, damaged, too large to be harmless
+    except Exception as error:  # of a type that depends on the format: not an image, truncated, damaged, too large
         cause = "not an image that PIL can read" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(f"{place}: cannot be decoded ({cause})") from error
 
 
 def _of_eight_bits(image: "Image") -> "Image":
-    """The picture with values of 0 … 255 a channel: PIL would cut off what is above, and drop a palette's colours."""
+    """Convert to 0 … 255 per channel: PIL would clip larger values and drop the colours of a palette."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # grey of 16 bits; PIL has no mode for colours of more than 8
+    if image.mode.startswith("I"):  # 16-bit grey; PIL has no mode for colours of more than 8 bits
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA")
     return image
+
+
+def augmented(
+    images: np.ndarray, *, shift: int, flip: bool, seed: int, first_sample: int, fill: Fill = "edge"
+) -> np.ndarray:
+    """Return randomly shifted and mirrored images, uint8 [count, height, width, channels].
+
+    An image is shifted by -shift … shift pixels in each direction, uniformly, and then mirrored, left to right, with
+    probability ½ if `flip` is set. Image i has the global sample index first_sample + i; its augmentation depends only
+    on (seed, that index). `fill`: fill uncovered sides with the image's edge or with zeros.
+    """
+    if not len(images) or not (shift or flip):
+        return images
+    words = sample_words(seed, AUGMENTATION, first_sample, len(images))
+    moved = _moved(images, scale(words[:, 0], 2 * shift + 1), scale(words[:, 1], 2 * shift + 1), shift, fill)
+    if flip:
+        mirrored = scale(words[:, 2], 2) == 1
+        moved[mirrored] = moved[mirrored, :, ::-1]
+    return moved
+
+
+def _moved(images: np.ndarray, rows: np.ndarray, columns: np.ndarray, shift: int, fill: Fill) -> np.ndarray:
+    """Return a window of each padded image that starts at (row, column)."""
+    count, height, width, channels = images.shape
+    border = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+    padded = np.pad(images, border, mode="edge") if fill == "edge" else np.pad(images, border)
+    # View the channels of a pixel as one value: rows of a window are then copied at once, ten times faster.
+    pixels = np.ascontiguousarray(padded).view(np.dtype((np.void, channels)))[..., 0]
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (height, width), axis=(1, 2))
+    moved: np.ndarray = windows[np.arange(count), rows, columns]
+    return np.ascontiguousarray(moved).view(np.uint8).reshape(images.shape)

@@ -1,31 +1,23 @@
-"""Directions: pure functions (gradient, state, statistics) → update, one per file.
+"""Directions: rules from gradients, state and attention statistics to updates, one per file.
 
-``DirectionSettings`` is the union of their schemas, told apart by ``kind``; each one builds its direction. To add
-one: write its file and add its settings to the union.
+``AnyDirection`` is their union, told apart by ``kind``. To add a direction, write its file and add it to the union.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
-from natattn.optim.directions.adam import AdamSettings
-from natattn.optim.directions.attention_fisher import AttentionFisherSettings
+from natattn.optim.directions.adam import Adam
+from natattn.optim.directions.attention_fisher import AttentionFisher
 from natattn.optim.directions.base import Direction, Statistics
-from natattn.optim.directions.energy_scaled import EnergyScaledSettings
-from natattn.optim.directions.momentum import MomentumSettings
-from natattn.optim.directions.orthogonal import OrthogonalSettings
-from natattn.optim.directions.soap import SoapSettings
-from natattn.optim.directions.whitened import WhitenedSettings
+from natattn.optim.directions.energy_scaled import EnergyScaled
+from natattn.optim.directions.momentum import Momentum
+from natattn.optim.directions.orthogonal import Orthogonal
+from natattn.optim.directions.soap import Soap
+from natattn.optim.directions.whitened import Whitened
 
-DirectionSettings = Annotated[
-    AdamSettings
-    | AttentionFisherSettings
-    | EnergyScaledSettings
-    | MomentumSettings
-    | OrthogonalSettings
-    | SoapSettings
-    | WhitenedSettings,
-    Field(discriminator="kind"),
+AnyDirection = Annotated[
+    Adam | AttentionFisher | EnergyScaled | Momentum | Orthogonal | Soap | Whitened, Field(discriminator="kind")
 ]
 
-__all__ = ["Direction", "DirectionSettings", "Statistics"]
+__all__ = ["AnyDirection", "Direction", "Statistics"]

@@ -1,56 +1,43 @@
-"""Adam's direction (Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019)."""
+"""Adam (Kingma and Ba 2015) with decoupled weight decay (AdamW, Loshchilov and Hutter 2019)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from natattn.config.base import Decay, Positive, Settings
-from natattn.optim.directions.base import Direction, Place, State, Statistics
-
-
-class AdamSettings(Settings):
-    """u = m̂ / (√v̂ + eps)."""
-
-    kind: Literal["adam"]
-    betas: tuple[Decay, Decay]
-    eps: Positive
-
-    def build(self) -> "Adam":
-        """The direction itself."""
-        return Adam(self.betas, self.eps)
+from natattn.config.base import Decay, Positive
+from natattn.optim.directions.base import Direction, Statistics
+from natattn.optim.matrix import Matrix, State
 
 
 class Adam(Direction):
-    """u = m̂ / (√v̂ + eps), m̂ and v̂ the bias-corrected averages of the gradient and of its square."""
+    """u = m̂ / (√v̂ + eps), with m̂ and v̂ the bias-corrected averages of the gradient and of its square.
 
-    elementwise = True
+    State memory: two numbers per element.
+    """
 
-    def __init__(self, betas: tuple[float, float], eps: float) -> None:
-        self.betas = betas
-        self.eps = eps
+    elementwise: ClassVar[bool] = True
 
-    def initial_state(self, parameter: Tensor) -> State:
-        """Zero averages and step 0 (a float32 scalar on the parameter's device, as the fused kernel wants it)."""
+    kind: Literal["adam"] = "adam"
+    betas: tuple[Decay, Decay]
+    eps: Positive
+
+    def initial_state(self, value: Tensor) -> State:
+        """Return zero averages and step 0, a float32 scalar on the parameter's device, as the fused kernel needs it."""
         return {
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(value),
+            "exp_avg_sq": torch.zeros_like(value),
+            "step": torch.zeros((), dtype=torch.float32, device=value.device),
         }
 
-    def updates(
-        self,
-        gradients: Sequence[Tensor],
-        states: Sequence[State],
-        places: Sequence[Place],
-        statistics: Statistics | None,
-    ) -> list[Tensor]:
-        """The direction, written as the equation reads; the readable twin of ``step_``."""
+    def updates(self, matrices: Sequence[Matrix], attention: Statistics | None) -> list[Tensor]:
+        """Return the updates, written as the equation reads; ``step`` computes the same with a fused kernel."""
         beta1, beta2 = self.betas
         updates = []
-        for gradient, state in zip(gradients, states, strict=True):
+        for matrix in matrices:
+            gradient, state = matrix.gradient, matrix.state
             state["step"] += 1
             state["exp_avg"].lerp_(gradient, 1 - beta1)
             state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -59,36 +46,21 @@ class Adam(Direction):
             updates.append(mean / (mean_square.sqrt() + self.eps))
         return updates
 
-    def step_(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        states: Sequence[State],
-        places: Sequence[Place],
-        statistics: Statistics | None,
-        *,
-        learning_rate: float,
-        weight_decay: float,
+    def step(
+        self, matrices: Sequence[Matrix], attention: Statistics | None, *, learning_rate: float, weight_decay: float
     ) -> None:
-        """The same step by PyTorch's fused AdamW kernel, which reads memory in order and so not slices of a weight."""
-        if not all(parameter.is_contiguous() for parameter in parameters):
-            super().step_(
-                parameters,
-                gradients,
-                states,
-                places,
-                statistics,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-            )
+        """Step with PyTorch's fused AdamW kernel, which reads memory in order and so cannot take slices of a weight."""
+        values = [matrix.value for matrix in matrices]
+        if not all(map(Tensor.is_contiguous, values)):
+            super().step(matrices, attention, learning_rate=learning_rate, weight_decay=weight_decay)
             return
         adamw(
-            list(parameters),
-            list(gradients),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            values,
+            [matrix.gradient for matrix in matrices],
+            [matrix.state["exp_avg"] for matrix in matrices],
+            [matrix.state["exp_avg_sq"] for matrix in matrices],
             [],
-            [state["step"] for state in states],
+            [matrix.state["step"] for matrix in matrices],
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],

@@ -1,38 +1,20 @@
-"""What every direction is: a rule from gradients and state to updates, and the step that all of them share."""
+"""The contract of directions, the attention statistics that they may read, and the step that they share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
-# Root mean square of an Adam update in the course of training (Liu et al. 2025): what matches other updates to it.
+from natattn.config.base import Settings
+from natattn.optim.matrix import Matrix, State
+
+# Root mean square of an Adam update during training (Liu et al. 2025); other updates are scaled to it.
 ADAM_RMS = 0.2
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in a model a matrix stands: all that a direction knows of it beside its values.
-
-    Attributes:
-        role: "query", "key", "value", "output", "mlp", "embedding", "head" or "vector".
-        layer: index of the attention layer of its block; None outside blocks.
-        module: name of the linear module, whose input covariance may be kept.
-        heads: heads that its outputs (query, key, value) or inputs (output) belong to; None where there are none.
-        dimensions: of the parameter; 2 is a matrix.
-    """
-
-    role: str
-    layer: int | None = None
-    module: str = ""
-    heads: int | None = None
-    dimensions: int = 2
-
-
 class Statistics(Protocol):
-    """What a direction may ask about attention in this step; an ``AttentionProbe`` answers it."""
+    """Attention statistics of the current step, as an ``AttentionProbe`` records them."""
 
     @property
     def layers(self) -> list[int]:
@@ -40,86 +22,100 @@ class Statistics(Protocol):
 
     @property
     def recorded_layers(self) -> list[int]:
-        """Those that the last recorded step has seen."""
+        """Indices of the layers that the last recorded step reached."""
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
-        """Mean of |E| over the layer's heads and allowed pairs, a float32 scalar."""
+        """Return the mean of |E| over the layer's heads and allowed pairs, a float32 scalar."""
 
 
 class FactorStatistics(Statistics, Protocol):
-    """What a preconditioner may ask as well; a ``FisherProbe`` answers it."""
+    """Attention statistics with running Kronecker factors, as a ``FisherProbe`` keeps them."""
 
     def average(self, owner: str | int, name: str) -> Tensor | None:
-        """A factor's running average, [heads or 1, dim, dim]; None before its first capture."""
+        """Return a factor's running average, [heads or 1, dim, dim]; None before its first capture."""
 
     def mean_energy(self, layer: int) -> Tensor:
-        """Mean of E over the layer's heads and allowed pairs, a float32 scalar."""
+        """Return the mean of E over the layer's heads and allowed pairs, a float32 scalar."""
 
     def attention_distance(self, layer: int) -> Tensor:
-        """Mean distance that each head attends over, in tokens, [H]."""
+        """Return the mean distance that each head attends over, in tokens, [H]."""
 
 
-class Direction:
-    """Gradients and state → updates, for the matrices of one role.
+class Direction(Settings):
+    """A rule that turns gradients and state into updates; its fields are its settings.
 
-    ``updates`` is the mathematics, on lists so that equal shapes can be batched. ``step_`` applies it with the step
-    that all directions share; a direction overrides it only with a faster kernel that computes the same thing.
+    ``updates`` is the mathematics, on lists so that equal shapes can be batched. ``step`` applies it with decoupled
+    weight decay; a direction overrides it only with a faster kernel that computes the same.
 
     Attributes:
-        elementwise: indifferent to how a parameter is cut or transposed, so it is shown as it is stored.
-        quantities: attention quantities that the statistics must have recorded.
+        elementwise: the rule does not depend on how a parameter is cut or transposed, so it is shown as it is stored.
+        quantities: attention quantities that the statistics must record.
     """
 
     elementwise: ClassVar[bool] = False
-    quantities: tuple[str, ...] = ()
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether it reads attention's energies or factors."""
-        return bool(self.quantities)
+    quantities: ClassVar[tuple[str, ...]] = ()
 
     def factors(self, role: str) -> tuple[str, ...]:
-        """Names of the factors that it reads for a matrix of this role; "covariance" is that of the plain input."""
+        """Return the names of the factors read for a matrix of this role; "covariance" is that of the plain input."""
         return ()
 
-    def check(self, place: Place) -> None:
-        """Refuse a parameter that it cannot serve. Raises: ValueError; by default for what is not a matrix."""
-        if not self.elementwise and place.dimensions != 2:
+    def check(self, matrix: Matrix) -> None:
+        """Raise ValueError for a parameter that the direction cannot serve; by default one that is not a matrix."""
+        if not self.elementwise and matrix.parameter.ndim != 2:
             raise ValueError(
-                f"the {place.role} parameters ({place.module}) have {place.dimensions} dimensions; "
-                "this direction is for matrices, valid: adam, momentum"
+                f"the {matrix.role} parameters ({matrix.module}) have {matrix.parameter.ndim} dimensions; "
+                "this direction is for matrices. Use adam or momentum for them"
             )
 
-    def initial_state(self, parameter: Tensor) -> State:
-        """State of one matrix before its first step; a direction may add to it later."""
+    def initial_state(self, value: Tensor) -> State:
+        """Return the state of a matrix before its first step; a direction may add to it later."""
         raise NotImplementedError
 
-    def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
-        """Of a preconditioner: those of its damped input factor, [heads], without and with the root in use."""
+    def updates(self, matrices: Sequence[Matrix], attention: Statistics | None) -> list[Tensor]:
+        """Return the update u of every matrix, for θ ← θ − learning_rate · u, and change the states in place.
+
+        Args:
+            matrices: with gradients and states; all matrices of a parameter group with this direction and one rate.
+            attention: the statistics of this step; None if the optimizer has no probe.
+        """
+        raise NotImplementedError
+
+    def step(
+        self, matrices: Sequence[Matrix], attention: Statistics | None, *, learning_rate: float, weight_decay: float
+    ) -> None:
+        """Set θ ← (1 − learning_rate · weight_decay) θ − learning_rate · u, in place (decoupled weight decay)."""
+        updates = self.updates(matrices, attention)
+        values = [matrix.value for matrix in matrices]
+        torch._foreach_mul_(values, 1 - learning_rate * weight_decay)
+        torch._foreach_add_(values, updates, alpha=-learning_rate)
+
+    def condition_numbers(self, matrix: Matrix, attention: Any) -> tuple[Tensor, Tensor] | None:
+        """Return the condition numbers of the damped input factor, [heads] each, without and with the root in use.
+
+        None if the direction has no preconditioner, or no factor yet.
+        """
         return None
 
-    def updates(
-        self,
-        gradients: Sequence[Tensor],
-        states: Sequence[State],
-        places: Sequence[Place],
-        statistics: Statistics | None,
-    ) -> list[Tensor]:
-        """Updates u of every matrix, to be applied as θ ← θ − learning_rate · u; changes the states in place."""
-        raise NotImplementedError
 
-    def step_(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        states: Sequence[State],
-        places: Sequence[Place],
-        statistics: Statistics | None,
-        *,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        """θ ← (1 − learning_rate · weight_decay) θ − learning_rate · u, in place (decoupled weight decay)."""
-        updates = self.updates(gradients, states, places, statistics)
-        torch._foreach_mul_(list(parameters), 1 - learning_rate * weight_decay)
-        torch._foreach_add_(list(parameters), updates, alpha=-learning_rate)
+def in_batches(keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> list[Tensor]:
+    """Return one update per matrix, computed in one batch for each distinct key.
+
+    Args:
+        keys: of the matrices, in order.
+        compute: maps the indices of a batch to its stacked updates.
+    """
+    batches: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        batches.setdefault(key, []).append(index)
+    updates: list[Tensor] = [torch.empty(0)] * len(keys)
+    for indices in batches.values():
+        for index, update in zip(indices, compute(indices).unbind(), strict=True):
+            updates[index] = update
+    return updates
+
+
+def factor_statistics(attention: Statistics | None) -> FactorStatistics:
+    """Return the statistics as those that keep factors. Raises: ValueError if they do not."""
+    if not hasattr(attention, "average"):
+        raise ValueError("the direction needs Kronecker factors: give the optimizer a FisherProbe")
+    return attention  # type: ignore[return-value]

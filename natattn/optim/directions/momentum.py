@@ -1,60 +1,43 @@
 """Gradient descent with momentum (Polyak 1964; Nesterov 1983), and the momentum that other directions start from."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from natattn.config.base import Decay, Settings
-from natattn.optim.directions.base import Direction, Place, State, Statistics
+from natattn.config.base import Decay
+from natattn.optim.directions.base import Direction, Statistics
+from natattn.optim.matrix import Matrix, State
 
 
-class MomentumSettings(Settings):
-    """u = the average of the gradients, (1 − momentum)·Σ momentumᵏ g."""
+def average_gradients(matrices: Sequence[Matrix], momentum: float, *, nesterov: bool) -> list[Tensor]:
+    """Set m ← momentum·m + (1 − momentum)·g in ``state["momentum"]``; return m, or with Nesterov its look-ahead.
 
-    kind: Literal["momentum"]
-    momentum: Decay
-    nesterov: bool
-
-    def build(self) -> "Momentum":
-        """The direction itself."""
-        return Momentum(self.momentum, nesterov=self.nesterov)
-
-
-def average_gradients(
-    gradients: Sequence[Tensor], states: Sequence[State], momentum: float, *, nesterov: bool
-) -> list[Tensor]:
-    """m ← momentum·m + (1 − momentum)·g in ``state["momentum"]``; returns m, or with Nesterov its look-ahead.
-
-    As in ``torch.optim.Muon``: the look-ahead is momentum·m + (1 − momentum)·g of the new m.
+    The look-ahead is momentum·m + (1 − momentum)·g of the new m, as in ``torch.optim.Muon``.
     """
-    averages = [state["momentum"] for state in states]
-    torch._foreach_lerp_(averages, list(gradients), 1 - momentum)
-    if not nesterov:
-        return averages
-    return list(torch._foreach_lerp(list(gradients), averages, momentum))
+    averages = [matrix.state["momentum"] for matrix in matrices]
+    gradients = [matrix.gradient for matrix in matrices]
+    torch._foreach_lerp_(averages, gradients, 1 - momentum)
+    return list(torch._foreach_lerp(gradients, averages, momentum)) if nesterov else averages
 
 
 class Momentum(Direction):
-    """SGD with momentum, as an average: the same as the accumulating form with 1/(1 − momentum) of its rate."""
+    """u = (1 − momentum)·Σ momentumᵏ g, the average of the gradients, or with Nesterov its look-ahead.
 
-    elementwise = True
+    The accumulating form of SGD with momentum, u = Σ momentumᵏ g, is the same with 1 − momentum of this learning rate.
+    """
 
-    def __init__(self, momentum: float, *, nesterov: bool) -> None:
-        self.momentum = momentum
-        self.nesterov = nesterov
+    elementwise: ClassVar[bool] = True
 
-    def initial_state(self, parameter: Tensor) -> State:
-        """Zero momentum."""
-        return {"momentum": torch.zeros_like(parameter)}
+    kind: Literal["momentum"] = "momentum"
+    momentum: Decay
+    nesterov: bool
 
-    def updates(
-        self,
-        gradients: Sequence[Tensor],
-        states: Sequence[State],
-        places: Sequence[Place],
-        statistics: Statistics | None,
-    ) -> list[Tensor]:
-        """The average, or its look-ahead."""
-        return average_gradients(gradients, states, self.momentum, nesterov=self.nesterov)
+    def initial_state(self, value: Tensor) -> State:
+        """Return zero momentum."""
+        return {"momentum": torch.zeros_like(value)}
+
+    def updates(self, matrices: Sequence[Matrix], attention: Statistics | None) -> list[Tensor]:
+        """Return the average, or its look-ahead."""
+        return average_gradients(matrices, self.momentum, nesterov=self.nesterov)

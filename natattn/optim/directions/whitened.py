@@ -1,45 +1,52 @@
 """Muon in the metric of Kronecker factors: fisher_muon, natural_muon, newton_muon, whitened_muon, per-head Muon.
 
-Shape suffixes: V matrices of one shape, H heads (1 where a matrix is not cut), D rows of a head, N columns.
+Shape suffixes: V matrices of one shape, H heads (1 if a matrix is not cut), D rows of a head, N columns.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from natattn.attention.energy import working_dtype
-from natattn.config.base import Decay, Positive, Settings
+from natattn.config.base import Decay, Positive
 from natattn.fisher.kronecker import FactorName
 from natattn.fisher.roots import damped_inverse, inverse_cholesky
-from natattn.optim.directions.base import ADAM_RMS, Direction, FactorStatistics, Place, State, Statistics
+from natattn.optim.directions.base import Direction, Statistics, factor_statistics, in_batches
 from natattn.optim.directions.momentum import average_gradients
-from natattn.optim.directions.orthogonalise import NewtonSchulzDtype, orthogonalise
+from natattn.optim.directions.orthogonal import NewtonSchulzDtype, at_adam_rms, orthogonalise
+from natattn.optim.matrix import Matrix, State
 
 Sides = Literal["both", "input", "output"]
 Form = Literal["dual", "newton"]
 Kept = Literal["root", "inverse"]
 INPUT_FACTOR: dict[str, FactorName] = {"query": "query_input", "key": "key_input", "value": "value_input"}
 TRACED_FACTOR: dict[str, FactorName] = {
-    "query": "query_input_traced", "key": "key_input_traced", "value": "value_input",
-}  # fmt: skip
+    "query": "query_input_traced",
+    "key": "key_input_traced",
+    "value": "value_input",
+}
 OUTPUT_FACTOR: dict[str, FactorName] = {"query": "query_output", "key": "key_output"}
 COVARIANCE = "covariance"
 
 
-class WhitenedSettings(Settings):
+class Whitened(Direction):
     """A matrix's momentum M, orthogonalised in the metric of its factors S (of outputs) and A (of inputs).
 
-    ``metric``: attention, D1's factors of W_Q, W_K and W_V; traced, the input factors that are left when the output
-    side is summed out; covariance, A = mean x xᵀ of the plain inputs; or none.
-    ``form``: dual, u = S^(−1/2) orth(S^(−1/2) M A^(−1/2)) A^(−1/2), the steepest descent under the spectral norm of
-    S^(1/2) u A^(1/2); newton, u = orth(S⁻¹ M A⁻¹). ``damping`` is in units of each factor's mean eigenvalue, and
+    ``metric``: attention, the factors D1-Kron and D1-V of W_Q, W_K and W_V (``natattn.fisher.kronecker``); traced, the
+    input factors that remain when the output side is summed out; covariance, A = mean x xᵀ of the plain inputs; or
+    none. ``form``: dual, u = S^(−1/2) orth(S^(−1/2) M A^(−1/2)) A^(−1/2), the steepest descent under the spectral norm
+    of S^(1/2) u A^(1/2); newton, u = orth(S⁻¹ M A⁻¹). ``damping`` is in units of each factor's mean eigenvalue, and
     ``refresh_every`` counts steps between decompositions. u is scaled to the root mean square of an Adam update.
+
+    State: the momentum, and per factor a root (dual) or the inverse (newton). If a factor cannot be decomposed, its
+    last good decomposition stays in use, or the identity before there was one, and ``failed`` counts it.
+    State memory: one number per element, and per matrix heads·N² + heads·D² for roots or inverses.
     """
 
-    kind: Literal["whitened"]
+    kind: Literal["whitened"] = "whitened"
     metric: Literal["attention", "traced", "covariance", "none"]
     sides: Sides
     form: Form
@@ -52,165 +59,129 @@ class WhitenedSettings(Settings):
     newton_schulz_dtype: NewtonSchulzDtype
 
     @model_validator(mode="after")
-    def _sides_exist(self) -> "WhitenedSettings":
+    def _sides_exist(self) -> "Whitened":
         if self.metric in ("covariance", "traced") and self.sides != "input":
-            raise ValueError(f"sides={self.sides}: metric={self.metric} is of the inputs; valid: input")
+            raise ValueError(f"sides={self.sides}: metric={self.metric} has input factors only. Use sides=input")
         return self
 
-    def build(self) -> "Whitened":
-        """The direction itself."""
-        return Whitened(self)
-
-
-class Whitened(Direction):
-    """Orthogonalised momentum in a metric; state: the momentum, and per factor a root (dual) or the inverse (newton).
-
-    A factor that cannot be decomposed leaves its last good one in use, the identity before there was one, and adds to
-    ``failed``. State memory: one number per element, and per matrix heads·N² + heads·D² for roots or inverses.
-    """
-
-    def __init__(self, settings: WhitenedSettings) -> None:
-        self.settings = settings
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether there is a metric."""
-        return self.settings.metric != "none"
-
     def factors(self, role: str) -> tuple[str, ...]:
-        """Names of the factors, those of the input and of the output."""
+        """Return the names of the input and the output factor."""
         return tuple(name for name in self._sides_of(role) if name is not None)
 
-    def check(self, place: Place) -> None:
-        """Raises: ValueError for what is no matrix of a layer, or is to be cut into heads and has none."""
-        super().check(place)
-        self._heads(place)
-        if self.settings.metric == "covariance" and (place.role == "embedding" or not place.module):
+    def check(self, matrix: Matrix) -> None:
+        """Raise ValueError for a parameter that is not a matrix of a layer, or without the heads to be cut into."""
+        super().check(matrix)
+        self._heads(matrix)
+        if self.metric == "covariance" and (matrix.role == "embedding" or not matrix.module):
             raise ValueError(
-                f"metric=covariance: the {place.role} parameters ({place.module}) have no inputs to observe"
+                f"metric=covariance: the {matrix.role} parameters ({matrix.module}) have no inputs to observe"
             )
-        if self.settings.metric in ("attention", "traced") and place.layer is None:
-            raise ValueError(
-                f"metric={self.settings.metric}: the {place.role} parameters are in no attention layer that is known"
-            )
+        if self.metric in ("attention", "traced") and matrix.layer is None:
+            raise ValueError(f"metric={self.metric}: the {matrix.role} parameters are in no known attention layer")
 
-    def initial_state(self, parameter: Tensor) -> State:
-        """Zero momentum; roots are added when the first factors arrive."""
+    def initial_state(self, value: Tensor) -> State:
+        """Return zero momentum; the first factors add roots."""
         return {
-            "momentum": torch.zeros_like(parameter),
+            "momentum": torch.zeros_like(value),
             "host_step": torch.zeros((), dtype=torch.int64),
-            "failed": torch.zeros((), dtype=torch.int64, device=parameter.device),
+            "failed": torch.zeros((), dtype=torch.int64, device=value.device),
         }
 
-    def updates(
-        self,
-        gradients: Sequence[Tensor],
-        states: Sequence[State],
-        places: Sequence[Place],
-        statistics: Statistics | None,
-    ) -> list[Tensor]:
-        """The updates, in batches of equal shapes."""
-        settings = self.settings
-        self._refresh(states, places, statistics)
-        for state in states:
-            state["host_step"] += 1
-        momenta = average_gradients(gradients, states, settings.momentum, nesterov=settings.nesterov)
-        updates: list[Tensor] = [torch.empty(0)] * len(momenta)
-        names = [f"{side}_{self._kept}" for side in ("output", "input")]
-        for members in _equal(momenta, states, places, names).values():
-            outputs, inputs = (_stacked([states[index].get(name) for index in members]) for name in names)
-            batch = torch.stack([momenta[index] for index in members])
-            found = self._batch(batch, outputs, inputs, places[members[0]])
-            for index, update in zip(members, found.unbind(), strict=True):
-                updates[index] = update
-        return updates
+    def updates(self, matrices: Sequence[Matrix], attention: Statistics | None) -> list[Tensor]:
+        """Return the updates, in batches of equal shapes with equal factors."""
+        self._refresh(matrices, attention)
+        for matrix in matrices:
+            matrix.state["host_step"] += 1
+        momenta = average_gradients(matrices, self.momentum, nesterov=self.nesterov)
+        output_name, input_name = f"output_{self._kept}", f"input_{self._kept}"
+        kept = [(matrix.state.get(output_name), matrix.state.get(input_name)) for matrix in matrices]
 
-    def condition_numbers(self, state: State, place: Place, statistics: Statistics) -> tuple[Tensor, Tensor] | None:
-        """See ``Direction``; None without a root."""
-        name = self._sides_of(place.role)[0]
-        kept = f"input_{self._kept}"
-        if name is None or kept not in state:
-            return None
-        average = _factor_statistics(statistics).average(_owner(place, name), name)
-        if average is None:
-            return None
-        return damped_condition_numbers(average, state[kept], self._kept, self.settings.damping)
+        def whitened(indices: list[int]) -> Tensor:
+            batch = torch.stack([momenta[index] for index in indices])
+            outputs, inputs = zip(*[kept[index] for index in indices], strict=True)
+            stacked = [None if sides[0] is None else torch.stack(sides) for sides in (outputs, inputs)]
+            heads = self._heads(matrices[indices[0]])
+            return at_adam_rms(self.unscaled(batch, *stacked, heads)).to(batch.dtype)
 
-    @property
-    def _kept(self) -> Kept:
-        """Of (factor + damping)⁻¹ the dual form needs a root R, with Rᵀ R the inverse, on both sides of orth."""
-        return "inverse" if self.settings.form == "newton" else "root"
+        keys = [
+            (value.shape, value.dtype, matrix.heads, getattr(sides[0], "shape", None), getattr(sides[1], "shape", None))
+            for matrix, value, sides in zip(matrices, momenta, kept, strict=True)
+        ]
+        return in_batches(keys, whitened)
 
-    def _batch(
-        self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, place: Place
+    def unscaled(
+        self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, heads: int
     ) -> Tensor:
-        """Updates of a batch at the root mean square of Adam's, [V, rows, N]; arguments of ``_unscaled``."""
-        update = self._unscaled(momenta_VRN, output_kept, input_kept, place)
-        scale = ADAM_RMS / update.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-30)
-        return (update * scale).to(momenta_VRN.dtype)
-
-    def _unscaled(
-        self, momenta_VRN: Tensor, output_kept: Tensor | None, input_kept: Tensor | None, place: Place
-    ) -> Tensor:
-        """orth of R_S M R_Aᵀ, back by R_Sᵀ X R_A (dual), or of S⁻¹ M A⁻¹ (newton), of a batch, [V, rows, N].
+        """Return R_Sᵀ orth(R_S M R_Aᵀ) R_A (dual) or orth(S⁻¹ M A⁻¹) (newton) of a batch, [V, rows, N].
 
         Args:
-            output_kept, input_kept: roots or inverses [V, heads or 1, dim, dim].
+            momenta_VRN: M, cut into ``heads`` along its rows.
+            output_kept, input_kept: roots R or inverses, [V, heads or 1, dim, dim]; None for the identity.
         """
         count, rows, columns = momenta_VRN.shape
-        momenta_VHDN = momenta_VRN.to(working_dtype(momenta_VRN)).view(count, self._heads(place), -1, columns)
-        update = self._orthogonal(_between(momenta_VHDN, output_kept, input_kept))
+        momenta_VHDN = momenta_VRN.to(working_dtype(momenta_VRN)).view(count, heads, -1, columns)
+        between = _between(momenta_VHDN, output_kept, input_kept)
+        orthogonal = orthogonalise(
+            between if self.per_head else between.flatten(1, 2), self.newton_schulz_steps, self.newton_schulz_dtype
+        )
+        update = orthogonal.view(momenta_VHDN.shape)
         if self._kept == "root":
             output_kept, input_kept = (None if root is None else root.mT for root in (output_kept, input_kept))
             update = _between(update, output_kept, input_kept)
         return update.reshape(count, rows, columns)
 
-    def _heads(self, place: Place) -> int:
-        is_cut = self.settings.per_head or self.settings.metric in ("attention", "traced")
-        return heads_of(place) if is_cut else 1
+    def condition_numbers(self, matrix: Matrix, attention: Any) -> tuple[Tensor, Tensor] | None:
+        """See ``Direction``."""
+        name = self._sides_of(matrix.role)[0]
+        kept = matrix.state.get(f"input_{self._kept}")
+        if name is None or kept is None:
+            return None
+        average = factor_statistics(attention).average(_owner(matrix, name), name)
+        return None if average is None else damped_condition_numbers(average, kept, self._kept, self.damping)
 
-    def _orthogonal(self, matrices_VHDN: Tensor) -> Tensor:
-        settings = self.settings
-        matrices = matrices_VHDN if settings.per_head else matrices_VHDN.flatten(1, 2)
-        orthogonal = orthogonalise(matrices, settings.newton_schulz_steps, settings.newton_schulz_dtype)
-        return orthogonal.view(matrices_VHDN.shape)
+    @property
+    def _kept(self) -> Kept:
+        """What is kept of (factor + damping)⁻¹: dual needs a root R with Rᵀ R the inverse, on both sides of orth."""
+        return "inverse" if self.form == "newton" else "root"
 
-    def _refresh(self, states: Sequence[State], places: Sequence[Place], statistics: Statistics | None) -> None:
-        """Decompose the factors whose turn it is, in batches of equal shapes."""
-        if not self.needs_statistics:
+    def _heads(self, matrix: Matrix) -> int:
+        return heads_of(matrix) if self.per_head or self.metric in ("attention", "traced") else 1
+
+    def _refresh(self, matrices: Sequence[Matrix], attention: Statistics | None) -> None:
+        """Decompose the factors that are due, in batches of equal shapes."""
+        if self.metric == "none":
             return
-        source = _factor_statistics(statistics)
+        source = factor_statistics(attention)
         due: dict[tuple[str, torch.Size], list[tuple[State, Tensor]]] = {}
-        for state, place in zip(states, places, strict=True):
-            if int(state["host_step"]) % self.settings.refresh_every:
+        for matrix in matrices:
+            if int(matrix.state["host_step"]) % self.refresh_every:
                 continue
-            for side, name in zip(("input", "output"), self._sides_of(place.role), strict=True):
-                average = None if name is None else source.average(_owner(place, name), name)
-                if average is None:
-                    continue  # no metric yet: the identity
-                due.setdefault((side, average.shape), []).append((state, average))
+            for side, name in zip(("input", "output"), self._sides_of(matrix.role), strict=True):
+                average = None if name is None else source.average(_owner(matrix, name), name)
+                if average is not None:  # before the first capture the metric is the identity
+                    due.setdefault((side, average.shape), []).append((matrix.state, average))
         for (side, _), entries in due.items():
             averages = [average for _, average in entries]
-            refresh([state for state, _ in entries], f"{side}_{self._kept}", averages, self.settings.damping)
+            refresh([state for state, _ in entries], f"{side}_{self._kept}", averages, self.damping)
 
     def _sides_of(self, role: str) -> tuple[str | None, str | None]:
-        """Names of the input and the output factor."""
-        settings = self.settings
-        if settings.metric == "none":
+        """Return the names of the input and the output factor."""
+        if self.metric == "none":
             return None, None
-        if settings.metric == "covariance":
+        if self.metric == "covariance":
             return COVARIANCE, None
-        if settings.metric == "traced":
-            return sides_of(role, "input", TRACED_FACTOR)
-        return sides_of(role, settings.sides)
+        return sides_of(role, self.sides, TRACED_FACTOR if self.metric == "traced" else INPUT_FACTOR)
 
 
 def sides_of(
     role: str, sides: Sides, input_factor: Mapping[str, FactorName] = INPUT_FACTOR
 ) -> tuple[str | None, str | None]:
-    """Names of attention's input and output factor of a matrix, None for one that is not wanted or does not exist."""
+    """Return the names of attention's input and output factor, None for one that is not wanted or does not exist.
+
+    Raises: ValueError for a role without attention factors.
+    """
     if role not in input_factor:
-        raise ValueError(f"metric=attention: there are no attention factors for the {role} role; valid: covariance")
+        raise ValueError(f"metric=attention: the {role} role has no attention factors. Use metric=covariance")
     return (
         input_factor[role] if sides != "output" else None,
         OUTPUT_FACTOR.get(role) if sides != "input" else None,
@@ -218,7 +189,7 @@ def sides_of(
 
 
 def refresh(states: Sequence[State], name: str, averages: Sequence[Tensor], damping: float | Tensor) -> None:
-    """Put the damped inverses of some averages of one shape, or roots of them, into ``state[name]``.
+    """Store the damped inverses of averages of one shape, or roots of them, in ``state[name]``.
 
     Args:
         name: ends in "root" for R with Rᵀ R the inverse, in "inverse" for the inverse itself.
@@ -234,66 +205,39 @@ def refresh(states: Sequence[State], name: str, averages: Sequence[Tensor], damp
 
 
 def damped_condition_numbers(average: Tensor, kept: Tensor, kind: Kept, damping: float) -> tuple[Tensor, Tensor]:
-    """Condition numbers of A + damping · mean eigenvalue · I, and of R times that times Rᵀ; [heads] each.
+    """Return the condition numbers of A_δ = A + damping · mean eigenvalue · I and of R A_δ Rᵀ, [heads] each.
 
-    The second is 1 when the root, or the inverse that it is a root of, is that of this very average.
+    The second is 1 if the root R (or the inverse Rᵀ R) was computed from this very average.
     """
     average = average.double()
     root = torch.linalg.cholesky(kept.double()).mT if kind == "inverse" else kept.double()
     mean = average.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     damped = average + damping * mean * torch.eye(average.shape[-1], dtype=average.dtype, device=average.device)
-    preconditioned = root @ damped @ root.mT
-    before, after = (torch.linalg.eigvalsh(matrix) for matrix in (damped, preconditioned))
+    before, after = (torch.linalg.eigvalsh(matrix) for matrix in (damped, root @ damped @ root.mT))
     return before[:, -1] / before[:, 0], after[:, -1] / after[:, 0]
 
 
-def heads_of(place: Place) -> int:
-    """Heads that a matrix is cut into.
-
-    Raises: ValueError where it has none.
-    """
-    if place.heads is None or place.role == "output":
-        raise ValueError(f"per_head: the {place.role} matrices ({place.module}) are not made of heads, row by row")
-    return place.heads
+def heads_of(matrix: Matrix) -> int:
+    """Return the number of heads that a matrix is cut into. Raises: ValueError if it has none."""
+    if matrix.heads is None or matrix.role == "output":
+        raise ValueError(f"per_head: the {matrix.role} matrices ({matrix.module}) are not made of heads, row by row")
+    return matrix.heads
 
 
-def _owner(place: Place, name: str) -> str | int:
+def _owner(matrix: Matrix, name: str) -> str | int:
     if name == COVARIANCE:
-        return place.module
-    assert place.layer is not None
-    return place.layer
-
-
-def _factor_statistics(statistics: Statistics | None) -> FactorStatistics:
-    if not hasattr(statistics, "average"):
-        raise ValueError("the direction needs Kronecker factors: give the optimizer a FisherProbe")
-    return statistics  # type: ignore[return-value]
-
-
-def _equal(
-    momenta: Sequence[Tensor], states: Sequence[State], places: Sequence[Place], names: Sequence[str]
-) -> dict[tuple[object, ...], list[int]]:
-    """Indices of the matrices that can be orthogonalised as one batch: alike, and alike in what is kept of them."""
-    batches: dict[tuple[object, ...], list[int]] = {}
-    for index, (matrix, state, place) in enumerate(zip(momenta, states, places, strict=True)):
-        kept = tuple(state[name].shape if name in state else None for name in names)
-        batches.setdefault((matrix.shape, matrix.dtype, place.heads, *kept), []).append(index)
-    return batches
-
-
-def _stacked(matrices: Sequence[Tensor | None]) -> Tensor | None:
-    """None where there are none; all have one or none has."""
-    found = [matrix for matrix in matrices if matrix is not None]
-    return torch.stack(found) if found else None
+        return matrix.module
+    assert matrix.layer is not None
+    return matrix.layer
 
 
 def _between(matrices_VHDN: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """L M Rᵀ, in the dtype of M; L and R of every matrix for each of its heads, or one for all."""
+    """Return L M Rᵀ in the dtype of M; L and R are per matrix, for each of its heads or one for all."""
     result, dtype = matrices_VHDN, matrices_VHDN.dtype
     if left is not None:
         result = left.to(dtype) @ result
     if right is None:
         return result
-    if right.shape[1] == 1:  # as one product, not as one for each head
+    if right.shape[1] == 1:  # one product for all heads instead of one for each
         return (result.flatten(1, 2) @ right[:, 0].to(dtype).mT).view_as(result)
     return result @ right.to(dtype).mT

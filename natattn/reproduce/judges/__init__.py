@@ -5,21 +5,20 @@ it says nothing. It never fails on a section that exists: what is not in it beco
 so. Verdicts are those of protocol 7, by ``natattn.statistics.paired``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
+from natattn.analysis.registry import VERDICTS
+from natattn.analysis.verdicts import Judge
 from natattn.reproduce.judges.cascades import judge_cascades
-from natattn.reproduce.judges.criticality import judge_correlation, judge_widths
+from natattn.reproduce.judges.criticality import judge_correlation
 from natattn.reproduce.judges.fisher import judge_fisher
 from natattn.reproduce.judges.hierarchy import judge_hierarchy
 from natattn.reproduce.judges.lead import judge_lead
 from natattn.reproduce.judges.scaling import judge_scaling
 from natattn.reproduce.judges.theorems import judge_theorems
-from natattn.reproduce.results import AnalysisResult, Finding, StudyTable
-
-Judge = Callable[[str, Sequence[AnalysisResult]], tuple[list[Finding], list[StudyTable]]]  # of a study's name
 
 JUDGES: Mapping[str, Judge] = {
-    "widths": judge_widths,
+    **VERDICTS,
     "cascades": judge_cascades,
     "lead": judge_lead,
     "correlation": judge_correlation,

@@ -9,10 +9,10 @@ ratios are the plain power law's minus a rival's, and the branching ratio would 
 import math
 from collections.abc import Iterator, Sequence
 
+from natattn.analysis.verdicts import AnalysisResult, Group, Measured, Row, findings_of, groups, near
+from natattn.report.table import Badge, Cell, Finding, StudyTable
 from natattn.reproduce.judges import reading
-from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of
-from natattn.reproduce.judges.samples import Group, Measured, Row, findings_of, groups, mean_cell, near
-from natattn.reproduce.results import AnalysisResult, Badge, Cell, Finding, StudyTable
+from natattn.reproduce.judges.reading import bounds, is_rounded, mean_cell, number, row_of, rows_of
 
 CLAIMED = 1.5
 TOLERANCE = 0.1

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 
 from natattn.analysis.fisher_errors import IDENTITY, IDENTITY_AND_PATTERN, KEY_GRAM, KRONECKER, MARGINAL, QUERY_GRAM
 from natattn.analysis.sections.fisher_parts import CLAIMED_DAMPING
-from natattn.reproduce.judges import reading
-from natattn.reproduce.judges.reading import bounds, number, row_of, rows_of
-from natattn.reproduce.judges.samples import (
+from natattn.analysis.verdicts import (
+    AnalysisResult,
     Group,
     Measured,
     Row,
     Rule,
-    estimate_of,
     findings_of,
     groups,
-    mean_cell,
     one_sided,
+    over_seeds,
 )
-from natattn.reproduce.results import AnalysisResult, Badge, Cell, Finding, StudyTable
+from natattn.report.table import Badge, Cell, Finding, StudyTable
+from natattn.reproduce.judges import reading
+from natattn.reproduce.judges.reading import bounds, mean_cell, number, row_of, rows_of
 
 ABOUT = 0.1
 INDIFFERENCE = 0.01  # of errors, in units of the Fisher's norm
@@ -182,7 +182,7 @@ def _numbers(group: Group, own: Sequence[reading.Row]) -> Iterator[Cell]:
     """Cosine, error as it is and at the best scale."""
     for name in ("cosine", "error as it is", ERROR):
         ends = [bounds(row) if name == ERROR and "of the inverse" not in row else reading.UNKNOWN for row in own]
-        estimate = estimate_of(group, [Measured(number(r, name), *e) for r, e in zip(own, ends, strict=True)])
+        estimate = over_seeds(group, [Measured(number(r, name), *e) for r, e in zip(own, ends, strict=True)])
         yield None if math.isnan(estimate.value) else estimate
 
 
@@ -196,7 +196,7 @@ def _conditioning_table(found: Sequence[Group]) -> StudyTable:
             largest, evenness = (
                 mean_cell(group, own, heading) for heading in ("λ_max / mean", "evenness: mean² / mean square")
             )
-            ratio = estimate_of(group, [_conditioning_of(str(name))(member) for member in group.members])
+            ratio = over_seeds(group, [_conditioning_of(str(name))(member) for member in group.members])
             rows.append((group.label, group.steps, name, largest, ratio, evenness))
             runs.append(group.runs)
     caption = (

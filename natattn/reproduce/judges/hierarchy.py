@@ -10,18 +10,9 @@ it should go.
 import math
 from collections.abc import Iterator, Sequence
 
-from natattn.reproduce.judges.reading import bounds, layer_means, number, row_of, rows_of
-from natattn.reproduce.judges.samples import (
-    Group,
-    Measured,
-    Row,
-    estimate_of,
-    findings_of,
-    groups,
-    mean_cell,
-    one_sided,
-)
-from natattn.reproduce.results import AnalysisResult, Badge, Cell, Finding, StudyTable
+from natattn.analysis.verdicts import AnalysisResult, Group, Measured, Row, findings_of, groups, one_sided, over_seeds
+from natattn.report.table import Badge, Cell, Finding, StudyTable
+from natattn.reproduce.judges.reading import bounds, layer_means, mean_cell, number, row_of, rows_of
 from natattn.statistics.paired import slope_interval
 
 BLOCK_INDIFFERENCE = 0.005  # of attention
@@ -121,7 +112,7 @@ def _layer_rows(group: Group) -> Iterator[tuple[Cell, ...]]:
     )
     for layer in sorted({layer for found in distances for layer in found}):
         means = (
-            estimate_of(group, [Measured(found.get(layer, math.nan)) for found in values])
+            over_seeds(group, [Measured(found.get(layer, math.nan)) for found in values])
             for values in (distances, ranks)
         )
         yield group.label, group.steps, layer, *means

@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from natattn.reproduce.judges.fits import Fit, adjusted, mean_of
-from natattn.reproduce.judges.reading import bounds, count, is_rounded, known, number, rows_of
-from natattn.reproduce.judges.samples import one_sided
-from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.analysis.verdicts import AnalysisResult, Fit, adjusted, known, mean_of, one_sided
+from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
+from natattn.reproduce.judges.reading import bounds, count, is_rounded, number, rows_of
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM, LEAST_FOR_SIGN_FLIPS, Difference, mean, sign_flip_p_value
 
 CLAIMS = ("K4", "R4")

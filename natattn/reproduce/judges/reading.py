@@ -2,11 +2,25 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from natattn.reproduce.results import AnalysisResult
+from natattn.analysis.verdicts import AnalysisResult, Group, known, over_seeds
+from natattn.report.table import Estimate
 from natattn.statistics.paired import mean
+
+__all__ = [
+    "bounds",
+    "count",
+    "is_rounded",
+    "known",
+    "layer_means",
+    "mean_cell",
+    "number",
+    "row_of",
+    "rows_of",
+    "value_of",
+]
 
 Row = Mapping[str, Any]
 Bounds = tuple[float, float]
@@ -44,9 +58,9 @@ def count(row: Row, heading: str) -> int:
     return int(value) if math.isfinite(value) else 0
 
 
-def known(value: float) -> float | None:
-    """A number as a cell of a table; None, not known, for nan."""
-    return None if math.isnan(value) else value
+def mean_cell(group: Group, rows: Sequence[Row], heading: str) -> Estimate:
+    """As ``over_seeds``, of the numbers under a heading; a row for each member."""
+    return over_seeds(group, [number(row, heading) for row in rows])
 
 
 def bounds(row: Row, low: str = "low", high: str = "high", *, text: str = "95 % interval") -> Bounds:

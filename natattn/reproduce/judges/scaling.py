@@ -9,10 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from natattn.reproduce.judges.fits import Fit, adjusted
-from natattn.reproduce.judges.reading import bounds, is_rounded, known, number, row_of, rows_of, value_of
-from natattn.reproduce.judges.samples import near
-from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
+from natattn.analysis.verdicts import AnalysisResult, Fit, adjusted, known, near
+from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
+from natattn.reproduce.judges.reading import bounds, is_rounded, number, row_of, rows_of, value_of
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM
 
 CLAIMED = 0.5

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from natattn.analysis.theorems import PROVED
+from natattn.analysis.verdicts import AnalysisResult
+from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.reproduce.judges.reading import Row, count, number, rows_of
-from natattn.reproduce.results import AnalysisResult, Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import Verdict
 
 CLAIMS = ("P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'")
