@@ -67,8 +67,8 @@ if [[ $parts == *" runs "* ]]; then runs & fi
 wait
 echo "tests and runs: $SECONDS s"
 if [[ $parts == *" bench "* ]]; then
-  for part in floor optim seeds growth attention; do
-    timeout -k 10 "$(left 200)" python3 scripts/bench.py --device cuda --only "$part" 2>> "$folder/errors.txt" |
+  for part in train optim seeds growth attention; do
+    timeout -k 10 "$(left 200)" python3 scripts/bench.py "$part" --device cuda 2>> "$folder/errors.txt" |
       tee -a "$folder/bench.txt"
     echo "exit ${PIPESTATUS[0]}, $SECONDS s" | tee -a "$folder/bench.txt"
   done

@@ -8,7 +8,7 @@ import pytest
 import torch
 from run_metrics import lines
 
-from natattn.analysis.repetition import compare_runs
+from natattn.analysis.run_comparison import compare_runs
 from natattn.cli.main import main
 from natattn.config import compose as config
 from natattn.tasks import BatchSlice
@@ -108,7 +108,7 @@ def test_a_deterministic_run_has_the_same_bits_twice(options, tiny, tmp_path):
     settings = config.settings_of(config.compose([*tiny, *options, *chosen]))
     for name in ("first", "second"):
         assert train(settings, tmp_path / name).outcome == "finished"
-    assert compare_runs(tmp_path / "first", tmp_path / "second").verdict == "bits"
+    assert compare_runs(tmp_path / "first", tmp_path / "second").verdict == "identical"
 
 
 def _validation(folder: Path) -> list[float]:

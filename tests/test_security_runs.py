@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from property_tools import Ended, run
+from property_tools import run
 
 from natattn.data.text import readers
 from natattn.errors import UserError
@@ -261,10 +261,9 @@ def test_what_has_no_end_is_not_read(name, kind, make_run, monkeypatch, tmp_path
         assert ("broken: " in beside.out) == (name in ("run.json", "metrics.jsonl"))
         assert read_environment(folder) == {}
         if name == "config.yaml":
-            for key in ("resume", "repeat"):
-                ended = run("train", f"{key}={folder}")
-                assert ended.is_one_line, ended
-                assert "config.yaml: " in ended.error
+            ended = run("train", f"resume={folder}")
+            assert ended.is_one_line, ended
+            assert "config.yaml: " in ended.error
 
 
 @contextlib.contextmanager
@@ -299,7 +298,7 @@ def test_a_pipe_in_a_model_or_a_checkpoint_is_not_waited_for(make_run):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("train", "resume={}"), ("train", "repeat={}"), ("sample", "run={}"), ("analyze", "run={}"), ("report", "{}"),
+    [("train", "resume={}"), ("sample", "run={}"), ("analyze", "run={}"), ("report", "{}"),
      ("report", "run", "output={}"), ("train", "data=text", "data.train={}", "tokenizer=byte"),
      ("train", "task=vision", "data=image_folder", "data.train={}"),
      ("train", "task=multimodal", "data=captions", "data.train={}")],
@@ -315,14 +314,11 @@ def test_a_name_that_is_too_long_is_one_line(arguments, make_run, monkeypatch, t
 def test_commands_that_are_printed_can_be_pasted(make_run, monkeypatch, tmp_path):
     folder = make_run("my $run's", steps=20, evaluations=2, stopped_at=10)
     monkeypatch.chdir(tmp_path)
-    for ended in (
-        run("train", f"repeat={folder.name}"),
-        Ended(2, "", resume_hint(Path(folder.name), shlex.quote(folder.name))),
-    ):
-        command = shlex.split(ended.error[ended.error.index("natattn train") :])
-        assert command == ["natattn", "train", f"resume={folder.name}"]
-        again = run(*command[1:])  # it is found; what the settings of such a run lack is another matter
-        assert "model.name" in again.error or "missing" in again.error, again
+    hint = resume_hint(Path(folder.name), shlex.quote(folder.name))
+    command = shlex.split(hint[hint.index("natattn train") :])
+    assert command == ["natattn", "train", f"resume={folder.name}"]
+    again = run(*command[1:])  # it is found; what the settings of such a run lack is another matter
+    assert "model.name" in again.error or "missing" in again.error, again
     assert shlex.quote(folder.name) in run("sample", f"run={folder.name}").error
 
 

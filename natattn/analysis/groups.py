@@ -11,7 +11,7 @@ from natattn.training.run_folder import ADDED_LATER, flatten
 
 # Keys of a config that do not change what is compared: runs that differ in them alone are repetitions.
 _NOT_COMPARED = frozenset(
-    ("seed", "tracker", "resume", "repeat", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+    ("seed", "tracker", "resume", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 )
 # A run that was stopped in the middle would be compared at another step than the others.
 _COMPLETE = ("finished", "time_limit")

@@ -5,12 +5,9 @@ from functools import partial
 from typing import Any
 
 from natattn.analysis.frame import Question
-from natattn.analysis.questions import widths
+from natattn.analysis.questions import comparison, curves, scaling, training, widths
 from natattn.analysis.run_set import RunSet
-from natattn.analysis.sections.comparison import comparison_section
 from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TWO_SEQUENCES, TEXT_ONLY
-from natattn.analysis.sections.scaling import is_head_grid, scaling_section
-from natattn.analysis.sections.training import curves_section, training_section, were_observed
 from natattn.analysis.settings import ModelSection
 from natattn.analysis.subject import Subject
 from natattn.analysis.verdicts import Judge
@@ -30,18 +27,14 @@ def _fits(name: ModelSection, subject: Subject) -> bool:
     )
 
 
-def _have_baselines(runs: RunSet) -> bool:
-    return any(baseline is not None for baseline in runs.baselines)
-
-
 MODEL_QUESTIONS: Mapping[str, Question[Subject, Any]] = {
     name: Question(Section, measure, _as_it_is, partial(_fits, name)) for name, measure in MEASURES.items()
 }
 RUN_QUESTIONS: Mapping[str, Question[RunSet, Any]] = {
-    "curves": Question(Section, curves_section, _as_it_is, reads_models=False),
-    "comparison": Question(Section, comparison_section, _as_it_is, _have_baselines, reads_models=False),
-    "training": Question(Section, training_section, _as_it_is, were_observed, reads_models=False),
+    "curves": curves.CURVES,
+    "comparison": comparison.COMPARISON,
+    "training": training.TRAINING,
     "widths": widths.WIDTHS,
-    "scaling": Question(Section, scaling_section, _as_it_is, is_head_grid, reads_models=False),
+    "scaling": scaling.SCALING,
 }
-VERDICTS: Mapping[str, Judge] = {"widths": widths.verdict}
+VERDICTS: Mapping[str, Judge] = {"lead": training.verdict, "scaling": scaling.verdict, "widths": widths.verdict}

@@ -12,10 +12,6 @@ caption. Everything lands in a folder under outputs/.
   --cfg job        print the composed configuration (every key) and exit
   --info           Hydra's own information; --hydra-help: Hydra's own options
   resume=FOLDER    go on with an interrupted run, exactly
-  repeat=FOLDER    train a finished run again in a new folder, with its settings, device and number of threads, and say
-                   whether the result agrees: to the bit, within rounding (both exit code 0), or not, and then what
-                   differs between then and now; saved as repeat.json. With it go tracker=, train.device=, where the
-                   data lies, and hydra.run.dir=
 
 groups (group=option; * is the default):
 """
@@ -23,11 +19,13 @@ groups (group=option; * is the default):
 REPORT_HELP = """\
 usage: natattn report [FOLDER ...] [output=FILE]
 
-Prints the result table of run folders, sweep folders or globs (default: everything under outputs/); several runs are
-grouped by everything but the seed, with mean and spread over seeds. Writes the same as a page that opens offline, with
-intervals, curves, links to the runs, and any two of them side by side: settings that differ, numbers and curves.
+Prints the result table of run folders, sweep folders or globs (default: everything under outputs/). Several runs are
+grouped by all settings except the seed, with mean and standard deviation over seeds. Two finished run folders are also
+compared: identical to the bit, equal within rounding, or different, with a list of what differs.
+Writes the same results to a page that opens offline, with intervals, curves, links to the runs, and any two of them
+side by side.
 
-  output=FILE   the page (default: report.html in the folder that was given; of several, in outputs/)
+  output=FILE   the page (default: report.html in the given folder; for several folders in outputs/)
 """
 
 SAMPLE_HELP = """\

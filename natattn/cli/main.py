@@ -22,7 +22,6 @@ examples:
   natattn train -m optim=adamw,aif seed=0,1        a sweep: four runs
   natattn train task=vision                        images instead of text; or task=multimodal
   natattn train resume=outputs/RUN                 go on with an interrupted run
-  natattn train repeat=outputs/RUN                 a finished run again: does the same come out?
   natattn report outputs/RUN                       its table again
   natattn sample run=outputs/RUN prompt="def "
   natattn analyze run=outputs/RUN                  attention as a statistical-mechanical system

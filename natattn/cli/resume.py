@@ -1,4 +1,4 @@
-"""From the saved configuration of a run to the settings to go on with it, or to repeat it."""
+"""Settings with which a run is resumed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from natattn.config.compose import compose, parse, run_settings, settings_of, validated
 from natattn.errors import UserError
 from natattn.training.run_folder import covers, flatten
-from natattn.training.settings import OF_REPETITION, RunSettings, changeable
+from natattn.training.settings import RunSettings, changeable
 
 
 def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> RunSettings:
@@ -15,20 +15,10 @@ def resumed_settings(saved: dict[str, Any], overrides: Sequence[str]) -> RunSett
     Raises: UserError naming a key that was overridden with another value than the run has.
     """
     was = validated(saved, RunSettings)
-    return _changed(was, overrides, changeable(was), "resuming")
+    return _changed(was, overrides, changeable(was))
 
 
-def repeated_settings(saved: dict[str, Any], overrides: Sequence[str]) -> RunSettings:
-    """The settings to repeat a run with: the saved ones, without its time limit, with what a repetition may change.
-
-    Raises: UserError as ``resumed_settings``.
-    """
-    was = validated(saved, RunSettings)
-    again = {"resume": None, "train": was.train.model_copy(update={"max_seconds": None})}
-    return _changed(was.model_copy(update=again), overrides, OF_REPETITION, "a repetition")
-
-
-def _changed(before: RunSettings, overrides: Sequence[str], allowed: frozenset[str], what: str) -> RunSettings:
+def _changed(before: RunSettings, overrides: Sequence[str], allowed: frozenset[str]) -> RunSettings:
     """The settings with the overrides, of which only ``allowed`` keys may have another value.
 
     Whether they can be trained is asked of the changed ones alone: what is overridden may be what is not possible here.
@@ -44,8 +34,8 @@ def _changed(before: RunSettings, overrides: Sequence[str], allowed: frozenset[s
             continue
         if not covers(allowed, key):
             raise UserError(
-                f"{key}={asked.get(key)}: the run has {key}={was.get(key)}; {what} may change only "
-                + ", ".join(sorted(allowed - {"resume", "repeat"}))
+                f"{key}={asked.get(key)}: the run has {key}={was.get(key)}; resuming may change only "
+                + ", ".join(sorted(allowed - {"resume"}))
             )
         changed[key] = asked.get(key)
     whole = {section: composed[section] for section in named & allowed & composed.keys()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from natattn.cli.exit_codes import guarded, line_of
 from natattn.cli.help import TRAIN_HELP
-from natattn.cli.run import folder_names, resume, run, settings_to_repeat
+from natattn.cli.run import resume, run
 from natattn.cli.torchrun import started_by_torchrun, together
 from natattn.config import compose as config
 from natattn.config.messages import first_line
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from natattn.cli.torchrun import LauncherStore
     from natattn.distributed.ranks import Ranks
-    from natattn.training.settings import RunSettings
 
 
 def train(arguments: list[str]) -> int:
@@ -47,19 +46,11 @@ def train(arguments: list[str]) -> int:
             config.settings_of(config.compose(overrides))
         return _hydra([*flags, *overrides], lambda _: None)
 
-    resumed, repeated = (_folder_of(key, overrides, options.multirun) for key in ("resume", "repeat"))
+    resumed = _folder_of("resume", overrides, options.multirun)
     if resumed is not None:
-        if repeated is not None:
-            raise UserError("resume and repeat: give one of them")
         if started_by_torchrun():
             return together(lambda ranks, _: resume(resumed, overrides, ranks))
         return resume(resumed, overrides)
-    if repeated is not None:
-        settings = settings_to_repeat(repeated, overrides)
-        arguments = [*flags, *overrides, *folder_names(settings)]
-        if started_by_torchrun():
-            return together(lambda ranks, store: _train_together(arguments, ranks, store, settings))
-        return _launch(arguments, settings)
     jobs = config.jobs(overrides)
     if not options.multirun and len(jobs) > 1:
         raise UserError("several values for one key: add -m to run a sweep, or quote the value")
@@ -93,7 +84,7 @@ def _parsed(arguments: list[str]) -> "Namespace":
 
 
 def _folder_of(key: str, overrides: list[str], multirun: bool) -> str | None:
-    """The run folder that ``resume=`` or ``repeat=`` names.
+    """Return the run folder that ``resume=`` names.
 
     Raises: UserError in a sweep.
     """
@@ -114,17 +105,13 @@ def _check_jobs(jobs: list[list[str]], overrides: list[str]) -> None:
             raise UserError(f"seeds={settings.seeds}: one process trains them together; run it without torchrun")
 
 
-def _launch(arguments: list[str], settings: "RunSettings | None" = None) -> int:
-    """Have Hydra run the job, or the jobs of a sweep, here or where its launcher does.
-
-    Args:
-        settings: of the run, where they are not those that Hydra composes.
-    """
+def _launch(arguments: list[str]) -> int:
+    """Run the job, or the jobs of a sweep, on Hydra's launcher."""
     codes: list[int] = []
     started = time.time()
 
     def job(composed: "DictConfig") -> None:
-        codes.append(_job(composed, started, settings=settings))
+        codes.append(_job(composed, started))
         if codes[-1] and not _launched_here():
             raise _FailedJobError(codes[-1])  # the only word that comes back from another process
 
@@ -141,9 +128,7 @@ def _begin_together(job: list[str], arguments: list[str], ranks: "Ranks", store:
     return _train_together(arguments, ranks, store)
 
 
-def _train_together(
-    arguments: list[str], ranks: "Ranks", store: "LauncherStore", settings: "RunSettings | None" = None
-) -> int:
+def _train_together(arguments: list[str], ranks: "Ranks", store: "LauncherStore") -> int:
     """One run by several ranks; after a restart by torchrun, go on with it."""
     from natattn.training.run_folder import CONFIG
 
@@ -157,7 +142,7 @@ def _train_together(
 
     def job(composed: "DictConfig") -> None:
         try:
-            codes.append(_job(composed, started, ranks, store, settings))
+            codes.append(_job(composed, started, ranks, store))
         except Exception as error:  # Hydra would print it; it may be no more than a lost rank
             errors.append(error)
 
@@ -201,7 +186,6 @@ def _job(
     started: float,
     ranks: "Ranks | None" = None,
     store: "LauncherStore | None" = None,
-    settings: "RunSettings | None" = None,
 ) -> int:
     """One job that Hydra launches; its errors end the job, never the sweep."""
     from hydra.core.hydra_config import HydraConfig
@@ -217,7 +201,7 @@ def _job(
         store.remember_folder(str(folder))
     try:
         stopped = sweeping and asked_to_stop() is not None  # between two jobs
-        code = 0 if stopped else guarded(lambda: run(settings or config.settings_of(composed), folder, group, ranks))
+        code = 0 if stopped else guarded(lambda: run(config.settings_of(composed), folder, group, ranks))
     except Exception:
         if ranks is not None:
             raise  # it may be that another rank is lost

@@ -1,4 +1,4 @@
-"""Where tokens and pixels are kept between runs."""
+"""The cache of tokens and pixels."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ Entry = TypeVar("Entry")
 
 
 def cache_root() -> Path:
-    """$NATATTN_CACHE, else $XDG_CACHE_HOME/natattn, else ~/.cache/natattn."""
+    """Return $NATATTN_CACHE, else $XDG_CACHE_HOME/natattn, else ~/.cache/natattn."""
     if chosen := os.environ.get("NATATTN_CACHE"):
         return Path(os.path.expanduser(chosen))
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -24,18 +24,18 @@ def cache_root() -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a cache folder. Raises UserError if that is not possible."""
+    """Create a cache folder. Raises: UserError if this is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); set NATATTN_CACHE to a folder of yours"
+            f"the cache folder {folder} cannot be created ({error.strerror}). Set NATATTN_CACHE to another folder"
         ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """`natattn.storage.atomic.replacing` for a file of the cache: no room or no right to write is a ResourceError."""
+    """Like `natattn.storage.atomic.replacing`, but raise ResourceError if the disk is full or not writable."""
     try:
         with files.replacing(path) as temporary:
             yield temporary
@@ -47,9 +47,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def found_or_made(folder: Path, read: Callable[[], Entry | None], make: Callable[[], None]) -> Entry:
-    """What `read` finds in a cache folder; where that is nothing, `make` fills the folder, in one process at a time.
+    """Return what `read` finds in a cache folder; if nothing, fill it with `make`, in one process at a time.
 
-    Raises UserError if the folder cannot be made, or does not keep what is written to it.
+    Raises: UserError if the folder cannot be created or does not keep its content.
     """
     entry = read()
     if entry is None:
@@ -59,16 +59,17 @@ def found_or_made(folder: Path, read: Callable[[], Entry | None], make: Callable
                 make()
                 entry = read()
     if entry is None:
-        raise UserError(f"the cache folder {folder} does not keep what is written to it")
+        raise UserError(f"the cache folder {folder} does not keep its content")
     return entry
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make a cache folder, and wait until no other process fills it: what it leaves need not be made again.
+    """Create a cache folder, and wait until no other process fills it.
 
-    A process that dies lets go of it. Where the disk knows no locks nobody waits, and both make the same files.
-    Raises UserError if the folder cannot be made.
+    A process that dies releases its lock. On a disk without locks nobody waits, and all processes write the same files.
+
+    Raises: UserError if the folder cannot be created.
     """
     make_folder(folder)
     with contextlib.ExitStack() as stack:
@@ -84,5 +85,5 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"natattn: {folder}: another process prepares the same data; waiting for it", file=sys.stderr, flush=True)
+        print(f"natattn: {folder}: another process is preparing the same data; waiting", file=sys.stderr, flush=True)
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: whether it can be reached, asked once and briefly, and the sets of `datasets` that it has."""
+"""The Hugging Face Hub: a short, cached check of whether it can be reached, and data sets of `datasets`."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ from natattn.config.messages import first_line
 from natattn.errors import UserError
 
 _SECONDS = 5
-# What `datasets` takes for its own readers instead of sets; that of "pandas" reads pickles in older releases.
+# Names of readers of `datasets`; "pandas" reads pickles in older releases.
 _READERS = frozenset(
     {"arrow", "audiofolder", "cache", "csv", "generator", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet"}
     | {"pdffolder", "spark", "sql", "text", "videofolder", "webdataset", "xml"}
@@ -18,19 +18,19 @@ _READERS = frozenset(
 
 @cache
 def hub_reachable() -> bool:
-    """True if the hub answers within five seconds and offline mode (HF_HUB_OFFLINE=1) is off."""
+    """Return whether the hub answers within five seconds and offline mode (HF_HUB_OFFLINE=1) is off."""
     from huggingface_hub import constants, get_session
 
     answered = threading.Event()
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=_SECONDS)  # the hub's own session: proxies are honoured
-        except Exception:  # the type depends on the HTTP library that this version of the hub's client uses
+            get_session().head(constants.ENDPOINT, timeout=_SECONDS)  # the hub client's own session honours proxies
+        except Exception:  # the type depends on the HTTP library of the hub client
             return
         answered.set()
 
-    # In a thread, for the timeout bounds neither a resolver that hangs nor one address after the other.
+    # In a thread, because the timeout bounds neither name resolution nor several addresses.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_SECONDS)
@@ -38,22 +38,23 @@ def hub_reachable() -> bool:
 
 
 def load_dataset(dataset: str, release: str | None, *, otherwise: str) -> Any:
-    """All splits of a data set, a `datasets.DatasetDict`: a hub name or a folder, and its configuration if it has any.
+    """Return all splits of a data set, a `datasets.DatasetDict`, from a hub name or a folder.
 
-    `otherwise`: what to use where there is no network, for the message.
-    Raises UserError if it cannot be loaded; without a network that is known at once, unless it is in the cache.
+    `release`: its configuration, if it has any. `otherwise`: what to use without a network, for the message.
+
+    Raises: UserError if it cannot be loaded; without a network this is immediate unless it is in the cache.
     """
     import datasets
 
-    if dataset in _READERS:  # which would read whatever lies in the working folder
-        raise UserError(f"data.dataset={dataset}: a reader of `datasets`, not a set; valid: a hub name or a folder")
+    if dataset in _READERS:  # it would read files in the working folder
+        raise UserError(f"data.dataset={dataset}: a reader of `datasets`, not a data set. Use a hub name or a folder")
     is_folder = os.path.isdir(folder := os.path.expanduser(dataset))
-    online = is_folder or hub_reachable()  # else six attempts, 23 seconds in all
+    online = is_folder or hub_reachable()  # otherwise six attempts take 23 seconds
     configured = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = configured or not online
     try:
         return datasets.load_dataset(folder if is_folder else dataset, release)
-    except Exception as error:  # of many types: network, disk, no such release, a broken download
+    except Exception as error:  # of many types: network, disk, unknown release, damaged download
         if online:
             cause = first_line(error)
         else:

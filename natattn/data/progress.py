@@ -1,4 +1,4 @@
-"""A bar on stderr for what takes longer than a blink; nothing where there is no terminal."""
+"""A progress bar on stderr, shown only on a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Progress:
-    """Counts bytes of text or of pictures: `with Progress("tokenizing", total, shown) as bar: bar.advance(100)`."""
+    """A counter of bytes of text or images: `with Progress("tokenizing", total, shown) as bar: bar.advance(100)`."""
 
     def __init__(self, label: str, total: int | None, shown: bool) -> None:
         self._label, self._total = label, total
@@ -34,12 +34,12 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """Count `count` more bytes."""
         if self._bar is not None:
             self._bar.advance(self._task, count)
 
     def watch(self, texts: Iterator[str]) -> Iterator[str]:
-        """The same texts, counted as they pass."""
+        """Yield the same texts and count them."""
         for text in texts:
             yield text
             self.advance(len(text.encode()))

@@ -52,22 +52,22 @@ def kronecker_factors(
     shared_key_input: bool = False,
     counted_rows: Tensor | None = None,
 ) -> dict[FactorName, Tensor]:
-    """Factors of one attention layer, estimated from some query rows of every sequence given.
+    """Return the factors of one attention layer, estimated from some query rows of every given sequence.
 
     Every row's term is weighted by L / R and divided by the counted number of rows that have an allowed key, so that
     each factor is an unbiased estimate of its mean over all rows when every row is sampled with probability R / L, as
-    ``natattn.attention.streaming.systematic_rows`` does; with all rows it is exact. The dearest is "key_input", in
-    O(B·(G·S + H·R)·N²); fewer sequences (``first_sequences``) and ``shared_key_input`` make it cheaper.
+    ``natattn.attention.streaming.systematic_rows`` does; with all rows it is exact. The most expensive is
+    "key_input", in O(B·(G·S + H·R)·N²); fewer sequences (``first_sequences``) and ``shared_key_input`` reduce its cost.
 
     Args:
         inputs: query and key after rotary embedding, as they enter the softmax.
-        input_BLN: the layer's input x, which W_Q multiplies; ``with_ones`` of it where biases are part of W.
+        input_BLN: the layer's input x, which W_Q multiplies; with a last column of ones if biases are part of W.
         rows_R: int64 [R], distinct query rows.
         wanted: names of the factors; only these are computed.
         rotary: the rotations, of a sequence that attends to itself.
-        key_input_BSN: what W_K and W_V multiply, where it is not ``input_BLN`` (cross-attention).
+        key_input_BSN: what W_K and W_V multiply, if it is not ``input_BLN`` (cross-attention).
         shared_key_input: one A_K (and Ā_K) for all heads, [1, N, N]: the mean of theirs.
-        counted_rows: number of query rows that have an allowed key, [1] or [H], where it is known already.
+        counted_rows: number of query rows that have an allowed key, [1] or [H], if it is already known.
 
     Returns: by name, float32 (float64 for float64 queries), without gradients:
         query_input A_Q [1, N, N], or [H, N, N] if the mask differs between heads; query_output S_Q [H, D, D];
@@ -94,7 +94,7 @@ def kronecker_factors(
 
 
 def first_sequences(inputs: AttentionInputs, count: int) -> AttentionInputs:
-    """The first ``count`` sequences of a batch; masks and biases that all sequences share stay as they are."""
+    """Return the first ``count`` sequences of a batch; masks and biases that all sequences share are kept."""
 
     def first(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or tensor.shape[0] == 1 else tensor[:count]
@@ -110,9 +110,9 @@ def first_sequences(inputs: AttentionInputs, count: int) -> AttentionInputs:
 
 @dataclass(frozen=True, eq=False)
 class _SampledRows:
-    """What the factors share; arguments as of ``kronecker_factors``.
+    """The rows and weights that the factors share; fields as in ``kronecker_factors``.
 
-    Q in shapes is for the query heads of one key head: H = G·Q.
+    In shapes, Q is the number of query heads per key head: H = G·Q.
     """
 
     inputs: AttentionInputs
@@ -123,13 +123,13 @@ class _SampledRows:
     rotary: Rotary | None
 
     def query_input(self) -> Tensor:
-        """A_Q."""
+        """Return A_Q."""
         input_BRN = self.query_input_all.index_select(1, self.rows).to(self.pattern.dtype)
         weight_BHR = (self.has_key * self.row_weight[:, None]).expand(input_BRN.shape[0], -1, -1)
         return torch.einsum("bhr,brn,brm->hnm", weight_BHR, input_BRN, input_BRN)
 
     def query_output(self) -> Tensor:
-        """S_Q."""
+        """Return S_Q."""
         key_BGSD = self.inputs.key.to(self.pattern.dtype)
         if self.rotary is not None:
             return self._rotary_query_output(self.rotary, key_BGSD)
@@ -140,7 +140,7 @@ class _SampledRows:
         return covariance_GQDD.flatten(0, 1) * self._scaled_row_weight
 
     def _rotary_query_output(self, rotary: Rotary, key_BGSD: Tensor) -> Tensor:
-        """Every row turns its covariance by its own rotation, so the rows cannot be summed before."""
+        """Return S_Q with rotations: each row rotates its own covariance, so rows cannot be summed first."""
         outer_BGSE = (key_BGSD[..., :, None] * key_BGSD[..., None, :]).flatten(-2)
         second = (self._grouped(self.square_weight) @ outer_BGSE[:, :, None]).flatten(1, 2)
         mean_BHRD = (self._grouped(self.mean_weight) @ key_BGSD[:, :, None]).flatten(1, 2)
@@ -149,21 +149,21 @@ class _SampledRows:
         return turned_HDD * self._scaled_row_weight
 
     def key_input(self) -> Tensor:
-        """A_K."""
+        """Return A_K."""
         input_BSN = self.key_input_all.to(self.pattern.dtype)
         mass_BGS = self._grouped(self._key_mass).sum(2)
         second_GNN = torch.einsum("bgs,bsn,bsm->gnm", mass_BGS, input_BSN, input_BSN)
         return (second_GNN - self._outer_by_key_head(self._mean_key_input)) / self.group
 
     def shared_key_input(self) -> Tensor:
-        """The mean of A_K over the heads, with one product over the keys for all of them."""
+        """Return the mean of A_K over the heads, with one product over the keys for all of them."""
         input_BSN = self.key_input_all.to(self.pattern.dtype)
         second_NN = torch.einsum("bs,bsn,bsm->nm", self._key_mass.sum(1), input_BSN, input_BSN)
         mean_MN = self._mean_key_input.flatten(0, 2)
         return (second_NN - mean_MN.mT @ mean_MN)[None] / self.inputs.query.shape[1]
 
     def query_input_traced(self) -> Tensor:
-        """Ā_Q."""
+        """Return Ā_Q."""
         input_BRN = self.query_input_all.index_select(1, self.rows).to(self.pattern.dtype)
         key_BGSD = self.inputs.key.to(self.pattern.dtype)
         square_BGS1 = key_BGSD.square().sum(-1, keepdim=True)
@@ -173,7 +173,7 @@ class _SampledRows:
         return torch.einsum("bhr,brn,brm->hnm", trace_BHR, input_BRN, input_BRN) * self._scaled_row_weight
 
     def key_input_traced(self, *, shared: bool) -> Tensor:
-        """Ā_K."""
+        """Return Ā_K."""
         query_BHRD = self.inputs.query.index_select(2, self.rows).to(self.pattern.dtype)
         weight_BHR1 = query_BHRD.square().sum(-1, keepdim=True) * self._scaled_row_weight
         input_BSN = self.key_input_all.to(self.pattern.dtype)
@@ -187,19 +187,19 @@ class _SampledRows:
         return second_GNN - self._outer_by_key_head(mean_BHRN)
 
     def key_output(self) -> Tensor:
-        """S_K."""
+        """Return S_K."""
         query_BHRD = self.inputs.query.index_select(2, self.rows).to(self.pattern.dtype)
         query_BHRD = query_BHRD * self.has_key[..., None] * self._scaled_row_weight.sqrt()
         if self.rotary is None:
             return self._outer_by_key_head(query_BHRD)
-        # Σ_j R_jᵀ (Σ_i a_ij R_i q_i q_iᵀ R_iᵀ) R_j: all queries that read a key are summed before it turns them.
+        # Σ_j R_jᵀ (Σ_i a_ij R_i q_i q_iᵀ R_iᵀ) R_j: all queries that read a key are summed before the rotation.
         query_BGMD = self._grouped(query_BHRD).flatten(2, 3)
         outer_BGMDD = query_BGMD[..., :, None] * query_BGMD[..., None, :]
         read_BGSE = self._grouped(self.pattern).flatten(2, 3).mT @ outer_BGMDD.flatten(-2)
         return self.rotary.sum_of_conjugates(read_BGSE.reshape(*read_BGSE.shape[:-1], *outer_BGMDD.shape[-2:]))
 
     def value_input(self) -> Tensor:
-        """A_V."""
+        """Return A_V."""
         return self._outer_by_key_head(self._averaged_input * self._root_weight) / self.group
 
     @property
@@ -214,12 +214,12 @@ class _SampledRows:
 
     @cached_property
     def has_key(self) -> Tensor:
-        """1 for rows that have an allowed key, else 0, [B or 1, H or 1, R]."""
+        """1 for rows that have an allowed key, 0 for others, [B or 1, H or 1, R]."""
         return self.inputs.allowed(self.rows).any(-1).to(self.pattern.dtype)
 
     @cached_property
     def row_weight(self) -> Tensor:
-        """Weight of one sampled row in a mean over all rows that have a key, [1] or [H]; 0 where there are none."""
+        """Weight of one sampled row in a mean over all rows that have a key, [1] or [H]; 0 if there are none."""
         inclusion = self.rows.shape[0] / self.inputs.length
         return torch.where(self.counted_rows > 0, 1 / (inclusion * self.counted_rows), 0.0)
 
@@ -253,7 +253,7 @@ class _SampledRows:
 
     @property
     def _mean_key_input(self) -> Tensor:
-        """Means of s_ij x_j with the root of the row's weight, [B, H, R, N]."""
+        """Means of s_ij x_j times the root of the row's weight, [B, H, R, N]."""
         mean = self._averaged_input if self._slope is None else self._average_input(self.mean_weight)
         return mean * self._root_weight
 
@@ -268,10 +268,10 @@ class _SampledRows:
         return flat.view(batch, heads, rows, -1)
 
     def _outer_by_key_head(self, vectors_BHRV: Tensor) -> Tensor:
-        """Σ v vᵀ over batch, rows and the query heads of each key head, [G, V, V]."""
+        """Return Σ v vᵀ over batch, rows and the query heads of each key head, [G, V, V]."""
         vectors_GMV = self._grouped(vectors_BHRV).movedim(1, 0).flatten(1, 3)
         return vectors_GMV.mT @ vectors_GMV
 
     def _grouped(self, tensor: Tensor) -> Tensor:
-        """[B, H, ...] → [B, G, Q, ...]."""
+        """Reshape [B, H, ...] → [B, G, Q, ...]."""
         return tensor.reshape(tensor.shape[0], -1, self.group, *tensor.shape[2:])

@@ -1,4 +1,4 @@
-"""A probe that also keeps running Kronecker factors: of attention (D1-Kron, D1-V) and of plain layer inputs.
+"""A probe that also keeps running Kronecker factors of attention (D1-Kron, D1-V) and covariances of layer inputs.
 
 It reads what the training forward passes compute anyway, on some steps and from a few sequences, and never changes it.
 """
@@ -22,29 +22,29 @@ from natattn.fisher.running import RunningAverages
 from natattn.randomness import addressed_seed
 
 _PREFIX = "factor/"
-COMPARED = 16  # tokens by which the convention of a rotary embedding is told
+COMPARED = 16  # tokens that are compared to find the convention of a rotary embedding
 
 
 class FisherProbe(AttentionProbe):
     """An ``AttentionProbe`` with exponential averages of Kronecker factors.
 
     Factors are captured on every ``capture_every``-th step from the first ``sequences`` sequences of the step's first
-    forward pass in training mode; padding tokens are left out of attention's factors, but not of plain covariances.
-    Rotary embedding is known where it is handed to the attention layer as ``position_embeddings`` (Llama, Qwen, Cohere,
-    GLM and their relatives), in either convention; elsewhere the factors take the form without.
+    forward pass in training mode. Padding tokens are excluded from attention's factors, but not from covariances.
+    Rotary embedding is taken into account if the attention layer receives it as ``position_embeddings`` (Llama, Qwen,
+    Cohere, GLM and their relatives), in either convention; otherwise the factors take the form without.
 
     Args:
         model: a transformers ``PreTrainedModel``.
         factors: attention factors to keep, of every observed layer.
-        covariances: names of linear modules whose input covariance mean x xᵀ to keep.
+        covariances: names of linear modules; the covariance mean x xᵀ of their inputs is kept.
         capture_every: steps between captures.
-        sequences: how many of a batch's sequences a capture reads.
+        sequences: number of sequences of a batch that a capture reads.
         capture_rows: query rows sampled per sequence in a capture; None for all.
         decay: of the exponential averages over captures, in [0, 1); they are bias-corrected.
         shared_key_input: keep one A_K for all heads of a layer, at a fraction of the cost.
-        ranks: the processes that share each batch, in their order. ``sequences`` is of the whole batch; what each rank
-            captures enters the averages of all in ``reduce``, once per step after its forward passes. With accumulation
-            the batch that they are the first of is that of the ranks' first slices.
+        ranks: the processes that share each batch, in their order. ``sequences`` counts those of the whole batch; the
+            captures of each rank enter the averages of all in ``reduce``, once per step after its forward passes. With
+            gradient accumulation, the first sequences are those of the ranks' first slices.
         quantities, others: of ``AttentionProbe``.
 
     Raises: ValueError for arguments out of range, KeyError for an unknown factor.
@@ -75,14 +75,14 @@ class FisherProbe(AttentionProbe):
         self.captures = 0  # steps that were captured so far
         self.capturing = False
         self._offset = 0.5
-        # Of the capture under way: projections' inputs, and what a compiled pass leaves to be entered after it.
+        # Of the current capture: the inputs of projections, and what a compiled pass leaves to be entered after it.
         self._inputs: dict[str, Tensor] = {}
         self._moments: dict[str, tuple[Tensor, int, int]] = {}
         self._attention: dict[int, tuple[AttentionInputs, int]] = {}
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the capture under way
+        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}  # cos and sin of the current capture
         self._seen: set[str] = set()
         if not (quantities or factors):
-            others["layers"] = ()  # input covariances alone need no look into attention
+            others["layers"] = ()  # input covariances alone do not read attention
         super().__init__(model, quantities=quantities, **others)
         self._handles: list[RemovableHandle] = []
         try:
@@ -92,14 +92,14 @@ class FisherProbe(AttentionProbe):
             raise
 
     def average(self, owner: str | int, name: str) -> Tensor | None:
-        """A factor's bias-corrected average, [heads or 1, dim, dim]; the identity for a head without a finite one.
+        """Return a factor's bias-corrected average, [heads or 1, dim, dim]: the identity if no factor was finite.
 
         Args:
-            owner: index of an attention layer, or the name of a module whose input covariance is kept.
+            owner: index of an attention layer, or name of a module whose input covariance is kept.
             name: one of the factors, or "covariance".
 
-        Returns: None before its first capture: of a layer that no forward pass has reached in training mode, and always
-            of cross-attention, which is not observed.
+        Returns: None before its first capture: for a layer that no forward pass has reached in training mode, and
+            always for cross-attention, which is not observed.
         Raises: KeyError for a factor that is not kept.
         """
         if owner not in self.covariances if name == "covariance" else name not in self.factors:
@@ -108,12 +108,12 @@ class FisherProbe(AttentionProbe):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """By factor, how many captures of a head were left out because they were not finite."""
+        """Number of captures of single heads that were skipped because they were not finite, by factor."""
         return self._averages.skipped
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """As of ``AttentionProbe``; on due steps the first forward pass also enters the averages."""
+        """Observe a step as ``AttentionProbe`` does; on due steps the first forward pass also enters the averages."""
         due = step % self.capture_every == 0
         if due:
             self._offset = addressed_seed(self.seed, "captured rows", step) / 2**63
@@ -128,27 +128,27 @@ class FisherProbe(AttentionProbe):
                 self._end()
 
     def reduce(self, ranks: Ranks | None = None) -> None:
-        """As of ``AttentionProbe``; what the ranks have captured enters the averages of all of them.
+        """Reduce as ``AttentionProbe`` does, and enter the captures of all ranks into the averages.
 
-        A factor is a mean over query rows, a covariance one over tokens: the ranks' numbers of these are its weights.
+        Factors are means over query rows, covariances over tokens; the ranks' numbers of these are the weights.
         """
         ranks = ranks or Ranks.of_group()
         super().reduce(ranks)
         self._averages.reduce(ranks)
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Remove the probe from the model."""
         super().detach()
         for handle in self._handles:
             handle.remove()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was last recorded, and the averages."""
+        """Return the last recorded statistics, and the averages."""
         own = {"captures": torch.tensor(self.captures), **self._averages.state_dict()}
         return super().state_dict() | {_PREFIX + name: tensor for name, tensor in own.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore a ``state_dict``."""
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
         super().load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_PREFIX)})
         self.captures = int(own.pop("captures", torch.tensor(0)))
@@ -161,7 +161,7 @@ class FisherProbe(AttentionProbe):
             site.capture = self._capture_attention
 
     def _enter_compiled(self) -> None:
-        """Enter what a compiled forward pass has left."""
+        """Enter the captures of a compiled forward pass."""
         for name, (moment, rows, batch) in self._moments.items():
             self._averages.enter(f"{name}.covariance", moment, rows, batch)
         for site in self.sites:
@@ -201,7 +201,7 @@ class FisherProbe(AttentionProbe):
         owner = self.model.get_submodule(name)
 
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            # A copy of the model has copies of the hooks.
+            # Copies of the model have copies of the hooks, which must not capture.
             if not (self.capturing and module.training and module is owner):
                 return
             batch = arguments[0].shape[0]
@@ -212,8 +212,8 @@ class FisherProbe(AttentionProbe):
                 self._seen.add(name)
                 rows = inputs.flatten(0, -2)
                 moment = _mean_outer_product(rows)
-                # A compiled pass leaves its tensors here: to change averages inside it would be compiled for each of
-                # their states.
+                # A compiled pass leaves its tensors here: changing averages inside it would recompile for each of their
+                # states.
                 if torch.compiler.is_compiling():
                     self._moments[name] = moment, rows.shape[0], batch
                 else:
@@ -266,12 +266,12 @@ class FisherProbe(AttentionProbe):
             self._averages.enter(f"{site.layer}.{name}", factor, counted_rows, batch)
 
     def _rotary_of(self, site: AttentionSite, inputs: AttentionInputs, query_input: Tensor) -> Rotary | None:
-        """The layer's rotations; which convention it has is found out by turning the first queries."""
+        """Return the layer's rotations; rotating the first queries shows which convention it has."""
         if site.layer not in self._rotary:
             return None
-        found = projection(self.model.get_submodule(site.name), "query")
-        assert found is not None
-        weight, *bias = (part.detach() for part in found)
+        query = projection(self.model.get_submodule(site.name), "query")
+        assert query is not None
+        weight, *bias = (part.detach() for part in query)
         before = torch.nn.functional.linear(query_input[:1, :COMPARED].to(weight.dtype), weight, *bias)
         before_BHLD = before.view(1, -1, inputs.query.shape[1], inputs.query.shape[-1]).transpose(1, 2)
         return matching_rotary(*self._rotary[site.layer], before_BHLD, inputs.query[:1, :, :COMPARED])
@@ -285,11 +285,11 @@ def _check(factors: Collection[str], decay: float, **counts: int | None) -> None
         raise ValueError(f"decay={decay}: must be in [0, 1)")
     for factor in factors:
         if factor not in FACTORS:
-            raise KeyError(f"unknown factor {factor!r}; there are {', '.join(FACTORS)}")
+            raise KeyError(f"unknown factor {factor!r}. Use {', '.join(FACTORS)}")
 
 
 def _mean_outer_product(rows: Tensor) -> Tensor:
-    """mean x xᵀ over rows [M, N], as one head: [1, N, N]."""
+    """Return mean x xᵀ over rows [M, N], as one head: [1, N, N]."""
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         rows = rows.to(working_dtype(rows))
         return (rows.mT @ rows)[None] / rows.shape[0]

@@ -1,4 +1,4 @@
-"""Rotary position embedding as the linear map it is: what the Fisher of a projection sees of it."""
+"""Rotary position embedding as a linear map, as the Fisher of a projection needs it."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """The rotations R_i, one per position: rotated query R_i q_i, rotated key R_j k_j.
+    """The rotations R_i, one per position: a rotated query is R_i q_i, a rotated key R_j k_j.
 
     Attributes:
-        cos, sin: [B or 1, L, rotary_dim] as transformers' models make them, the second half of the last dimension a
-            repetition of the first. Where rotary_dim < head_dim, the dimensions after it are left as they are. A factor
-            common to both (the attention scaling of some long-context variants) is part of R.
-        interleaved: pairs of neighbouring dimensions turn together (GPT-J), instead of dimension d with
+        cos, sin: [B or 1, L, rotary_dim] as in transformers' models: the second half of the last dimension repeats the
+            first. If rotary_dim < head_dim, the remaining dimensions are not rotated. A factor common to both (the
+            attention scaling of some long-context variants) is part of R.
+        interleaved: pairs of neighbouring dimensions rotate together (GPT-J), instead of dimension d with
             d + rotary_dim/2 (Llama and its relatives); cos and sin then repeat each entry twice in a row.
     """
 
@@ -23,26 +23,26 @@ class Rotary:
     interleaved: bool = False
 
     def at(self, rows_R: Tensor) -> "Rotary":
-        """The rotations of some positions only."""
+        """Return the rotations of some positions."""
         return Rotary(self.cos[:, rows_R], self.sin[:, rows_R], self.interleaved)
 
     def rotate(self, vectors_BHLD: Tensor) -> Tensor:
-        """R_i v_i for vectors [B, H, L, head_dim]."""
+        """Return R_i v_i for vectors [B, H, L, head_dim]."""
         return self._turn(vectors_BHLD, self.sin[:, None], self.cos[:, None])
 
     def transpose_rotate(self, vectors_BHLD: Tensor) -> Tensor:
-        """R_iᵀ v_i for vectors [B, H, L, head_dim]: the inverse rotation where cos² + sin² = 1."""
+        """Return R_iᵀ v_i for vectors [B, H, L, head_dim]: the inverse rotation where cos² + sin² = 1."""
         return self._turn(vectors_BHLD, -self.sin[:, None], self.cos[:, None])
 
     def conjugate(self, matrices_BHLDD: Tensor) -> Tensor:
-        """R_iᵀ C_i R_i for symmetric C [B, H, L, head_dim, head_dim], in O(head_dim²) per position."""
+        """Return R_iᵀ C_i R_i for symmetric C [B, H, L, head_dim, head_dim], in O(head_dim²) per position."""
         sin, cos = -self.sin[:, None, :, None], self.cos[:, None, :, None]
         half = self._turn(matrices_BHLDD, sin, cos)  # C R: the rows of C are turned by Rᵀ
         return self._turn(half.transpose(-1, -2), sin, cos)
 
     def sum_of_conjugates(self, matrices_BHLDD: Tensor) -> Tensor:
-        """Σ R_iᵀ C_i R_i over sequences and positions, [H, head_dim, head_dim]."""
-        if self.cos.shape[0] == 1:  # all sequences have the same positions: turn their sum
+        """Return Σ R_iᵀ C_i R_i over sequences and positions, [H, head_dim, head_dim]."""
+        if self.cos.shape[0] == 1:  # all sequences have the same positions: rotate their sum
             matrices_BHLDD = matrices_BHLDD.sum(0, keepdim=True)
         return self.conjugate(matrices_BHLDD).sum((0, 2))
 
@@ -52,7 +52,7 @@ class Rotary:
         return torch.cat([turned, kept], dim=-1)
 
     def _quarter_turn(self, vectors: Tensor) -> Tensor:
-        """(u, v) → (−v, u) for the two dimensions of each pair."""
+        """Map (u, v) → (−v, u) in the two dimensions of each pair."""
         if self.interleaved:
             return torch.stack([-vectors[..., 1::2], vectors[..., 0::2]], dim=-1).flatten(-2)
         first, second = vectors.chunk(2, dim=-1)
@@ -60,10 +60,10 @@ class Rotary:
 
 
 def matching_rotary(cos: Tensor, sin: Tensor, before_BHLD: Tensor, after_BHLD: Tensor) -> Rotary:
-    """The rotations of a model, in whichever of the two conventions turns its queries from ``before`` into ``after``.
+    """Return the rotations of a model, in the convention that rotates its queries from ``before`` to ``after``.
 
-    Some models make cos and sin for halves and turn neighbours (GLM), so their layout alone does not say. Directions
-    are compared, not lengths: a norm between the projection and the rotation may have changed these.
+    The layout of cos and sin does not determine the convention: GLM makes them for halves and rotates neighbours. The
+    directions of the queries are compared, not their lengths, which a norm before the rotation may change.
 
     Args:
         cos, sin: [B or 1, L, rotary_dim], in either layout.
@@ -76,7 +76,7 @@ def matching_rotary(cos: Tensor, sin: Tensor, before_BHLD: Tensor, after_BHLD: T
     neighbours = Rotary(cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1), interleaved=True)
     likeness = []
     count = before_BHLD.shape[2]
-    for found in (halves, neighbours):
-        turned = Rotary(found.cos[:1, :count], found.sin[:1, :count], found.interleaved).rotate(before_BHLD.float())
+    for rotary in (halves, neighbours):
+        turned = Rotary(rotary.cos[:1, :count], rotary.sin[:1, :count], rotary.interleaved).rotate(before_BHLD.float())
         likeness.append(torch.nn.functional.cosine_similarity(turned, after_BHLD.float(), dim=-1).mean())
     return neighbours if bool(likeness[1] > likeness[0]) else halves

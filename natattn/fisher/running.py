@@ -1,4 +1,4 @@
-"""Exponential averages of Kronecker factors over captures, the same on all ranks that share the batches."""
+"""Exponential averages of Kronecker factors over captures, equal on all ranks that share the batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,12 +12,12 @@ from natattn.distributed.ranks import Ranks
 
 @dataclass(eq=False)
 class RunningAverage:
-    """Exponential average of one factor, over heads; all tensors on the factor's device, and nothing waits for them.
+    """Exponential average of one factor for each of its heads; updating it never synchronises with the device.
 
     Attributes:
-        total: sum of the finite factors by their exponential weights, [heads, dim, dim].
+        total: sum of the finite factors with exponential weights, [heads, dim, dim].
         weight: sum of these weights, [heads].
-        skipped: per head, factors that were not finite.
+        skipped: number of factors of each head that were not finite.
     """
 
     total: Tensor
@@ -26,12 +26,12 @@ class RunningAverage:
 
     @classmethod
     def start(cls, factor: Tensor) -> Self:
-        """Nothing seen yet."""
+        """Return the average of no factors."""
         heads = factor.shape[0]
         return cls(torch.zeros_like(factor), factor.new_zeros(heads), factor.new_zeros(heads, dtype=torch.int64))
 
     def enter(self, factor: Tensor, decay: float) -> None:
-        """A head whose factor is not finite keeps its average as it was."""
+        """Enter a factor; a head whose factor is not finite keeps its average."""
         finite = factor.isfinite().all(-1).all(-1)
         kept = finite[:, None, None]
         self.total = torch.where(kept, torch.lerp(factor, self.total, decay), self.total)
@@ -39,7 +39,7 @@ class RunningAverage:
         self.skipped = self.skipped + ~finite
 
     def average(self) -> Tensor:
-        """Bias-corrected, [heads, dim, dim]; the identity for a head that has no finite factor yet."""
+        """Return the bias-corrected average, [heads, dim, dim]; the identity for a head without a finite factor yet."""
         identity = torch.eye(self.total.shape[-1], dtype=self.total.dtype, device=self.total.device)
         weight = self.weight[:, None, None]
         return torch.where(weight > 0, self.total / weight, identity)
@@ -48,12 +48,12 @@ class RunningAverage:
 class RunningAverages:
     """The averages of several factors, by name.
 
-    What this rank captures is from its part of the batch: with several ranks it waits in ``reduce`` for that of the
-    others, so that all keep the same averages.
+    With several ranks, each captures from its part of the batch; ``reduce`` combines the captures, so that all ranks
+    keep the same averages.
 
     Args:
         decay: of the averages, in [0, 1); they are bias-corrected.
-        sequences: how many sequences of the whole batch are captured, the first ones.
+        sequences: number of sequences that are captured, the first ones of the whole batch.
         ranks: the processes that share each batch, in their order.
     """
 
@@ -62,26 +62,26 @@ class RunningAverages:
         self.sequences = sequences
         self.ranks = ranks
         self._averages: dict[str, RunningAverage] = {}
-        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # what the other ranks have yet to hear of, by weight
+        self._captured: dict[str, tuple[Tensor, Tensor]] = {}  # factors that are not reduced yet, and their weights
 
     def own_sequences(self, batch: int) -> int:
-        """How many of this rank's sequences are captured: at least one, which may count for nothing."""
+        """Return how many of this rank's sequences are captured: at least one, possibly with weight 0."""
         return min(max(self.sequences - self.ranks.rank * batch, 1), batch)
 
     def enter(self, name: str, factor: Tensor, rows: Tensor | int, batch: int) -> None:
-        """Enter a factor that is a mean over ``rows``, of a forward pass over ``batch`` sequences."""
+        """Enter a factor that is a mean over ``rows``, from a forward pass over ``batch`` sequences."""
         if self.ranks.size == 1:
             self._enter(name, factor)
             return
         counts = self.ranks.rank * batch < self.sequences
         weight = torch.as_tensor(rows, dtype=factor.dtype, device=factor.device).mean() * counts
-        # Of a rank whose sequences are not captured the factor says only what shape it has.
+        # A rank without captured sequences contributes only the shape of the factor.
         self._captured[name] = (factor if counts else torch.zeros_like(factor)), weight
 
     def reduce(self, ranks: Ranks) -> None:
-        """Enter what all ranks have captured, as means weighted by their numbers of rows.
+        """Enter the captures of all ranks, as means weighted by their numbers of rows.
 
-        Of a mask that differs between heads it is the mean number.
+        If the mask differs between heads, the weight is the mean number of rows.
         """
         if self._captured:
             names, parts = list(self._captured), list(self._captured.values())
@@ -92,17 +92,17 @@ class RunningAverages:
                 self._enter(name, factor / weight)
 
     def average(self, name: str) -> Tensor | None:
-        """As of ``RunningAverage``; None where nothing has been entered."""
-        found = self._averages.get(name)
-        return None if found is None else found.average()
+        """Return the average of ``RunningAverage``; None if no factor has been entered."""
+        running = self._averages.get(name)
+        return None if running is None else running.average()
 
     @property
     def skipped(self) -> dict[str, int]:
-        """By factor, how many captures of a head were left out because they were not finite."""
+        """Number of captures of single heads that were skipped because they were not finite, by factor."""
         return {name: int(average.skipped.sum()) for name, average in self._averages.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was entered, as tensors under flat names."""
+        """Return the averages as tensors under flat names."""
         return {
             f"{name}/{field.name}": getattr(average, field.name)
             for name, average in self._averages.items()
@@ -110,7 +110,7 @@ class RunningAverages:
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore a ``state_dict``."""
         names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
         self._averages = {
             name: RunningAverage(*(tensors[f"{name}/{field.name}"].clone() for field in fields(RunningAverage)))

@@ -1,4 +1,4 @@
-"""The paper's optimizer as PyTorch users expect one: ``AttentionInformedOptimizer(model.parameters())``."""
+"""The optimizer of *Attention-Informed Optimization*: ``AttentionInformedOptimizer(model.parameters())``."""
 
 import math
 from collections.abc import Iterable
@@ -22,20 +22,20 @@ Parameters = Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | nn.Mo
 class AttentionInformedOptimizer(DirectionalOptimizer):
     """AdamW whose gradients of a block's parameters are multiplied by 1 + tanh(energy_scale · mean|E|) of that block.
 
-    The rule of ``optim=aif`` with the published constants; weight decay is for matrices only. AdamW is invariant to a
-    constant scale of the gradient, so that only changes of the factor in time matter.
+    This is ``optim=aif`` with the published constants; weight decay is for matrices only. AdamW is invariant to a
+    constant scale of the gradient, so only changes of the factor over time matter.
 
     Args:
         params: a model, or its ``parameters()`` or ``named_parameters()``.
         lr, betas, eps, weight_decay: of AdamW.
         energy_scale: s ≥ 0; 0 is plain AdamW.
-        probe: whose statistics to read. None reads the last forward of the ``GPT2NaturalAttentionBlock`` that the
-            parameters belong to, found by themselves.
-        masked_energies_saturate: only without a probe: count masked pairs as the published code did, see
-            ``BlockEnergies``.
+        probe: the probe whose statistics are read. None finds the ``GPT2NaturalAttentionBlock`` modules that the
+            parameters belong to and reads their last forward pass.
+        masked_energies_saturate: count masked pairs as the published code did, see ``BlockEnergies``; only without a
+            probe.
 
-    Raises: ValueError for values out of range, for parameters that belong to no block where there is no probe, and for
-        a probe of another model.
+    Raises: ValueError for values out of range, for parameters that belong to no block if there is no probe, and for a
+        probe of another model.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AttentionInformedOptimizer(DirectionalOptimizer):
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas={betas}: must be two numbers, each at least 0 and below 1")
         if probe is not None and masked_energies_saturate:
-            raise ValueError("masked_energies_saturate=True: a probe never counts masked pairs; leave out one of them")
+            raise ValueError("masked_energies_saturate=True: a probe never counts masked pairs. Remove one of the two")
         parameters = _listed(params)
         if probe is None:
             statistics, layer_of = _of_blocks(parameters, masked_energies_saturate)
@@ -70,15 +70,15 @@ class AttentionInformedOptimizer(DirectionalOptimizer):
 
 
 def _listed(params: Parameters) -> dict[str, nn.Parameter]:
-    """{name: parameter}, each parameter once, in order; nameless ones are called by their place."""
+    """Return {name: parameter}, each parameter once, in order; those without a name are numbered."""
     entries = list(params.named_parameters() if isinstance(params, nn.Module) else params)
     named: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for place, entry in enumerate(entries):
-        name, parameter = entry if isinstance(entry, tuple) else (f"parameter {place}", entry)
+    for index, entry in enumerate(entries):
+        name, parameter = entry if isinstance(entry, tuple) else (f"parameter {index}", entry)
         if not isinstance(parameter, torch.Tensor):
             raise ValueError(
-                f"params: holds a {type(parameter).__name__}; valid: a model, its parameters() or named_parameters() "
+                f"params: holds a {type(parameter).__name__}. Use a model, its parameters() or named_parameters() "
                 "(groups of parameters are not supported)"
             )
         if id(parameter) not in seen:
@@ -90,20 +90,20 @@ def _listed(params: Parameters) -> dict[str, nn.Parameter]:
 
 
 def _of_blocks(parameters: dict[str, nn.Parameter], saturate: bool) -> tuple[Statistics, dict[int, int]]:
-    """The energies of the blocks that hold the parameters, numbered in order, and each parameter's block."""
+    """Return the energies of the blocks that own the parameters, numbered in order, and each parameter's block."""
     blocks = blocks_of(parameters.values())
     if not blocks:
         raise ValueError(
-            "no attention energies to read: these parameters belong to no GPT2NaturalAttentionBlock; "
-            "give probe=AttentionProbe(model)"
+            "no attention energies to read: these parameters belong to no GPT2NaturalAttentionBlock. "
+            "Use probe=AttentionProbe(model)"
         )
     energies = BlockEnergies({n: block.attn for n, block in enumerate(blocks)}, masked_energies_saturate=saturate)
     return energies, {id(p): layer for layer, block in enumerate(blocks) for p in block.parameters()}
 
 
 def _layers_of_probe(parameters: dict[str, nn.Parameter], probe: AttentionProbe) -> dict[int, int]:
-    """The layer of each parameter of the probe's model that is inside a block."""
-    views = partition(probe.model)
-    if not {id(view.parameter) for view in views} & {id(parameter) for parameter in parameters.values()}:
+    """Return the layer of each parameter of the probe's model that is inside a block."""
+    matrices = partition(probe.model)
+    if not {id(matrix.parameter) for matrix in matrices} & {id(parameter) for parameter in parameters.values()}:
         raise ValueError(f"probe: observes a {type(probe.model).__name__} that none of these parameters belong to")
-    return {id(view.parameter): view.layer for view in views if view.layer is not None}
+    return {id(matrix.parameter): matrix.layer for matrix in matrices if matrix.layer is not None}

@@ -24,7 +24,7 @@ RUN = "run.json"
 LOCK = "run.lock"
 WANDB = "wandb"  # every sitting has a new folder in it, in which wandb links to its own logs
 # What is written into a run folder while it trains, beside temporary files.
-_FILES = (CONFIG, RUN, ENVIRONMENT, LOCK, "repeat.json", FILE_NAME, "curves.png", "curves.csv", "log.txt")
+_FILES = (CONFIG, RUN, ENVIRONMENT, LOCK, FILE_NAME, "curves.png", "curves.csv", "log.txt")
 OURS = (*_FILES, "checkpoints", "arms", WANDB)
 _FOLDERS = re.compile(rf"checkpoints(/step-\d+|/best)?|arms(/[\w-]+(/model)?)?|{WANDB}")
 # Keys that were added after runs had been published: at these values they do not enter the hash.
@@ -35,7 +35,6 @@ ADDED_LATER: dict[str, Any] = {
     "train.activation_checkpointing": False,
     "train.deterministic": False,
     "seeds": None,
-    "repeat": None,
     "stabilisers.qk_norm": False,
     "stabilisers.qk_clip": None,
     "stabilisers.softcap": None,
@@ -193,6 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no YAML of a run: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration")
+    config.pop("repeat", None)  # a key of earlier releases
     return config
 
 

@@ -85,15 +85,3 @@ def resumed_record(record: dict[str, Any], saved: dict[str, Any]) -> dict[str, A
     if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):  # it becomes part of a path
         run_id = record["run_id"]
     return {**record, "run_id": run_id, "group": group if isinstance(group, str) else None}
-
-
-def check_repeated_data(record: dict[str, Any], repeated: dict[str, Any], source: str) -> None:
-    """Raises: UserError if the data differs from that of the run to be repeated."""
-    then, now = repeated["data"], record["data"]
-    if then["fingerprint"] == now["fingerprint"]:
-        return
-    names = f"{then['name']} → {now['name']}, " if then.get("name") != now.get("name") else ""
-    raise UserError(
-        f"repeat={source}: the data is not that of the run ({names}fingerprint {str(then['fingerprint'])[:12]} → "
-        f"{now['fingerprint'][:12]}); nothing was trained"
-    )

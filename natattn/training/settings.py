@@ -23,24 +23,10 @@ CHANGEABLE = frozenset(
     {
         "tracker",
         "resume",
-        "repeat",
         "train.max_seconds",
         "train.keep_checkpoints",
         "train.parallel",
         "train.activation_checkpointing",
-    }
-)
-# What may differ between a run and its repetition: of the data only where it lies, for its content is compared.
-OF_REPETITION = frozenset(
-    {
-        "tracker",
-        "repeat",
-        "train.max_seconds",
-        "train.keep_checkpoints",
-        "train.device",
-        "data.train",
-        "data.validation",
-        "data.test",
     }
 )
 
@@ -138,7 +124,6 @@ class RunSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     seeds: Annotated[int, Field(ge=1, le=10_000)] | None = None
     resume: str | None
-    repeat: str | None = None
 
     def check(self) -> None:
         """Refuse impossible combinations, before anything is built.

@@ -20,7 +20,7 @@ from natattn.training.interruption import BrokenOffError, Interruption
 from natattn.training.resource_errors import explain_out_of_memory
 from natattn.training.run import Run
 from natattn.training.run_folder import RunLock, check_contained, check_unused, read_run
-from natattn.training.run_record import check_repeated_data, finish_record, new_record, resumed_record
+from natattn.training.run_record import finish_record, new_record, resumed_record
 from natattn.training.settings import RunSettings
 
 
@@ -65,8 +65,6 @@ def train(settings: RunSettings, folder: Path, *, group: str | None = None, rank
         if settings.resume is not None:
             record = resumed_record(record, read_run(folder))
             progress, metrics_position, warnings = restore_checkpoint(folder / "checkpoints", arms)
-        if settings.repeat is not None:
-            check_repeated_data(record, read_run(Path(settings.repeat)), settings.repeat)
         on_first(ranks, lambda: check_position(folder / FILE_NAME, metrics_position))
 
         # Trackers: the metrics file, the console and perhaps Weights & Biases, on the first rank.

@@ -41,7 +41,7 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be made .*NATATTN_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be created .*NATATTN_CACHE"):
         make_folder(tmp_path / "file" / "folder")
 
 
@@ -57,5 +57,5 @@ def test_an_entry_that_another_process_made_meanwhile_is_taken(tmp_path: Path) -
 
 
 def test_a_folder_that_keeps_nothing_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"entry does not keep what is written to it"):
+    with pytest.raises(UserError, match=r"entry does not keep its content"):
         found_or_made(tmp_path / "entry", lambda: None, lambda: None)

@@ -48,7 +48,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 def test_invalid_utf8_is_located(tmp_path: Path, chunk: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_CHUNK", chunk)
     path = write(tmp_path / name, "é one\ntwo\nthr".encode() + b"\xff" + b"ee\n")
-    with pytest.raises(UserError, match=rf"{name}: invalid UTF-8 at byte 14 \(line 3\); data\.errors=replace"):
+    with pytest.raises(UserError, match=rf"{name}: invalid UTF-8 at byte 14 \(line 3\); use data\.errors=replace"):
         list(text_pieces(path, "strict"))
     assert "".join(text_pieces(path, "replace")) == "é one\ntwo\nthr\ufffdee\n"
 

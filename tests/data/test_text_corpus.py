@@ -92,7 +92,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     [
         ("missing.txt", r"data\.train=.*missing\.txt: no such file or folder"),
         ("empty.txt", r"data\.train=.*empty\.txt: the file is empty"),
-        ("table.csv", r"data\.train=.*table\.csv: unknown extension; text is read from \.txt, \.jsonl, \.parquet"),
+        ("table.csv", r"data\.train=.*table\.csv: unknown extension. Use \.txt, \.jsonl, \.parquet"),
         ("folder", r"data\.train=.*folder: no file with text in it"),
         ("*.jsonl", r"data\.train=.*\*\.jsonl: no file with text in it"),
     ],
@@ -115,7 +115,7 @@ def test_a_file_in_two_splits_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "text")
     (tmp_path / "link.txt").symlink_to(path)
     for other in (path, str(tmp_path), str(tmp_path / "link.txt")):
-        with pytest.raises(UserError, match=r"data\.validation: .* is in data\.train too"):
+        with pytest.raises(UserError, match=r"data\.validation: .* is also in data\.train"):
             make_corpus(path, validation=other)
 
 
@@ -177,7 +177,7 @@ def test_files_of_a_folder_are_documents_to_draw_from(tmp_path: Path) -> None:
 
 
 def test_too_few_documents_to_split(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"2 different documents are too few"):
+    with pytest.raises(UserError, match=r"2 distinct documents are too few"):
         texts(make_corpus(write_lines(tmp_path / "a.jsonl", ["one", "two", "two"])), "train")
     with pytest.raises(UserError, match=r"data\.train=.*a\.txt: 1 bytes are too few"):
         texts(make_corpus(write(tmp_path / "a.txt", "x")), "train")

@@ -129,7 +129,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path) -> None:
 
     make_bpe().save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    with pytest.raises(UserError, match=r"tokenizer\.path=.*: it has no end token"):
+    with pytest.raises(UserError, match=r"tokenizer\.path=.*: no end token"):
         load_pretrained(HFSettings(kind="hf", path=str(tmp_path)))
 
 

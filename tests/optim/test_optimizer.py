@@ -1,5 +1,7 @@
 """Optimizers against the libraries that they stand for, and the published factor."""
 
+import sys
+
 import pytest
 import torch
 from learners import gpt2, loss_of
@@ -218,3 +220,25 @@ def test_orthogonalised_momentum_is_that_of_torch(nesterov, match_rms, shape):
         ours.data -= update
         reference.step()
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["aif", "natural_muon"])
+def test_a_step_of_one_process_calls_nothing_of_sharding(name):
+    model = gpt2()
+    settings = _settings(name)
+    probe = settings.build_probe(model, row_count=4)
+    optimizer = settings.build(model, probe)
+    calls = []
+
+    def record(frame, event, _):
+        if event == "call" and "natattn" in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_filename)
+
+    for step in range(2):
+        with probe.step(step):
+            loss_of(model, step).backward()
+        sys.setprofile(record if step else None)
+        optimizer.step()
+        sys.setprofile(None)
+    assert not [file for file in calls if "sharded" in file or "distributed" in file]
+    assert len(calls) < 300  # most parameters cost no call at all

@@ -9,15 +9,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from natattn.analysis.convergence import Lead
-from natattn.analysis.sections import heads, hierarchy, measures, power_laws, training
+from natattn.analysis.sections import heads, hierarchy, measures, power_laws
 from natattn.analysis.sections.fisher import fisher_section
 from natattn.analysis.sections.scans import finite_size_section, scan_section
 from natattn.analysis.sections.sources import TreeText
 from natattn.analysis.subject import Subject
 from natattn.analysis.verdicts import AnalysisResult
 from natattn.reproduce.judges import JUDGES
-from natattn.statistics.paired import t_interval
 
 SETTINGS = SimpleNamespace(
     seed=0, replicas=2, law_replicas=3, processes=1, thresholds=(1.5, 9.0),
@@ -110,22 +108,3 @@ def test_hierarchy(subject, monkeypatch):
 def test_theorems(subject):
     findings, _ = judged("theorems", measures.theorems_section(subject, SETTINGS, lambda count: None))
     assert {finding.claim for finding in findings} == {"P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'"}
-
-
-def test_training(monkeypatch):
-    leads = [0.1, 0.2, 0.3, 0.4, 0.5]
-    found = [Lead(100.0, 100 * math.exp(value), True, 0.01) for value in leads] + [Lead(100.0, 50.0, False, 0.01), None]
-    kind = SimpleNamespace(label="adamw", runs=[(SimpleNamespace(seed=seed), None) for seed in range(len(found))])
-    monkeypatch.setattr(training, "_observed", lambda runs: [kind])
-    monkeypatch.setattr(training, "_best", lambda kinds: [])
-    monkeypatch.setattr(training, "_panels", lambda kinds, curves: [("C", [], {})])
-    monkeypatch.setattr(training, "_leads", lambda of_kind: {"mean of layers": found})
-    monkeypatch.setattr(training.run_figures, "bands", lambda *arguments, **named: b"")
-    section = training.training_section(SimpleNamespace(), SETTINGS, lambda count: None)
-    written = json.loads(json.dumps(section.to_json(), allow_nan=False))
-    findings, (table,) = JUDGES["lead"]("study", [AnalysisResult("runs", "text", None, None, {"training": written})])
-    centre, half = t_interval(leads)
-    assert (findings[0].estimate.low, findings[0].estimate.high) == pytest.approx((centre - half, centre + half))
-    assert (findings[0].count, cell(table, "seeds")) == (5, 7)
-    assert "5 of 7 seeds have a peak" in findings[0].note
-    assert findings[0].verdict == "inconclusive"  # two without a peak

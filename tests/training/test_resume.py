@@ -14,6 +14,8 @@ import pytest
 from run_metrics import lines, records
 
 from natattn.cli.main import main
+from natattn.cli.resume import resumed_settings
+from natattn.config import compose as config
 
 
 def _weights(folder: Path) -> dict[str, bytes]:
@@ -253,3 +255,11 @@ def test_resuming_on_other_text_is_refused(tiny, tmp_path, text_file, capsys):
 def test_a_sweep_cannot_resume(uninterrupted, capsys):
     assert main(["train", "-m", f"resume={uninterrupted}"]) == 2
     assert "cannot be swept" in capsys.readouterr().err
+
+
+def test_the_tracker_of_a_resumed_run_may_change_in_parts_or_as_a_whole():
+    saved = config.settings_of(config.compose([])).model_dump(mode="json")
+    assert resumed_settings(saved, ["tracker=online"]).tracker.mode == "online"
+    assert resumed_settings(saved, ["tracker=online"]).tracker.project == "natattn"
+    assert resumed_settings(saved, ["tracker.project=mine"]).tracker.project == "mine"
+    assert resumed_settings(saved, ["tracker=off"]).tracker.kind == "off"

@@ -1,4 +1,4 @@
-"""Tokens → batches. A batch is addressed by (seed, step, sample index), so nothing has to be replayed or shared."""
+"""Tokens to batches. A batch is addressed by (seed, step, sample index), so nothing has to be replayed or shared."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 
 from natattn.errors import UserError
 
-IGNORED_LABEL = -100  # what cross-entropy in torch and transformers leaves out
+IGNORED_LABEL = -100  # ignored by the cross-entropy of torch and transformers
 
 Sampling = Literal["random", "epochs"]
 
-# Purposes key the generators, so that two uses of one seed never see the same numbers.
+# Purposes are keys of the generators, so that two uses of one seed never draw the same numbers.
 _SAMPLE, _PERMUTATION, _OFFSET = 1, 2, 3
 AUGMENTATION, SCENE = 4, 5
 
@@ -25,9 +25,9 @@ class TokenSplit:
     """One split of a tokenized corpus.
 
     `tokens`: [tokens] uint16 or uint32, memory-mapped, with the end token after each document.
-    `byte_count`: UTF-8 bytes of the text behind them, so that losses can be given in nats per byte.
-    `row_length`: where the tokens are independent rows instead of one stream, the length of each; windows then begin
-    at rows, and the first token of a row is not predicted.
+    `byte_count`: UTF-8 bytes of the text, so that losses can be given in nats per byte.
+    `row_length`: length of each row if the tokens are independent rows instead of one stream; windows then begin at
+    rows, and the first token of a row is not predicted.
     """
 
     tokens: np.ndarray
@@ -40,16 +40,16 @@ class TokenSplit:
 class Batches:
     """Training batches as a pure function of (seed, step, sample index within the global batch).
 
-    Sample i of step s has the global index s · batch_size + i, and that index alone decides what it holds:
+    Sample i of step s has the global index s · batch_size + i, which alone determines its content:
 
     - `random`: a window of context + 1 tokens whose start is uniform over the split.
-    - `epochs`: a block without replacement. Each epoch cuts the split at its own seeded offset into blocks that
-      overlap in one token only (the last label of one is the first input of the next) and visits them in a seeded
-      order. The offset leaves out up to two contexts of tokens at the ends, different ones each epoch.
+    - `epochs`: a block without replacement. Each epoch cuts the split at its own seeded offset into blocks that overlap
+      in one token (the last label of one is the first input of the next) and visits them in a seeded order. The offset
+      skips up to two contexts of tokens at the ends, different ones in each epoch.
 
-    Of a split of rows both take whole rows.
+    From a split of rows both take whole rows.
 
-    Raises UserError if the split is shorter than context + 1 tokens.
+    Raises: UserError if the split is shorter than context + 1 tokens.
     """
 
     split: TokenSplit
@@ -63,7 +63,7 @@ class Batches:
 
     @property
     def blocks_per_epoch(self) -> int:
-        """Blocks that one epoch of `epochs` visits."""
+        """Return the number of blocks in one epoch."""
         if self.split.row_length is not None:
             return len(self.split.tokens) // self.split.row_length
         return max(1, (len(self.split.tokens) - self.context) // self.context)
@@ -77,11 +77,12 @@ class Batches:
         accumulation_index: int = 0,
         accumulation_steps: int = 1,
     ) -> np.ndarray:
-        """Int64 [batch_size / (world_size · accumulation_steps), context + 1]: inputs [:, :-1], labels [:, 1:].
+        """Return int64 [batch_size / (world_size · accumulation_steps), context + 1]: inputs [:, :-1], labels [:, 1:].
 
         Each rank has a contiguous part of the global batch and cuts it, in order, into accumulation slices:
-        concatenated by rank and then by slice the parts are the global batch, whatever their number.
-        Raises UserError if the batch cannot be divided into that many equal parts.
+        concatenated by rank and then by slice, the parts are the global batch, for any number of parts.
+
+        Raises: UserError if the batch cannot be divided into that many equal parts.
         """
         first, count = part_of_batch(
             step,
@@ -94,7 +95,7 @@ class Batches:
         return _windows(self.split.tokens, self._starts(first, count), self.context + 1)
 
     def _starts(self, first: int, count: int) -> np.ndarray:
-        """Int64 [count]: where the windows of the global samples first … first + count - 1 begin."""
+        """Return int64 [count]: the window starts of the global samples first … first + count - 1."""
         row_length = self.split.row_length
         if row_length is not None:
             return sample_indices(self.seed, self.sampling, first, count, self.blocks_per_epoch) * row_length
@@ -103,7 +104,7 @@ class Batches:
         blocks = self.blocks_per_epoch
         spare = len(self.split.tokens) - 1 - blocks * self.context
         epochs = np.arange(first, first + count) // blocks
-        # One draw an epoch; a batch is in one, or crosses the end of a few.
+        # One draw per epoch; a batch may span several epochs.
         offsets = {
             epoch: scale(_philox(self.seed, _OFFSET, counter=epoch).random_raw(1), min(spare, self.context - 1) + 1)
             for epoch in np.unique(epochs).tolist()
@@ -122,9 +123,9 @@ def part_of_batch(
     accumulation_index: int = 0,
     accumulation_steps: int = 1,
 ) -> tuple[int, int]:
-    """(global index of the first sample, number of samples) of one rank's accumulation slice of a step.
+    """Return (global index of the first sample, number of samples) of one rank's accumulation slice of a step.
 
-    Raises UserError if the batch cannot be divided into that many equal parts.
+    Raises: UserError if the batch cannot be divided into that many equal parts.
     """
     part_size, remainder = divmod(batch_size, world_size * accumulation_steps)
     if remainder or not part_size:
@@ -137,16 +138,16 @@ def part_of_batch(
 
 
 def sample_indices(seed: int, sampling: Sampling, first: int, count: int, places: int) -> np.ndarray:
-    """Int64 [count], in 0 … places - 1: what the global samples first … first + count - 1 hold.
+    """Return int64 [count] in 0 … places - 1: the content of the global samples first … first + count - 1.
 
-    `random`: uniform, each sample by itself. `epochs`: all places once before any comes again, in a seeded order that
-    is another one in each epoch.
+    `random`: uniform and independent. `epochs`: all places once before any repeats, in a seeded order that differs in
+    each epoch.
     """
     if sampling == "random":
         return scale(sample_words(seed, _SAMPLE, first, count)[:, 0], places)
     indices = np.empty(count, dtype=np.int64)
     done = 0
-    while done < count:  # more than once only where the batch crosses the end of an epoch
+    while done < count:  # repeats only if the batch crosses the end of an epoch
         epoch, position = divmod(first + done, places)
         taken = min(count - done, places - position)
         indices[done : done + taken] = _permutation(seed, epoch, places)[position : position + taken]
@@ -155,23 +156,24 @@ def sample_indices(seed: int, sampling: Sampling, first: int, count: int, places
 
 
 def sample_words(seed: int, purpose: int, first: int, count: int) -> np.ndarray:
-    """Uint64 [count, WORDS]: uniform words that belong to the global samples first … first + count - 1."""
+    """Return uint64 [count, WORDS]: uniform words of the global samples first … first + count - 1."""
     return _philox(seed, purpose, counter=first).random_raw(count * WORDS).reshape(count, WORDS)
 
 
 def scale(words: np.ndarray, count: int | np.ndarray) -> np.ndarray:
-    """Int64: uniform 64-bit words → uniform integers in 0 … count - 1."""
+    """Map uniform 64-bit words to uniform integers, int64, in 0 … count - 1."""
     # 53 bits make the float exact; the product cannot reach `count`, and numpy's own `integers` may draw again.
     return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * count).astype(np.int64)
 
 
 def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, labels), both int64 [at most batch_size, context], that predict each token but the first exactly once.
+    """Yield (inputs, labels), int64 [at most batch_size, context], that predict each token but the first exactly once.
 
-    Rows are consecutive blocks in a fixed order that batch_size does not change. The last row is the last context + 1
-    tokens of the split, so that nothing is padded; the labels it shares with the row before are IGNORED_LABEL. Of a
-    split of rows, its rows, each cut at context + 1 tokens.
-    Raises UserError if there are fewer than context + 1 tokens.
+    Rows are consecutive blocks in a fixed order that does not depend on batch_size. The last row consists of the last
+    context + 1 tokens of the split, so nothing is padded; labels that it shares with the row before are IGNORED_LABEL.
+    From a split of rows, its rows, each truncated to context + 1 tokens.
+
+    Raises: UserError if there are fewer than context + 1 tokens.
     """
     check_length(split, context)
     last_start = len(split.tokens) - 1 - context
@@ -189,30 +191,27 @@ def evaluation_batches(split: TokenSplit, *, batch_size: int, context: int) -> I
 
 
 def check_length(split: TokenSplit, context: int, what: str = "the text") -> None:
-    """Refuse a split in which there is no window of context + 1 tokens.
-
-    Raises UserError naming `what` the split is, and both lengths.
-    """
+    """Raise UserError, naming `what` the split is, if it contains no window of context + 1 tokens."""
     row_length = split.row_length if len(split.tokens) else None
     length = len(split.tokens) if row_length is None else row_length
     if length < context + 1:
         unit, more = ("tokens", "more text") if row_length is None else ("tokens in a row", "longer rows")
         raise UserError(
-            f"size.context={context}: longer than {what}, which has {length} {unit}; "
-            f"valid: a context below {length}, or {more}"
+            f"size.context={context}: longer than {what}, which has {length} {unit}. "
+            f"Use a context of at most {length - 1}, or {more}"
         )
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Int64 [len(starts), length]: the tokens from each start on."""
-    # A plain view: indexing through np.memmap's own class costs more than the reading.
+    """Return int64 [len(starts), length]: the tokens from each start."""
+    # A plain view: indexing np.memmap costs more than reading.
     view = np.lib.stride_tricks.sliding_window_view(tokens.view(np.ndarray), length)
     windows: np.ndarray = view[starts].astype(np.int64)
     return windows
 
 
 def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np.random.Philox:
-    """The counter-based generator of one purpose, standing at `counter` of one of its streams."""
+    """Return the counter-based generator of one purpose at `counter` of one of its streams."""
     # Typed arrays: from a list numpy would round large seeds through floats. The modulo admits negative seeds.
     key = np.array([seed % 2**64, purpose], dtype=np.uint64)
     return np.random.Philox(key=key, counter=np.array([counter, stream, 0, 0], dtype=np.uint64))
@@ -220,6 +219,6 @@ def _philox(seed: int, purpose: int, *, counter: int = 0, stream: int = 0) -> np
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Int64 [count]: the order in which one epoch visits its places."""
+    """Return int64 [count]: the order in which one epoch visits its places."""
     # Sorting raw words is the same in every numpy version, which Generator.permutation does not promise.
     return np.argsort(_philox(seed, _PERMUTATION, stream=epoch).random_raw(count), kind="stable")

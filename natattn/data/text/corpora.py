@@ -1,4 +1,4 @@
-"""The corpora there are, one kind each, and the choice among them."""
+"""The kinds of corpora."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ DataSettings = Annotated[
 
 
 def open_corpus(settings: DataSettings) -> Corpus:
-    """The corpus that the settings name. Raises UserError where its text cannot be found."""
+    """Open the corpus of the settings. Raises: UserError if its text cannot be found."""
     match settings:
         case StdlibSettings():
             return StdlibCorpus(settings)

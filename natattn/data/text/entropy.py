@@ -1,23 +1,23 @@
-"""What a model that only counts would reach: the unigram and bigram entropies of a split.
+"""Unigram and bigram entropies of a split: what a model that only counts would reach.
 
-A plug-in entropy knows the counts of the very text it is measured on. With one token of context and thousands of token
-types that makes it far too low for a split of ordinary size, so the bigram level to compare a model with is the
-held-out one: the surprise of a bigram model that has seen the training text only.
+A plug-in entropy uses the counts of the text it is measured on. With one token of context and thousands of token types
+this is far too low for a split of ordinary size, so models are compared with the held-out value: the cross-entropy of a
+bigram model fitted on the training text.
 """
 
 import numpy as np
 
-_CHUNK = 1 << 22  # tokens looked at together; bounds the memory beside the table of distinct pairs
+_CHUNK = 1 << 22  # tokens processed at once; bounds the memory besides the table of distinct pairs
 _LEAST_DISCOUNT = 1e-3
 
 
 def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
-    """Plug-in entropy H(x_t) of the split, in nats per token."""
+    """Return the plug-in entropy H(x_t) of the split, in nats per token."""
     return _entropy(_unigram_counts(tokens, vocab_size))
 
 
 def bigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
-    """Plug-in conditional entropy H(x_t | x_{t-1}) of the split, in nats per token; 0 for fewer than two tokens."""
+    """Return the plug-in entropy H(x_t | x_{t-1}) of the split, in nats per token; 0 for fewer than two tokens."""
     if len(tokens) < 2:
         return 0.0
     _, counts = _pair_counts(tokens, vocab_size)
@@ -26,15 +26,15 @@ def bigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
 
 
 def held_out_bigram_entropy(train: np.ndarray, tokens: np.ndarray, vocab_size: int) -> float:
-    """Mean surprise −log p(x_t | x_{t-1}) of a split, in nats per token, under a bigram model of the training split.
+    """Return the mean of −log p(x_t | x_{t-1}) over a split, in nats per token, for a bigram model of the train split.
 
     The model is interpolated Kneser–Ney (Ney, Essen and Kneser 1994; Chen and Goodman 1999, eq. 25):
 
         p(b | a) = (max(c(a,b) − D, 0) + D · N(a·) · p(b)) / c(a),    p(b) = (N(·b) + 1/2) / (N(··) + V/2)
 
     with c the training counts, N the numbers of distinct continuations and D = n₁/(n₁ + 2n₂), n_k the number of pairs
-    seen k times; where none was seen once, D = 0.001, or unseen pairs would be impossible. Tokens that never came
-    before anything in the training text get p(b). 0 for fewer than two tokens.
+    seen k times; if no pair was seen once, D = 0.001, because unseen pairs would otherwise be impossible. Tokens that
+    never precede another in the training text use p(b). 0 for fewer than two tokens.
     """
     if len(tokens) < 2:
         return 0.0
@@ -61,7 +61,7 @@ class _KneserNey:
         self._continuation = (precursors + 0.5) / (len(self._pairs) + 0.5 * vocab_size)
 
     def probabilities(self, firsts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-        """p(seconds | firsts), elementwise."""
+        """Return p(seconds | firsts), elementwise."""
         pairs = firsts * self._vocab_size + seconds
         place = np.minimum(np.searchsorted(self._pairs, pairs), max(len(self._pairs) - 1, 0))
         seen = self._pairs[place] == pairs if len(self._pairs) else np.zeros(len(pairs), dtype=bool)
@@ -73,14 +73,14 @@ class _KneserNey:
 
 
 def _pair_counts(tokens: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct neighbouring pairs, as first · vocab_size + second (uint64, sorted), and how often each comes."""
+    """Return distinct neighbouring pairs, as first · vocab_size + second (uint64, sorted), and their counts."""
     pairs = np.empty(0, dtype=np.uint64)
     counts = np.empty(0, dtype=np.int64)
     for start in range(0, len(tokens) - 1, _CHUNK):
         chunk = np.asarray(tokens[start : start + _CHUNK + 1]).astype(np.uint64)
         new_pairs, new_counts = np.unique(chunk[:-1] * np.uint64(vocab_size) + chunk[1:], return_counts=True)
         pairs, place = np.unique(np.concatenate([pairs, new_pairs]), return_inverse=True)
-        # Weighted bincount adds in float64: exact below 2^53 pairs.
+        # A weighted bincount adds in float64, which is exact below 2^53 pairs.
         counts = np.bincount(place, weights=np.concatenate([counts, new_counts])).astype(np.int64)
     return pairs, counts
 
@@ -93,7 +93,7 @@ def _unigram_counts(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def _entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the distribution that the counts are proportional to."""
+    """Return the entropy in nats of the distribution proportional to the counts."""
     seen = counts[counts > 0].astype(np.float64)
     if not len(seen):
         return 0.0

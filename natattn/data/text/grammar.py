@@ -1,8 +1,8 @@
 """Sentences of a seeded probabilistic context-free grammar whose entropy is known exactly.
 
-Every rule writes one word and then its sub-phrases: A → w B C …. The rules of one phrase begin with different words.
-So a sentence read from the left names the rule at each word, and each sentence has exactly one derivation: the
-grammar is unambiguous, and the entropy of the sentences is the entropy of the derivations.
+Every rule writes one word followed by its sub-phrases: A → w B C …. The rules of a phrase begin with different words,
+so reading a sentence from the left determines the rule at each word: each sentence has exactly one derivation. The
+grammar is therefore unambiguous, and the entropy of the sentences equals the entropy of the derivations.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from natattn.config.base import Settings
 from natattn.data.text.splits import SplitName
 from natattn.errors import UserError
 
-_FORMAT = 1  # part of the digest: raise it when the same settings give other sentences
+_FORMAT = 1  # part of the digest; increase it if the same settings give different sentences
 _SYLLABLES = [consonant + vowel for vowel in "aeiou" for consonant in "bdfghjklmnprstvz"]
 
 
@@ -42,7 +42,7 @@ class GrammarSettings(Settings):
 
 @dataclass(frozen=True)
 class Rule:
-    """phrase → word, then the children in order."""
+    """A rule: phrase → word, then the children in order."""
 
     word: int
     children: tuple[int, ...]
@@ -51,7 +51,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Node:
-    """A phrase in a parse tree: it spans words start … stop - 1 of its sentence and was written by `rule`."""
+    """A phrase in a parse tree: it spans words start … stop - 1 of its sentence and was expanded by `rule`."""
 
     phrase: int
     rule: int
@@ -62,9 +62,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Grammar:
-    """`phrases[i]`: the rules of phrase i; phrase 0 is the sentence.
+    """A grammar; `phrases[i]` are the rules of phrase i, and phrase 0 is the sentence.
 
-    Raises UserError if a sentence has no finite expected length (spectral radius of the branching process ≥ 1),
+    Raises: UserError if a sentence has no finite expected length (spectral radius of the branching process ≥ 1),
     ValueError if two rules of a phrase begin with the same word.
     """
 
@@ -83,7 +83,7 @@ class Grammar:
 
     @cached_property
     def _mean_children(self) -> np.ndarray:
-        """[phrases, phrases]: the expected number of children of kind j that a phrase of kind i has."""
+        """Return [phrases, phrases]: the expected number of children of kind j of a phrase of kind i."""
         matrix = np.zeros((len(self.phrases), len(self.phrases)))
         for phrase, rules in enumerate(self.phrases):
             for rule in rules:
@@ -93,36 +93,36 @@ class Grammar:
 
     @cached_property
     def expected_phrases(self) -> np.ndarray:
-        """[phrases]: how often each phrase is expected in a sentence; v = e₀ + Mᵀ v solved for v."""
+        """Return [phrases]: the expected count of each phrase in a sentence; solves v = e₀ + Mᵀ v."""
         identity = np.eye(len(self.phrases))
         return np.linalg.solve(identity - self._mean_children.T, identity[0])
 
     @property
     def sentence_length(self) -> float:
-        """Expected words of a sentence, its end not counted: each phrase writes one word itself."""
+        """Return the expected number of words of a sentence; each phrase writes one word."""
         return float(self.expected_phrases.sum())
 
     @property
     def sentence_entropy(self) -> float:
-        """Entropy of a sentence in nats: the entropy of the choice of rule, summed over the expected phrases."""
+        """Return the entropy of a sentence in nats: that of the rule choice, summed over expected phrases."""
         choices = [-sum(r.probability * math.log(r.probability) for r in rules) for rules in self.phrases]
         return float(self.expected_phrases @ np.array(choices))
 
     @property
     def token_entropy(self) -> float:
-        """Entropy in nats per token of the text in which each word and each sentence end is one token."""
+        """Return the entropy in nats per token if each word and each sentence end is one token."""
         return self.sentence_entropy / (self.sentence_length + 1)
 
     def sample(self, random: Random) -> tuple[list[int], Node, float]:
-        """(words, parse tree, log-probability in nats) of one sentence."""
+        """Draw (words, parse tree, log-probability in nats) of one sentence."""
         choices = self._cumulative
         words: list[int] = []
         log_probability = 0.0
         root = Node(0, -1, 0)
-        open_nodes = [root]  # the node to write next is the last one; a stack, for trees deeper than Python's
+        open_nodes = [root]  # a stack, because trees may be deeper than Python's
         while open_nodes:
             node = open_nodes.pop()
-            if node.rule >= 0:  # met again after all its children
+            if node.rule >= 0:  # visited again after all its children
                 node.stop = len(words)
                 continue
             rules = self.phrases[node.phrase]
@@ -139,18 +139,19 @@ class Grammar:
 
     @cached_property
     def _cumulative(self) -> list[list[float]]:
-        """Upper bounds of each rule's part of [0, 1); the last is exactly 1, whatever the rounding."""
+        """Return the upper bound of each rule's part of [0, 1); the last is exactly 1."""
         sums = [np.cumsum([rule.probability for rule in rules]).tolist() for rules in self.phrases]
         return [[*bounds[:-1], 1.0] for bounds in sums]
 
 
 def build_grammar(settings: GrammarSettings) -> Grammar:
-    """The grammar that the settings' seed and sizes name.
+    """Build the grammar of the settings' seed and sizes.
 
-    Level 0 is the sentence, levels 1 … depth - 1 have `phrases` phrases each. Rules above the last level have
-    1 … `children` sub-phrases of the next level; those of the last write their word only, except one that, with
-    probability `recursion`, opens a phrase of level 1 (of level 0 where that is the only level) again.
-    Raises UserError if there are too few words for the rules or if sentences would never end.
+    Level 0 is the sentence; levels 1 … depth - 1 have `phrases` phrases each. Rules above the last level have
+    1 … `children` sub-phrases of the next level; those of the last level write only their word, except one that, with
+    probability `recursion`, opens a phrase of level 1 again (of level 0 if that is the only level).
+
+    Raises: UserError if there are too few words for the rules or if sentences would never end.
     """
     rules_needed = settings.rules + (settings.recursion > 0)
     if settings.words < rules_needed:
@@ -158,7 +159,7 @@ def build_grammar(settings: GrammarSettings) -> Grammar:
             f"data.words={settings.words}: the {rules_needed} rules of a phrase (data.rules, and one more for "
             f"data.recursion) begin with different words, so at least {rules_needed} are needed"
         )
-    random = Random(f"natattn grammar {settings.seed}")  # text seeds are hashed, the same in every Python
+    random = Random(f"natattn grammar {settings.seed}")  # text seeds are hashed identically in every Python
     levels = [[0]]
     for level in range(1, settings.depth):
         first = 1 + (level - 1) * settings.phrases
@@ -174,7 +175,7 @@ def build_grammar(settings: GrammarSettings) -> Grammar:
 def _draw_rules(
     settings: GrammarSettings, random: Random, below: list[int] | None, reentry: list[int]
 ) -> tuple[Rule, ...]:
-    """The rules of one phrase whose sub-phrases come from `below`; None for the last level."""
+    """Draw the rules of one phrase with sub-phrases from `below`; None for the last level."""
     recursive = below is None and settings.recursion > 0
     words = _draw_distinct(random, settings.words, settings.rules + recursive)
     weights = [-math.log(1 - random.random()) for _ in range(settings.rules)]  # uniform over the simplex
@@ -190,7 +191,7 @@ def _draw_rules(
 
 
 def _draw_below(random: Random, count: int) -> int:
-    """Uniform in 0 … count - 1. Only Random.random() is promised to be the same in every Python version."""
+    """Draw uniformly from 0 … count - 1 with Random.random(), which alone is stable across Python versions."""
     return int(random.random() * count)
 
 
@@ -200,7 +201,7 @@ def _draw_distinct(random: Random, count: int, wanted: int) -> list[int]:
 
 
 def sample_trees(settings: GrammarSettings, split: SplitName) -> Iterator[tuple[list[int], Node]]:
-    """(words, parse tree) of each sentence of a split, in its order; the same at every call.
+    """Yield (words, parse tree) of each sentence of a split, in order; the same at every call.
 
     Sentences are drawn until words and sentence ends together reach the split's token count.
     """
@@ -215,16 +216,16 @@ def sample_trees(settings: GrammarSettings, split: SplitName) -> Iterator[tuple[
 
 
 def token_count(settings: GrammarSettings, split: SplitName) -> int:
-    """Words and sentence ends that a split has at least."""
+    """Return the minimum number of words and sentence ends of a split."""
     counts = {"train": settings.train_tokens, "validation": settings.validation_tokens, "test": settings.test_tokens}
     return counts[split]
 
 
 class GrammarCorpus:
-    """Documents are the sentences, with a space between words.
+    """A corpus whose documents are the sentences, with a space between words.
 
-    Words are written in syllables ("ba", "bego"): letters only, so that a BPE can learn each as one token, and all of
-    one width, so that bytes count words.
+    Words are spelled in syllables ("ba", "bego"): letters only, so that a BPE can learn each as one token, and all of
+    equal width, so that the number of bytes determines the number of words.
     """
 
     name = "grammar"
@@ -250,10 +251,10 @@ class GrammarCorpus:
             yield (" ".join(self._spelling[word] for word in words),)
 
     def floor(self, *, byte_count: int, document_count: int, token_count: int) -> float:
-        """Entropy in nats per token of a split, given how a tokenizer cut it.
+        """Return the entropy in nats per token of a split, for the token count of a tokenizer.
 
-        Exact where each word and each sentence end is one token. For other lossless tokenizers it is the exact
-        entropy per word, times the words per token that were measured on the split.
+        Exact if each word and each sentence end is one token. For other lossless tokenizers it is the exact entropy per
+        word times the measured words per token of the split.
         """
         # A sentence of n words of one width has n · (width + 1) - 1 bytes.
         words = (byte_count + document_count) / (len(self._spelling[0]) + 1)
@@ -261,7 +262,7 @@ class GrammarCorpus:
 
 
 def _spell(count: int) -> list[str]:
-    """`count` different words, each of the same number of syllables."""
+    """Return `count` different words with the same number of syllables."""
     spelling = _SYLLABLES
     while len(spelling) < count:
         spelling = [word + syllable for word in spelling for syllable in _SYLLABLES]

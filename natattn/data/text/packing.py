@@ -1,4 +1,4 @@
-"""Text as rows instead of one stream: whole lines, cut, packed and padded, as the published experiment had it."""
+"""Text as rows instead of one stream: whole lines, truncated, packed and padded, as in the published experiment."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -19,16 +19,16 @@ PADDING_TOKEN = 0
 
 
 class StreamPacking(Settings):
-    """All documents in one stream, the end token after each."""
+    """All documents in one stream, each followed by the end token."""
 
     kind: Literal["stream"]
 
 
 class LinePacking(Settings):
-    """Rows of ``line_tokens`` + 1 tokens: the first ``lines`` lines of each split, each cut at ``line_tokens``.
+    """Rows of ``line_tokens`` + 1 tokens from the first ``lines`` lines of each split, truncated to ``line_tokens``.
 
-    Lines that are not empty are put into rows greedily and never divided; a row is filled up with token 0, which is
-    predicted like any other.
+    Non-empty lines are packed into rows greedily and never split; a row is padded with token 0, which is predicted like
+    any other token.
     """
 
     kind: Literal["lines"]
@@ -40,7 +40,7 @@ PackingSettings = Annotated[StreamPacking | LinePacking, Field(discriminator="ki
 
 
 def pack(corpus: TokenizedCorpus, data: DataSettings, packing: StreamPacking | LinePacking) -> TokenizedCorpus:
-    """The corpus with its splits as rows; the tokenizer stays the one that was trained on the whole train split."""
+    """Return the corpus with its splits as rows; the tokenizer is still the one trained on the whole train split."""
     if isinstance(packing, StreamPacking):
         return corpus
     text = open_corpus(data)
@@ -81,7 +81,7 @@ def _packed(lines: Iterator[str], tokenizer: Tokenizer, packing: LinePacking) ->
 
 
 def _lines(documents: Iterator[Iterable[str]]) -> Iterator[str]:
-    """Lines of all documents, without their ends; the pieces of a document may be cut anywhere."""
+    """Yield the lines of all documents, without line ends; a document may be cut into pieces anywhere."""
     for document in documents:
         rest = ""
         for piece in document:

@@ -1,4 +1,4 @@
-"""One file → text: .txt as one document in pieces, .jsonl and .parquet as many; each may be gzipped."""
+"""Readers of text files: .txt as one document in pieces, .jsonl and .parquet as many, each optionally gzipped."""
 
 import codecs
 import contextlib
@@ -22,27 +22,27 @@ Errors = Literal["strict", "replace"]
 FORMATS = (".txt", ".jsonl", ".parquet")
 
 _CHUNK = 1 << 20  # bytes read at a time
-_LONGEST_LINE = 1 << 28  # bytes of a line of .jsonl, which is held in memory
-_ANY_UNPACKED = 1 << 28  # bytes that any gzip file may unpack to
-_MOST_UNPACKED_TIMES = 200  # natural text unpacks to three times its size, repeated lines to a hundred
-_PIECE = 1 << 16  # characters given at a time
+_LONGEST_LINE = 1 << 28  # bytes of a line of .jsonl, because a line is held in memory
+_ANY_UNPACKED = 1 << 28  # bytes that any gzip file may expand to
+_MOST_UNPACKED_TIMES = 200  # natural text expands threefold, repeated lines a hundredfold
+_PIECE = 1 << 16  # characters per piece
 _WORD_BOUNDARY = re.compile(r"\w(?= \w)")
-_BOUNDARY_SEARCH = 4096  # characters at the end of a piece in which a word boundary is looked for
+_BOUNDARY_SEARCH = 4096  # characters at the end of a piece that are searched for a word boundary
 
 
 def format_of(path: Path) -> str | None:
-    """`.txt`, `.jsonl` or `.parquet`, also where `.gz` follows; None for any other extension."""
+    """Return `.txt`, `.jsonl` or `.parquet`, ignoring a final `.gz`; None for any other extension."""
     name = path.name.lower().removesuffix(".gz")
     return next((extension for extension in FORMATS if name.endswith(extension)), None)
 
 
 def is_gzipped(path: Path) -> bool:
-    """Whether the name says that the content is compressed."""
+    """Return whether the file name marks compressed content."""
     return path.name.lower().endswith(".gz")
 
 
 def content_digest(path: Path) -> bytes:
-    """Hash of a file's bytes as they lie on the disk. Raises UserError if it cannot be read."""
+    """Return a hash of the stored bytes of a file. Raises: UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -52,7 +52,7 @@ def content_digest(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The (decompressed) bytes of a file. Raises UserError if it cannot be read or decompressed."""
+    """Open a file for reading decompressed bytes. Raises: UserError if it cannot be read or decompressed."""
     try:
         with gzip.open(path) if is_gzipped(path) else open(path, "rb") as file:
             yield cast(IO[bytes], io.BufferedReader(_Unpacked(path, file), _CHUNK) if is_gzipped(path) else file)
@@ -63,9 +63,9 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, until it is so much more than the file that it cannot be text.
+    """The content of a gzip file, limited to what text can expand to.
 
-    Raises: UserError then: a file of a megabyte would fill the disk.
+    Raises: UserError if the limit is exceeded: a file of a megabyte could fill the disk.
     """
 
     def __init__(self, path: Path, file: Any) -> None:
@@ -83,7 +83,7 @@ class _Unpacked(io.RawIOBase):
         buffer[: len(found)] = found
         if self._file.tell() > self._most:
             raise UserError(
-                f"{self._path}: unpacks to more than {_MOST_UNPACKED_TIMES} times its size, which no text does; "
+                f"{self._path}: unpacks to more than {_MOST_UNPACKED_TIMES} times its size, which text does not; "
                 "unpack it yourself if it is to be read"
             )
         return len(found)
@@ -93,7 +93,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def text_size(path: Path) -> int:
-    """Bytes of a text file, decompressed."""
+    """Return the size of a text file in bytes, decompressed."""
     if not is_gzipped(path):
         try:
             return path.stat().st_size
@@ -104,9 +104,9 @@ def text_size(path: Path) -> int:
 
 
 def text_pieces(path: Path, errors: Errors, start: int = 0, stop: int | None = None) -> Iterator[str]:
-    """Bytes start … stop - 1 of a UTF-8 file, as pieces that end at words; a byte order mark is left out.
+    """Yield bytes start … stop - 1 of a UTF-8 file as pieces that end between words, without a byte order mark.
 
-    Raises UserError at invalid UTF-8 (unless errors=replace) and at a NUL byte, naming position and line.
+    Raises: UserError naming position and line, at invalid UTF-8 (unless errors=replace) and at a NUL byte.
     """
     with open_bytes(path) as file:
         file.seek(start)
@@ -124,10 +124,10 @@ def text_pieces(path: Path, errors: Errors, start: int = 0, stop: int | None = N
 
 
 def cut_pieces(text: str) -> Iterator[str]:
-    """A text in pieces of bounded length; all but the last are cut between words.
+    """Yield a text in pieces of bounded length; all but the last end between words.
 
-    Tokenizers see each piece alone. Between "word" and " word" all byte-level BPEs cut too, so their tokens are the
-    same as those of the whole text; a SentencePiece model may begin a piece otherwise, once in 65,536 characters.
+    Tokenizers see each piece separately. All byte-level BPEs also split between "word" and " word", so their tokens
+    equal those of the whole text; a SentencePiece model may differ at the start of a piece, once in 65,536 characters.
     """
     start = 0
     while len(text) - start > _PIECE:
@@ -140,21 +140,21 @@ def cut_pieces(text: str) -> Iterator[str]:
 
 
 def jsonl_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
-    """The string under `field` of each line that is not blank. Raises UserError naming file and line."""
+    """Yield the string under `field` of each non-blank line. Raises: UserError naming file and line."""
     for place, entry in jsonl_entries(path, f"the field {field!r}", errors):
         yield _field_of(place, entry, field, errors)
 
 
 def jsonl_entries(path: Path, wanted: str, errors: Errors) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", the JSON object) of each line that is not blank; `wanted`: what it should have, for messages.
+    """Yield ("file:line", JSON object) for each non-blank line; `wanted` describes the expected keys in messages.
 
-    Raises UserError naming file and line.
+    Raises: UserError naming file and line.
     """
     position = 0
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
             if len(line) == _LONGEST_LINE:
-                raise UserError(f"{path}:{number}: a line of more than {_LONGEST_LINE >> 20} MiB; write shorter ones")
+                raise UserError(f"{path}:{number}: a line of more than {_LONGEST_LINE >> 20} MiB. Use shorter lines")
             text = _decode(path, line, position, errors, final=True)[0]
             position += len(line)
             text = text.removeprefix("\ufeff") if number == 1 else text  # a byte order mark
@@ -163,7 +163,7 @@ def jsonl_entries(path: Path, wanted: str, errors: Errors) -> Iterator[tuple[str
 
 
 def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
-    """The values of the text column `field`, null ones left out. Raises UserError naming file and row."""
+    """Yield the non-null values of the text column `field`. Raises: UserError naming file and row."""
     import pyarrow
     import pyarrow.parquet
 
@@ -174,7 +174,7 @@ def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
             if field not in table.schema_arrow.names:
                 raise UserError(f"{path}: no column {field!r}; data.field can be {_names(table.schema_arrow.names)}")
             for batch in table.iter_batches(batch_size=256, columns=[field]):
-                # As bytes, so that invalid UTF-8 is met here and not inside pyarrow.
+                # As bytes, so that invalid UTF-8 is detected here rather than inside pyarrow.
                 for value in _bytes_of(batch.column(0), path, field).to_pylist():
                     row += 1
                     if value is not None:
@@ -185,7 +185,7 @@ def parquet_documents(path: Path, field: str, errors: Errors) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes with fast seeking, which gzip has not."""
+    """Open a file for fast seeking, which gzip does not support."""
     with open_bytes(path) as file:
         if not is_gzipped(path):
             yield file
@@ -220,7 +220,7 @@ def _field_of(place: str, entry: dict[str, Any], field: str, errors: Errors) -> 
         raise UserError(f"{place}: no field {field!r}; data.field can be {_names(entry)}")
     if not isinstance(value := entry[field], str):
         raise UserError(f"{place}: field {field!r} holds {type(value).__name__}, not text")
-    # JSON can spell half a surrogate pair, which is no character and has no UTF-8.
+    # JSON can contain half a surrogate pair, which is not a character and has no UTF-8 encoding.
     return _decode_value(value.encode("utf-8", "surrogatepass"), place, errors)
 
 
@@ -229,12 +229,12 @@ def _decode_value(value: bytes, place: str, errors: Errors) -> str:
         return value.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{place}: invalid UTF-8 at byte {error.start} of the text; data.errors=replace goes on"
+            f"{place}: invalid UTF-8 at byte {error.start} of the text; use data.errors=replace to continue"
         ) from error
 
 
 def _decode(path: Path, data: bytes, position: int, errors: Errors, *, final: bool) -> tuple[str, int]:
-    """(text, bytes used) of data found at `position`; without `final` an unfinished character at the end may wait."""
+    """Return (text, bytes used) of data at `position`; without `final` the end may be an incomplete character."""
     if (nul := data.find(b"\0")) >= 0:
         raise UserError(f"{path}: a binary file (NUL at byte {position + nul}); text must be UTF-8")
     try:
@@ -242,12 +242,12 @@ def _decode(path: Path, data: bytes, position: int, errors: Errors, *, final: bo
     except UnicodeDecodeError as error:
         place = position + error.start
         raise UserError(
-            f"{path}: invalid UTF-8 at byte {place} (line {_line_of(path, place)}); data.errors=replace goes on"
+            f"{path}: invalid UTF-8 at byte {place} (line {_line_of(path, place)}); use data.errors=replace to continue"
         ) from error
 
 
 def _line_of(path: Path, position: int) -> int:
-    """The line, from 1, that a byte is on."""
+    """Return the line number, from 1, of a byte."""
     lines = 1
     with open_bytes(path) as file:
         while position > 0 and (chunk := file.read(min(_CHUNK, position))):

@@ -1,4 +1,4 @@
-"""What every corpus offers, and the hash that draws held-out documents."""
+"""The interface of a corpus, and the hash that draws held-out documents."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class Corpus(Protocol):
-    """Text in splits. A document is an iterable of pieces (strings) that are read one after the other.
+    """Text in splits. A document is an iterable of pieces (strings) that are read in order.
 
     Long documents come in pieces so that no document has to fit in memory.
     """
@@ -17,27 +17,27 @@ class Corpus(Protocol):
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
-        """The splits there are; train and validation always."""
+        """Return the available splits; train and validation are always among them."""
         ...
 
     def digest(self, split: SplitName) -> str:
-        """Hash of the split's content and of the rule that selects it."""
+        """Return a hash of the split's content and of the rule that selects it."""
         ...
 
     def size(self, split: SplitName) -> int | None:
-        """About how many bytes `documents` yields, for the progress bar; None if that is not known beforehand."""
+        """Return the approximate number of bytes of `documents`, for the progress bar; None if unknown."""
         ...
 
     def documents(self, split: SplitName) -> Iterator[Iterable[str]]:
-        """The split's documents, in a fixed order."""
+        """Yield the split's documents in a fixed order."""
         ...
 
 
 def hash_number(content: bytes) -> int:
-    """A number in [0, 2^64) that depends on the content alone and is uniform over contents."""
+    """Return a number in [0, 2^64) that depends only on the content and is uniform over contents."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8])
 
 
 def hash_share(content: bytes) -> float:
-    """The same, scaled to [0, 1)."""
+    """Return `hash_number` scaled to [0, 1)."""
     return hash_number(content) / 2**64

@@ -15,7 +15,7 @@ from natattn.config.base import Settings
 from natattn.data.text.splits import SplitName, hash_share
 from natattn.errors import UserError
 
-# Installed packages are not the standard library, tests repeat themselves, the rest is generated or data.
+# Installed packages are not the standard library, tests are repetitive, the rest is generated or data.
 _FOLDERS_LEFT_OUT = {
     "site-packages",
     "dist-packages",
@@ -28,7 +28,7 @@ _FOLDERS_LEFT_OUT = {
     "_bundled",
 }
 _FILES_LEFT_OUT = {"html/entities.py", "stringprep.py"}
-_PREFIXES_LEFT_OUT = ("_sysconfigdata", "config-", "lib-dynload")  # one build's paths and flags
+_PREFIXES_LEFT_OUT = ("_sysconfigdata", "config-", "lib-dynload")  # paths and flags of one build
 
 
 class StdlibSettings(Settings):
@@ -40,7 +40,7 @@ class StdlibSettings(Settings):
 
 
 class StdlibCorpus:
-    """Documents are the .py files, in the order of their relative paths, each content once."""
+    """Documents are the .py files in the order of their relative paths, each content once."""
 
     def __init__(self, settings: StdlibSettings, root: Path | None = None) -> None:
         self.settings = settings
@@ -52,7 +52,7 @@ class StdlibCorpus:
         return ("train", "validation", "test") if self.settings.test_fraction else ("train", "validation")
 
     def digest(self, split: SplitName) -> str:
-        """Hash of the split's relative paths and contents."""
+        """Return a hash of the relative paths and contents of the split."""
         state = hashlib.sha256()
         for name, text in self._files[split]:
             state.update(f"{name}\0{len(text)}\0".encode())
@@ -88,7 +88,7 @@ class StdlibCorpus:
     def _paths(self) -> list[Path]:
         found = []
         for folder, names, files in os.walk(self.root):
-            names[:] = [name for name in names if name not in _FOLDERS_LEFT_OUT]  # never walked: they can be huge
+            names[:] = [name for name in names if name not in _FOLDERS_LEFT_OUT]  # not walked: they can be huge
             found += [Path(folder, file) for file in files if file.endswith(".py")]
         kept = [path for path in found if not _left_out(path.relative_to(self.root))]
         return sorted(kept, key=lambda path: path.relative_to(self.root).as_posix())

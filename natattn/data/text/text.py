@@ -1,4 +1,4 @@
-"""The user's own text: files, folders and globs of .txt, .jsonl and .parquet, also gzipped."""
+"""The user's text: files, folders and globs of .txt, .jsonl and .parquet, also gzipped."""
 
 import glob
 import hashlib
@@ -33,15 +33,15 @@ from natattn.data.text.splits import SplitName, hash_number
 from natattn.errors import UserError
 
 _SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-_CUT_SEARCH = 1 << 16  # most bytes after a wanted cut in which a blank line is looked for
+_CUT_SEARCH = 1 << 16  # bytes after the intended cut that are searched for a blank line
 _EXTENSIONS = f"{', '.join(FORMATS)}, each also with .gz"
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
 
 class TextSettings(Settings):
-    """Each of train, validation and test is a file, a folder (searched to all depths), a glob or a list of these.
+    """Each of train, validation and test is a file, a folder (searched recursively), a glob or a list of these.
 
-    Where validation or test is null, held-out text is taken from train (test only if validation is null too).
+    If validation or test is null, held-out text is taken from train (test only if validation is null too).
     """
 
     kind: Literal["text"]
@@ -55,12 +55,13 @@ class TextSettings(Settings):
 
 
 class TextCorpus:
-    """A .txt file is one document, so is each line of .jsonl and each row of .parquet.
+    """A .txt file is one document; so is each line of .jsonl and each row of .parquet.
 
-    Held-out text from train: if train is a single .txt file, its end, cut at a blank line, so that neighbouring
-    paragraphs are not spread over the splits. Else the documents whose content has the smallest hashes, so that the
-    choice depends on no order and equal documents stay together.
-    Raises UserError for what is missing, empty, unreadable, of unknown extension or in more than one split.
+    Held-out text is taken from train: the end of a single .txt file, cut at a blank line, so that neighbouring
+    paragraphs stay in one split; otherwise the documents with the smallest content hashes, so that the choice does not
+    depend on the order and equal documents stay together.
+
+    Raises: UserError for anything missing, empty, unreadable, of unknown extension or in more than one split.
     """
 
     def __init__(self, settings: TextSettings) -> None:
@@ -78,7 +79,7 @@ class TextCorpus:
         return tuple(split for split in _SPLITS if split in self._files or self._held_out_fractions.get(split))
 
     def digest(self, split: SplitName) -> str:
-        """Hash of the content of the split's files and, where it is a part of train, of the rule that draws it."""
+        """Return a hash of the split's files and, if it is drawn from train, of the rule that draws it."""
         own = split in self._files and not (split == "train" and self._held_out_fractions)
         rule = None if own else [split, self._held_out_fractions]
         files = self._files.get(split, self._files["train"])
@@ -109,7 +110,7 @@ class TextCorpus:
 
     @cached_property
     def _held_out_fractions(self) -> dict[SplitName, float]:
-        """The share of train that each split takes which has no files of its own."""
+        """Return the share of train taken by each split without files of its own."""
         if "validation" in self._files:
             return {}
         fractions: dict[SplitName, float] = {"validation": self.settings.validation_fraction}
@@ -123,11 +124,11 @@ class TextCorpus:
 
     @cached_property
     def _file_digests(self) -> dict[Path, bytes]:
-        """Hash of each file's bytes as they lie on the disk: read anew for each corpus, so no change is missed."""
+        """Return a hash of the stored bytes of each file, read again for each corpus to detect changes."""
         return {file: content_digest(file) for files in self._files.values() for file in files}
 
     def _keyed_documents(self, files: list[Path]) -> Iterator[tuple[int, Iterable[str]]]:
-        """(hash of the content, pieces) of each document."""
+        """Yield (hash of the content, pieces) of each document."""
         errors, field = self.settings.errors, self.settings.field
         for file in files:
             kind = format_of(file)
@@ -141,7 +142,7 @@ class TextCorpus:
 
     @cached_property
     def _spans(self) -> dict[SplitName, tuple[int, int]]:
-        """Bytes [start, stop) of the single text file that each split takes: train first, held-out text behind."""
+        """Return bytes [start, stop) of the single text file for each split: train first, held-out text after it."""
         file = self._files["train"][0]
         size = text_size(file)
         held_out = self._held_out_fractions
@@ -150,7 +151,7 @@ class TextCorpus:
         for split, share in [("train", 1 - sum(held_out.values())), *held_out.items()]:
             remaining -= share
             last = split == list(held_out)[-1]
-            # The cut moves by less than half of the smallest part, so that no part is lost to it.
+            # The cut moves by less than half of the smallest part, so no part becomes empty.
             stop = size if last else _cut_after(file, int(size * (1 - remaining)), int(size * smallest / 2))
             if stop <= start:
                 raise UserError(
@@ -163,7 +164,7 @@ class TextCorpus:
 
     @cached_property
     def _hash_ranges(self) -> dict[SplitName, tuple[int, int]]:
-        """Content hashes [low, high) of each split's documents."""
+        """Return the content hashes [low, high) of each split's documents."""
         keys = array("Q", (key for key, _ in self._keyed_documents(self._files["train"])))
         ordered = np.unique(np.frombuffer(keys, dtype=np.uint64))  # equal documents count once
         ranges: dict[SplitName, tuple[int, int]] = {}
@@ -172,7 +173,7 @@ class TextCorpus:
             taken += math.ceil(len(ordered) * share)
             if taken >= len(ordered):
                 raise UserError(
-                    f"data.train={self.settings.train}: {len(ordered)} different documents are too few to be split; "
+                    f"data.train={self.settings.train}: {len(ordered)} distinct documents are too few to be split; "
                     "give data.validation or more documents"
                 )
             ranges[split] = (low, int(ordered[taken]))
@@ -185,28 +186,28 @@ class TextCorpus:
             for file in files:
                 other = seen.setdefault(file.resolve(), split)
                 if other != split:
-                    raise UserError(f"data.{split}: {file} is in data.{other} too; held-out text must be other text")
+                    raise UserError(f"data.{split}: {file} is also in data.{other}; held-out text must differ")
 
 
 def find_files(value: str | tuple[str, ...], key: str) -> list[Path]:
-    """The files that a setting names, each once, in its order and sorted within a folder or glob.
+    """Return the files that a setting names, each once, in its order and sorted within a folder or glob.
 
-    Empty files are errors where they are named and left out where they are found. Raises UserError naming `key`.
+    Empty files are errors if named and ignored if found. Raises: UserError naming `key`.
     """
     values = (value,) if isinstance(value, str) else value
     files = [file for one in values for file in _files_of(one, key)]
     if not files:
-        raise UserError(f"{key}: an empty list; give a file, a folder or a glob")
+        raise UserError(f"{key}: an empty list. Use a file, a folder or a glob")
     return list(dict.fromkeys(files))
 
 
 def _files_of(value: str, key: str) -> list[Path]:
-    if value in ("", "???"):  # three question marks are YAML for "must be given", and also a glob
+    if value in ("", "???"):  # ??? marks a missing value in YAML, and is also a glob
         raise UserError(f"{key} must be given: a file, a folder, a glob or a list of these")
     path = Path(os.path.expanduser(value))
-    if os.path.isfile(path):  # unlike Path.is_file also of a name that is too long to be one
+    if os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
         if format_of(path) is None:
-            raise UserError(f"{key}={value}: unknown extension; text is read from {_EXTENSIONS}")
+            raise UserError(f"{key}={value}: unknown extension. Use {_EXTENSIONS}")
         if not path.stat().st_size:
             raise UserError(f"{key}={value}: the file is empty")
         return [path]
@@ -218,14 +219,14 @@ def _files_of(value: str, key: str) -> list[Path]:
         raise UserError(f"{key}={value}: no such file or folder (looked for {path.absolute()})")
     files = sorted(file for file in found if format_of(file) and file.is_file() and file.stat().st_size)
     if not files:
-        raise UserError(f"{key}={value}: no file with text in it there; text is read from {_EXTENSIONS}")
+        raise UserError(f"{key}={value}: no file with text in it. Use {_EXTENSIONS}")
     return files
 
 
 def _cut_after(file: Path, position: int, reach: int) -> int:
-    """Where to cut a text file: behind the first blank line, else line, else character that ends after `position`.
+    """Return a cut of a text file: after the first blank line, else line, else character that ends after `position`.
 
-    Lines are looked for in `reach` bytes.
+    Lines are searched for in `reach` bytes.
     """
     with open_bytes(file) as stream:
         stream.seek(position)

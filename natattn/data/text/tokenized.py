@@ -1,4 +1,4 @@
-"""Text → tokens on disk, made once for each content, split rule and tokenizer."""
+"""Text to tokens on disk, prepared once per content, split rule and tokenizer."""
 
 import hashlib
 import json
@@ -32,17 +32,17 @@ from natattn.errors import UserError
 from natattn.storage.atomic import sha256_of
 from natattn.storage.documents import hash_of
 
-_FORMAT = 1  # part of every fingerprint: raise it when the same input gives other files
+_FORMAT = 1  # part of every fingerprint; increase it if the same input gives different files
 _META = "meta.json"
-_BATCH_CHARACTERS = 1 << 19  # encoded together; one call's encodings are what memory is spent on
+_BATCH_CHARACTERS = 1 << 19  # encoded at once; bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
-    """A corpus as tokens.
+    """A tokenized corpus.
 
     `fingerprint`: hash of text content, split rule and tokenizer.
-    `floor`: entropy of the validation split's source in nats per token where it is known (data=grammar), else None.
+    `floor`: entropy of the validation split's source in nats per token if it is known (data=grammar), else None.
     """
 
     name: str
@@ -57,12 +57,13 @@ class TokenizedCorpus:
 def prepare(
     data: DataSettings, tokenizer: TokenizerSettings, *, cache: Path | None = None, progress: bool = True
 ) -> TokenizedCorpus:
-    """The tokens of a corpus, from the cache if they are there.
+    """Return the tokens of a corpus, from the cache if possible.
 
-    The text itself is hashed at every call (about a second for 2 GB), so a changed file is never taken for the old
-    one; so are the tokens on disk, and damaged ones are made again. Memory is bounded whatever the size of the text.
-    `cache`: the folder to keep tokens in, else see `cache_root`. `progress`: a bar on stderr, if that is a terminal.
-    Raises UserError for all that is wrong with the text, the tokenizer or the cache folder.
+    The text is hashed at every call (about a second for 2 GB), so a changed file is never mistaken for the old one;
+    tokens on disk are hashed too, and damaged ones are prepared again. Memory is bounded for any size of text.
+    `cache`: folder of the tokens (default: `cache_root`). `progress`: show a bar if stderr is a terminal.
+
+    Raises: UserError for anything wrong with the text, the tokenizer or the cache folder.
     """
     root = cache or cache_root()
     corpus = open_corpus(data)
@@ -95,10 +96,10 @@ def prepare(
 
 
 def _check_unchanged(data: DataSettings, digests: dict[SplitName, str]) -> None:
-    """Raise UserError if the text is not what it was: what was made of it must not be kept under the old hash."""
+    """Raise UserError if the text has changed: its tokens must not be stored under the old hash."""
     corpus = open_corpus(data)
     if {split: corpus.digest(split) for split in corpus.splits} != digests:
-        raise UserError("data: the text changed while it was being read; start again")
+        raise UserError("data: the text changed while it was being read. Start again")
 
 
 def build_tokenizer(
@@ -110,9 +111,9 @@ def build_tokenizer(
     bar: Progress,
     unchanged: Callable[[], None] = lambda: None,
 ) -> tuple[Tokenizer, str]:
-    """(tokenizer, fingerprint). `texts`, hashed as `train_digest`, are read only where a tokenizer is trained on them.
+    """Return (tokenizer, fingerprint). `texts`, with hash `train_digest`, are read only to train a tokenizer.
 
-    A trained one is kept in the cache folder `root`, unless `unchanged` raises.
+    A trained tokenizer is kept in the cache folder `root`, unless `unchanged` raises.
     """
     match settings:
         case ByteSettings():
@@ -138,7 +139,7 @@ def _text_pieces(corpus: Corpus, split: SplitName) -> Iterator[str]:
 
 
 def _read_splits(folder: Path) -> dict[str, TokenSplit] | None:
-    """The splits in a cache entry; None if there is no entry or any of its bytes is not what was written."""
+    """Return the splits of a cache entry; None if it is missing or damaged."""
     try:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         return {name: _read_split(folder / f"{name}.bin", entry) for name, entry in meta.items()}
@@ -147,7 +148,7 @@ def _read_splits(folder: Path) -> dict[str, TokenSplit] | None:
 
 
 def entry_is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache's ``tokens`` holds what was written to it, every byte."""
+    """Return whether a folder of the cache's ``tokens`` is undamaged."""
     return _read_splits(folder) is not None
 
 
@@ -161,7 +162,7 @@ def _read_split(path: Path, entry: dict[str, Any]) -> TokenSplit:
 def _write_splits(
     folder: Path, corpus: Corpus, tokenizer: Tokenizer, unchanged: Callable[[], None], progress: bool
 ) -> None:
-    """Write each split's tokens and, last of all, the description that makes them an entry."""
+    """Write the tokens of each split, and then the description that makes them an entry."""
     meta = {}
     for split in corpus.splits:
         with (
@@ -179,7 +180,7 @@ def _write_splits(
 def _write_tokens(
     path: Path, documents: Iterator[Iterable[str]], tokenizer: Tokenizer, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Write the tokens of all documents, the end token after each; returns the split's entry in meta.json."""
+    """Write the tokens of all documents, each followed by the end token; return the split's entry in meta.json."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     end = np.array([tokenizer.end_token_id], dtype=dtype).tobytes()
     digest = hashlib.sha256()
@@ -205,13 +206,13 @@ def _write_tokens(
 
 
 def _batches(documents: Iterator[Iterable[str]]) -> Iterator[list[str | None]]:
-    """Pieces of text, with None for the end of each document, in lists of about _BATCH_CHARACTERS."""
+    """Yield lists of about _BATCH_CHARACTERS of text pieces, with None after each document."""
     batch: list[str | None] = []
     characters = 0
     for document in documents:
         for piece in document:
             batch.append(piece)
-            characters += len(piece) + 64  # so that a million tiny documents are not one batch
+            characters += len(piece) + 64  # limits the number of tiny documents in a batch
             if characters >= _BATCH_CHARACTERS:
                 yield batch
                 batch, characters = [], 0

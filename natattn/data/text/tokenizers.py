@@ -1,4 +1,4 @@
-"""Text ↔ token ids. Every tokenizer saves a folder that transformers.AutoTokenizer loads."""
+"""Tokenizers. Each saves a folder that transformers.AutoTokenizer loads."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ TokenizerSettings = Annotated[ByteSettings | BPESettings | HFSettings, Field(dis
 
 
 class Tokenizer(Protocol):
-    """Text ↔ ids below vocab_size; `end_token_id` follows each document."""
+    """A map between text and ids below vocab_size; `end_token_id` follows each document."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -57,15 +57,15 @@ class Tokenizer(Protocol):
     def end_token_id(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without any special token; what looks like one in the text is plain text."""
+        """Return the ids of a text without special tokens; special tokens in the text are plain text."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, as integers of any width."""
+        """Return the ids of each text, as integers of any width."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; the end token is written out."""
+        """Return the text of the ids, with the end token spelled out."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class LibraryTokenizer:
     """A tokenizer of the `tokenizers` library, in which END_TOKEN is a special token."""
 
     def __init__(self, tokenizer: Any) -> None:
-        tokenizer.encode_special_tokens = True  # text that spells the end token is text
+        tokenizer.encode_special_tokens = True  # the end token spelled in a text is plain text
         self._tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
         self.end_token_id: int = tokenizer.token_to_id(END_TOKEN)
@@ -102,12 +102,12 @@ class LibraryTokenizer:
         }
         with replacing(folder / "tokenizer_config.json") as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        with replacing(folder / "tokenizer.json") as temporary:  # the last: what has it is whole
+        with replacing(folder / "tokenizer.json") as temporary:  # written last: a folder with this file is complete
             self._tokenizer.save(str(temporary))
 
 
 class ByteTokenizer:
-    """Token i is byte i; token 256 is the end."""
+    """Token i is byte i; token 256 is the end token."""
 
     vocab_size = 257
     end_token_id = 256
@@ -122,20 +122,20 @@ class ByteTokenizer:
         return b"".join(END_TOKEN.encode() if i == 256 else bytes([i]) for i in ids).decode(errors="replace")
 
     def save(self, folder: Path) -> None:
-        # In `tokenizers` bytes are a byte-level BPE that merges nothing.
+        # In `tokenizers` bytes are a byte-level BPE without merges.
         LibraryTokenizer(_byte_level({_byte_name(byte): byte for byte in range(256)})).save(folder)
 
 
 class HFTokenizer:
-    """A tokenizer of transformers; an encoder's ends documents with its separator.
+    """A tokenizer of transformers; documents end with its end token or, for an encoder, with its separator.
 
-    Raises UserError if it has neither an end token nor a separator.
+    Raises: UserError if it has neither.
     """
 
     def __init__(self, tokenizer: Any, path: str) -> None:
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         if end is None:
-            raise UserError(f"tokenizer.path={path}: it has no end token (eos_token or sep_token); choose one that has")
+            raise UserError(f"tokenizer.path={path}: no end token (eos_token or sep_token). Use a tokenizer with one")
         self._tokenizer = tokenizer
         self.vocab_size: int = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
         self.end_token_id: int = end
@@ -144,7 +144,7 @@ class HFTokenizer:
         return [int(token) for token in self.encode_batch([text])[0]]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # verbose=False: a document longer than the pretrained model's context is no reason for a warning here.
+        # verbose=False: a document longer than the pretrained model's context is fine here.
         encoded = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         return [np.array(ids, dtype=np.uint32) for ids in encoded["input_ids"]]
 
@@ -167,7 +167,7 @@ class HFTokenizer:
 
 
 def load_pretrained(settings: HFSettings) -> HFTokenizer:
-    """A pretrained tokenizer. Raises UserError if the folder holds none or the hub cannot give it."""
+    """Load a pretrained tokenizer. Raises: UserError if the folder holds none or the hub cannot provide it."""
     from transformers import AutoTokenizer
 
     source, options = pretrained_source(settings.path)
@@ -177,11 +177,11 @@ def load_pretrained(settings: HFSettings) -> HFTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=not online, **options
         )
-    except Exception as error:  # transformers raises many types for one cause: there is no tokenizer to load
+    except Exception as error:  # transformers raises many types if there is no tokenizer to load
         raise UserError(_load_failure(settings.path, is_folder, online, error)) from error
     loaded = HFTokenizer(tokenizer, settings.path)
     if not loaded.encode("text"):
-        # Beside a config.json alone, transformers makes a tokenizer without a vocabulary, to which all text is nothing.
+        # With only a config.json, transformers builds a tokenizer with an empty vocabulary.
         raise UserError(_load_failure(settings.path, is_folder, online, ValueError("no vocabulary")))
     return loaded
 
@@ -200,12 +200,12 @@ def _load_failure(path: str, is_folder: bool, online: bool, error: Exception) ->
 
 
 def bpe_fingerprint(settings: BPESettings, train_digest: str) -> str:
-    """What the trained BPE depends on: its settings, the text and the library that trains it."""
+    """Return everything that the trained BPE depends on: settings, text and version of the library."""
     return hash_of([settings.vocab_size, train_digest, version("tokenizers")])
 
 
 def train_bpe(settings: BPESettings, texts: Iterator[str]) -> LibraryTokenizer:
-    """A BPE of the texts; the same for the same texts. Short texts may give fewer tokens than asked for."""
+    """Train a BPE on texts, deterministically. Short texts may give fewer tokens than requested."""
     from tokenizers import pre_tokenizers, trainers
 
     tokenizer = _byte_level({})
@@ -220,17 +220,17 @@ def train_bpe(settings: BPESettings, texts: Iterator[str]) -> LibraryTokenizer:
 
 
 def load_bpe(folder: Path) -> LibraryTokenizer | None:
-    """The BPE saved in a folder, or None if there is none that can be read."""
+    """Load the BPE saved in a folder; return None if there is none or it cannot be read."""
     from tokenizers import Tokenizer as Library
 
     try:
         return LibraryTokenizer(Library.from_file(str(folder / "tokenizer.json")))
-    except Exception:  # the library raises bare Exception for a missing or broken file
+    except Exception:  # the library raises Exception for a missing or damaged file
         return None
 
 
 def _byte_level(vocabulary: dict[str, int]) -> Any:
-    """A byte-level BPE without merges: any text is its bytes."""
+    """Return a byte-level BPE without merges, whose tokens are bytes."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Library
 
@@ -243,7 +243,7 @@ def _byte_level(vocabulary: dict[str, int]) -> Any:
 
 
 def _byte_name(byte: int) -> str:
-    """The character that stands for a byte in byte-level vocabularies: printable ones for themselves, in order."""
+    """Return the character that represents a byte in byte-level vocabularies."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     if byte in printable:
         return chr(byte)

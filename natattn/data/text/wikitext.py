@@ -23,7 +23,7 @@ class WikitextSettings(Settings):
 
 
 class WikitextCorpus:
-    """Documents are the articles."""
+    """A corpus whose documents are the articles."""
 
     splits: tuple[SplitName, ...] = ("train", "validation", "test")
 
@@ -32,7 +32,7 @@ class WikitextCorpus:
         self.name: str = settings.release
 
     def digest(self, split: SplitName) -> str:
-        """Hash of the split's rows."""
+        """Return a hash of the rows of the split."""
         state = hashlib.sha256()
         for row in self._rows(split):
             state.update(row.encode())
@@ -53,9 +53,9 @@ class WikitextCorpus:
             yield tuple(article)
 
     def _rows(self, split: SplitName) -> Iterator[str]:
-        """The lines of the release, in order."""
+        """Yield the lines of the release, in order."""
         for batch in self._dataset[split].iter(batch_size=_ROWS):
-            # The hub's rows hold "" where the released file has the line " \n".
+            # The hub's rows are "" for the line " \n" of the released file.
             yield from (row or " \n" for row in batch["text"])
 
     @cached_property

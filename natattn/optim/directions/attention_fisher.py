@@ -1,9 +1,11 @@
 """Adam with momentum preconditioned by the attention-Fisher: fa_adam, aif_blend, multiscale and critical.
 
-Papers F (Fisher-Attention), A (Attention-Informed Optimization) and K (criticality) describe these for "the Fisher
-matrix" without saying which. Here it is D1-Kron of W_Q and W_K (``natattn.fisher.kronecker``), and every preconditioned
-momentum is rescaled to the norm of its matrix's Adam update: one learning rate serves both, and only the direction
-differs. Shape suffixes: H heads, D rows of a head, N columns.
+*Attention-Informed Optimization* (AIO), *Attention as Natural Gradient* (ANG) and *Criticality and Phase Transitions in
+Transformer Networks* (CPT) describe these for "the Fisher matrix" without saying which. Here it is D1-Kron of W_Q and
+W_K (``natattn.fisher.kronecker``), and every preconditioned momentum is rescaled to the norm of its matrix's Adam
+update: one learning rate serves both, and only the direction differs.
+
+Shape suffixes: H heads, D rows of a head, N columns.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ LEVELS = 3
 
 
 class Levels(Settings):
-    """Damping and step multiplier of the local, the middle and the global heads (paper F, 4.2).
+    """Damping and step multiplier of the local, the middle and the global heads (ANG, 4.2).
 
     Heads are sorted into terciles of their layer by mean attention distance. ``sort_every`` counts steps between
     sortings; a head changes its level only if its rank is past the tercile by more than ``hysteresis`` ranks.
@@ -41,12 +43,12 @@ class Levels(Settings):
 class AttentionFisher(Direction):
     """Adam, with the momentum m̂ of W_Q and W_K preconditioned per head by S and A of D1-Kron, at Adam's norm.
 
-    ``form``: inverse, S⁻¹ m̂ A⁻¹, the natural gradient (fa_adam); additive, m̂ + m̂P with P = A·N/tr A, paper F's
-    F⁻¹ ≈ I + A; printed, S m̂ A, the Fisher in place of its inverse as paper K prints it. ``blend``: null, or γ of
-    α·adam + (1 − α)·preconditioned with α = sigmoid(γ · mean E) of the layer (paper A, 3.2).
-    ``levels``: null, or damping and step multiplier by the attention distance of heads (paper F, 4.2).
+    ``form``: inverse, S⁻¹ m̂ A⁻¹, the natural gradient (fa_adam); additive, m̂ + m̂P with P = A·N/tr A, ANG's
+    F⁻¹ ≈ I + A; printed, S m̂ A, the Fisher in place of its inverse as CPT prints it. ``blend``: null, or γ of
+    α·adam + (1 − α)·preconditioned with α = sigmoid(γ · mean E) of the layer (AIO, 3.2).
+    ``levels``: null, or damping and step multiplier by the attention distance of heads (ANG, 4.2).
     ``head_exponents``: null, or α_k of the step multipliers T_c(k) = temperature · (N/768)^(−α_k), one for all heads or
-    a list (paper K, 3.2). State memory: Adam's, and heads·N² + heads·D² for the roots.
+    a list (CPT, 3.2). State memory: Adam's, and heads·N² + heads·D² for the roots.
     """
 
     kind: Literal["attention_fisher"] = "attention_fisher"

@@ -1,4 +1,4 @@
-"""The mechanism of *Attention-Informed Optimization* (paper A): a block's gradient or update scaled by its energy."""
+"""The mechanism of *Attention-Informed Optimization* (AIO): a block's gradient or update scaled by its energy."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -15,7 +15,7 @@ from natattn.optim.matrix import Matrix, State
 
 
 def energy_factor(mean_absolute_energy: Tensor, energy_scale: float) -> Tensor:
-    """Return 1 + tanh(energy_scale · mean|E|), between 1 and 2 (paper A, as its code has it)."""
+    """Return 1 + tanh(energy_scale · mean|E|), between 1 and 2 (AIO, as its code has it)."""
     return 1 + torch.tanh(energy_scale * mean_absolute_energy)
 
 
@@ -23,7 +23,7 @@ class EnergyScaled(Direction):
     """An inner direction whose gradients or updates are scaled by the block's factor 1 + tanh(energy_scale · mean|E|).
 
     ``of``: gradient, as published, or update, which makes the factor a step size per block. ``plain_share`` is the
-    share α of the update that stays unscaled, α·u + (1 − α)·factor·u (paper A's mixture for orthogonalised updates).
+    share α of the update that stays unscaled, α·u + (1 − α)·factor·u (AIO's mixture for orthogonalised updates).
     The factor is 1 outside blocks and in a block that the step did not reach. AdamW is invariant to a constant scale of
     the gradient, so with ``of: gradient`` only changes of the factor over time matter.
     """

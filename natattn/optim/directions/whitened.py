@@ -98,10 +98,10 @@ class Whitened(Direction):
 
         def whitened(indices: list[int]) -> Tensor:
             batch = torch.stack([momenta[index] for index in indices])
-            outputs, inputs = zip(*[kept[index] for index in indices], strict=True)
-            stacked = [None if sides[0] is None else torch.stack(sides) for sides in (outputs, inputs)]
+            sides = zip(*[kept[index] for index in indices], strict=True)
+            output_kept, input_kept = [None if side[0] is None else torch.stack(side) for side in sides]
             heads = self._heads(matrices[indices[0]])
-            return at_adam_rms(self.unscaled(batch, *stacked, heads)).to(batch.dtype)
+            return at_adam_rms(self.unscaled(batch, output_kept, input_kept, heads)).to(batch.dtype)
 
         keys = [
             (value.shape, value.dtype, matrix.heads, getattr(sides[0], "shape", None), getattr(sides[1], "shape", None))

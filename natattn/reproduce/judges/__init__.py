@@ -13,16 +13,12 @@ from natattn.reproduce.judges.cascades import judge_cascades
 from natattn.reproduce.judges.criticality import judge_correlation
 from natattn.reproduce.judges.fisher import judge_fisher
 from natattn.reproduce.judges.hierarchy import judge_hierarchy
-from natattn.reproduce.judges.lead import judge_lead
-from natattn.reproduce.judges.scaling import judge_scaling
 from natattn.reproduce.judges.theorems import judge_theorems
 
 JUDGES: Mapping[str, Judge] = {
     **VERDICTS,
     "cascades": judge_cascades,
-    "lead": judge_lead,
     "correlation": judge_correlation,
-    "scaling": judge_scaling,
     "fisher": judge_fisher,
     "hierarchy": judge_hierarchy,
     "theorems": judge_theorems,

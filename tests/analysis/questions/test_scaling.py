@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from natattn.analysis.scaling import GridPoint, head_differences, laws, optima
-from natattn.analysis.sections import scaling
+from natattn.analysis.questions import scaling
+from natattn.analysis.questions.scaling import GridPoint, Scaling, head_differences, laws, optima, verdict
+from natattn.analysis.verdicts import AnalysisResult
 
 PRODUCTS = (8, 16, 32, 64, 128, 256)
 
@@ -91,10 +92,14 @@ def test_heads_are_compared_at_the_same_product():
     assert head_differences(points[:1]) == []
 
 
+def result_of(points):
+    found = optima(points)
+    return Scaling(tuple(points), tuple(found), tuple(laws(found)))
+
+
 def section_of(points, monkeypatch):
-    monkeypatch.setattr(scaling, "grid_points", lambda runs: points)
     monkeypatch.setattr(scaling.run_figures, "powers", lambda *arguments, **named: b"")
-    return scaling.scaling_section(None, None, lambda count: None)
+    return scaling.section(result_of(points))
 
 
 def test_the_section_counts_the_curves_that_are_left_out(monkeypatch):
@@ -119,3 +124,38 @@ def test_the_section_compares_heads_at_the_same_product_seed_by_seed(seeds, said
     ]  # fmt: skip
     (finding,) = [each for each in section_of(points, monkeypatch).findings if "The most heads against" in each]
     assert said in finding
+
+
+def judged(points):
+    return verdict("k", [AnalysisResult("grid", "grammars", None, None, {"scaling": result_of(points)})])
+
+
+@pytest.mark.parametrize(
+    ("power", "seeds", "expected"),
+    [(0.5, 5, "supported"), (0.5, 4, "inconclusive"), (0.2, 5, "refuted"), (0.0, 1, "refuted")],
+)
+def test_verdict_on_the_powers_of_the_best_product(power, seeds, expected):
+    """Valleys whose best N·d is 4·(L·H)^power."""
+    points = [
+        GridPoint(
+            context, entropy, 2, product // 2, seed,
+            0.1 * math.log(product / (4 * (context * entropy) ** power * (1 + 0.002 * seed))) ** 2, 1000, 9.0,
+        )
+        for context in (32, 64, 128, 256) for entropy in (0.5, 1.5, 3.0) for seed in range(seeds)
+        for product in (2, 4, 8, 16, 32, 64, 128, 256, 512)
+    ]  # fmt: skip
+    findings, (laws_table, best) = judged(points)
+    assert [(finding.claim, finding.verdict) for finding in findings] == [("K3", expected)] * 2
+    assert [finding.estimate.value for finding in findings] == pytest.approx([power] * 2, abs=1e-3)
+    assert findings[0].count == 12 * seeds
+    free = next(row for row in laws_table.rows if row[1] == "free powers of L and H")
+    assert free[2] == findings[0].estimate
+    assert free[4].verdict == expected
+    assert len(best.rows) == 12 * seeds
+
+
+def test_a_grid_without_a_valley_is_not_measured():
+    findings, tables = judged([])
+    assert [finding.verdict for finding in findings] == ["inconclusive"] * 2
+    assert "not measured" in findings[0].note
+    assert tables == []
