@@ -199,7 +199,7 @@ def test_what_is_kept_makes_the_same_tables_without_the_runs(everything: Path, t
         (("study=optimizer",), "study=optimizer: no such option; did you mean optimizers"),
         (("study=published", "budget=tiny"), "budget=tiny: valid: 'smoke', 'cpu' or 'gpu'"),
         (("study=published", "bugdet=smoke"), "bugdet: unknown key; did you mean budget?"),
-        (("study=optimizers", "only=[nobody]"), "only: nobody is no arm or corpus of these studies; valid: adamw"),
+        (("study=optimizers", "only=[nobody]"), "only: nobody is not an arm or corpus of these studies; valid: adamw"),
         (("study=published", "wikitext=nowhere"), "wikitext=nowhere: valid.txt cannot be read"),
         (("study=published", "budget=smoke", "hydra/launcher=nobody"), "hydra/launcher=nobody"),
         (("study=published", "budget=smoke", "hydra.launcher.n_jobs=2"), "hydra.launcher.n_jobs"),
