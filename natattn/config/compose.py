@@ -120,11 +120,12 @@ def parse(overrides: Sequence[str]) -> list["Override"]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create(config_loader=_GroupOptions())  # type: ignore[arg-type]
+    parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         try:
             override = parser.parse_override(text)
+            override.config_loader = _GroupOptions()  # type: ignore[assignment]  # for optim=glob(*)
         except HydraException:
             raise UserError(f"{text}: not understood; write key=value, with quotes around unusual values") from None
         _check_option(override)
