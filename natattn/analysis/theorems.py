@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from natattn.attention.softmax import natural_score_gradient
+from natattn.attention.types.natural_gradient import natural_score_gradient
 from natattn.fisher.decomposition import attention_fisher, score_fisher
 
 Verdict = Literal["supported", "refuted"]

@@ -108,7 +108,7 @@ def kronecker_factors(
 
     Every row's term is weighted by L / R and divided by the counted number of rows that have an allowed key, so that
     each factor is an unbiased estimate of its mean over all rows when every row is sampled with probability R / L, as
-    ``natattn.attention.streaming.systematic_rows`` does; with all rows it is exact. The most expensive is
+    ``natattn.attention.energy.systematic_rows`` does; with all rows it is exact. The most expensive is
     "key_input", in O(B·(G·S + H·R)·N²); fewer sequences (``first_sequences``) and ``shared_key_input`` reduce its cost.
 
     Args:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natattn.attention.energy import AttentionInputs, systematic_rows, working_dtype
+from natattn.attention.layers import projection, projection_name
 from natattn.attention.probe import AttentionProbe
-from natattn.attention.projections import projection, projection_name
 from natattn.attention.site import AttentionSite
 from natattn.distributed.ranks import Ranks
 from natattn.fisher.kronecker import (

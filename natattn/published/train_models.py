@@ -173,7 +173,7 @@ def _new_folder() -> Path:
 def _load(folder: Path, arm: str, attention: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    from natattn.models.gpt2 import without_progress_bars
+    from natattn.models.pretrained import without_progress_bars
 
     saved = folder / "arms" / arm / "model"
     if not saved.is_dir():

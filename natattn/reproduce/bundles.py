@@ -5,7 +5,7 @@ from pathlib import Path
 
 from natattn.config.compose import quote_paths
 from natattn.errors import UserError
-from natattn.models.gpt2 import RandomInit
+from natattn.models.settings import RandomInit
 from natattn.reproduce.jobs import Job
 from natattn.training.run_folder import CONFIG
 from natattn.training.settings import NoReference, compose_run

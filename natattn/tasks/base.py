@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import ModelSettings
+from natattn.models.settings import ModelSettings
 
 # Opaque to the loop: a tensor, or several by name, whose first dimension is the example.
 Batch = Tensor | dict[str, Tensor]

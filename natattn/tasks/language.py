@@ -26,7 +26,8 @@ from natattn.data import (
 )
 from natattn.data.text.blocks import IGNORED_LABEL, check_length
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, build_model
+from natattn.models.gpt2 import build_model
+from natattn.models.settings import InitSettings, ModelSettings, SizeSettings
 from natattn.tasks.base import Autocast, Batch, BatchSlice, CorpusTask, HeldOut, MetricSums, round_robin
 
 PROBE_SEQUENCES = 8

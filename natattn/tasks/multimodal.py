@@ -17,8 +17,8 @@ from natattn.data.images import PairCorpus, PairDataSettings, PairSplit
 from natattn.data.text.blocks import part_of_batch, sample_indices
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.models.gpt2 import ModelSettings, SizeSettings
-from natattn.models.multimodal import build_dual_encoder
+from natattn.models.dual_encoder import build_dual_encoder
+from natattn.models.settings import ModelSettings, SizeSettings
 from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
 from natattn.tasks.vision import ImageOptions, moved, save_image_processor
 

@@ -17,8 +17,8 @@ from natattn.config.base import Settings
 from natattn.data.images import ImageCorpus, ImageDataSettings, ImageSplit, PairDataSettings, augmented
 from natattn.data.text.blocks import part_of_batch, sample_indices
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings
-from natattn.models.vision import build_vit
+from natattn.models.settings import InitSettings, ModelSettings, SizeSettings
+from natattn.models.vit import build_vit
 from natattn.storage.atomic import replacing
 from natattn.tasks.base import Autocast, Batch, BatchSlice, CorpusTask, HeldOut, MetricSums, round_robin
 

@@ -11,9 +11,9 @@ from natattn.attention.stabilisers import restore_stabilisers
 from natattn.config.base import Settings
 from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.models.foreign import check_foreign
-from natattn.models.gpt2 import without_progress_bars
-from natattn.published.model import register as register_published
+from natattn.models.pretrained import without_progress_bars
+from natattn.models.registry import register_architectures
+from natattn.models.trust import check_trust
 from natattn.training.run_folder import announce, read_run, trained_arm
 
 _COLDEST = 1e-30  # below, logits divided by it can overflow float32; sampling is then greedy, as at 0
@@ -36,7 +36,7 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
 
     Raises: UserError if the run, the arm or its model is missing or damaged, or the prompt fills the context.
     """
-    register_published()
+    register_architectures()
     _, folder = trained_arm(Path(settings.run), settings.arm)
     task = read_run(Path(settings.run)).get("task", "language")
     if task != "language":
@@ -76,7 +76,7 @@ def _load_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        check_foreign(str(folder), local_files_only=True)
+        check_trust(str(folder), local_files_only=True)
         with without_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, trust_remote_code=False

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from pydantic import Field
 
+from natattn.attention.stabilisers import StabiliserSettings
 from natattn.config.base import Settings
 from natattn.config.compose import compose, plain_values, refuse_secrets, validated
 from natattn.data import DataSettings, PackingSettings, TokenizerSettings
 from natattn.data.images import ImageDataSettings, PairDataSettings
 from natattn.errors import UserError
-from natattn.models.attention_types import PublishedAttention, StabiliserSettings, TemperedAttention
-from natattn.models.gpt2 import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
+from natattn.models.settings import InitSettings, ModelSettings, PretrainedInit, SizeSettings, check_size
 from natattn.optim.settings import OptimSettings
 from natattn.tasks import LanguageSettings, TaskSettings
 from natattn.tracking.settings import TrackerSettings
@@ -138,12 +138,12 @@ class RunSettings(Settings):
             self._check_seeds()
         self.stabilisers.check(self.model.attention)
         pretrained = isinstance(self.init, PretrainedInit)
-        if self.optim.reads_attention and not self.model.observable:
+        if self.optim.reads_attention and not self.model.attention.observable:
             raise UserError(
                 f"optim={self.optim.name}: needs attention statistics, which model={self.model.name} does not record. "
                 "Use model=natural, or optim=adamw for a plain baseline."
             )
-        if self.optim.factors is not None and isinstance(self.model.attention, PublishedAttention):
+        if self.optim.factors is not None and self.model.attention.own_architecture:
             raise UserError(f"optim={self.optim.name}: keeps factors, which the blocks of model=published do not show")
         if isinstance(self.reference, OptimSettings) and self.reference.reads_attention:
             raise UserError(
@@ -180,7 +180,7 @@ class RunSettings(Settings):
             if (kind == "none") == needed:
                 valid = "another" if needed else f"{key}=none"
                 raise UserError(f"{key}.kind={kind}: task={task} {_READS[key, needed]}; valid: {valid}")
-        if task != "language" and isinstance(self.model.attention, PublishedAttention):
+        if task != "language" and self.model.attention.own_architecture:
             raise UserError(f"model={self.model.name}: is a language model; valid for task={task}: model=natural")
         self._check_length()
         if task == "multimodal":
@@ -208,7 +208,7 @@ class RunSettings(Settings):
             raise UserError(f"{start}task={self.task.kind}: its models cannot be stacked; use a sweep: -m seed=0,1,…")
         if self.resume is not None:
             raise UserError(start + "cannot be resumed together; resume each seed: resume=FOLDER/seed0, without seeds=")
-        if isinstance(self.model.attention, PublishedAttention):
+        if self.model.attention.own_architecture:
             raise UserError(f"{start}model={self.model.name}: its blocks cannot be stacked; use a sweep: -m seed=0,1,…")
         if self.model.dropout > 0:
             raise UserError(
@@ -242,10 +242,7 @@ class RunSettings(Settings):
 
 def changeable(settings: RunSettings) -> frozenset[str]:
     """Return the keys that may change when a run is resumed; train.steps only if schedules do not depend on it."""
-    attention = settings.model.attention
-    length_matters = not isinstance(settings.schedule, ConstantSettings) or (
-        isinstance(attention, TemperedAttention) and attention.temperature.kind in ("linear", "cosine")
-    )
+    length_matters = not isinstance(settings.schedule, ConstantSettings) or settings.model.attention.depends_on_length
     return CHANGEABLE if length_matters else CHANGEABLE | {"train.steps"}
 
 

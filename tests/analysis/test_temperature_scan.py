@@ -11,9 +11,9 @@ from natattn.analysis import temperature_scan
 from natattn.analysis.criticality import Peak, finite_size
 from natattn.analysis.sections.scans import _of_sizes
 from natattn.analysis.temperature_scan import scan_temperatures
-from natattn.attention.attach import attach
-from natattn.attention.modules import Tempered
+from natattn.attention.layers import attach
 from natattn.attention.probe import AttentionProbe
+from natattn.attention.types.tempered import Tempered
 
 GRID = [0.3, 1.0, 2.5]
 LENGTH = 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trained import Trained, build_model, loss_of, settings_of
 
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 from natattn.optim.matrix import ROLES
 from natattn.optim.settings import OptimSettings, read_settings
 

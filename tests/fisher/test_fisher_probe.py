@@ -20,7 +20,7 @@ from transformers import (
 from natattn.distributed.ranks import Ranks
 from natattn.fisher import probe as fisher_probe
 from natattn.fisher.probe import FisherProbe, RunningAverage, RunningAverages
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 
 HEADS, WIDTH = 3, 6
 

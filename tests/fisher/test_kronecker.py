@@ -6,8 +6,7 @@ import pytest
 import torch
 from fisher_oracles import key_fisher, query_fisher, rotary_key_error
 
-from natattn.attention.energy import AttentionInputs
-from natattn.attention.streaming import systematic_rows
+from natattn.attention.energy import AttentionInputs, systematic_rows
 from natattn.fisher.decomposition import relative_frobenius_error
 from natattn.fisher.kronecker import FACTORS, Rotary, first_sequences, kronecker_factors
 from natattn.fisher.roots import damped_inverse

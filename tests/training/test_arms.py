@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from natattn.attention.types.natural import NaturalAttention
 from natattn.config.compose import groups
 from natattn.data import TokenSplit
 from natattn.errors import UserError
-from natattn.models.attention_types import NaturalAttention
 from natattn.training.arm import Arm, identical, weights_hash
 from natattn.training.build import build_arms, open_task
 from natattn.training.evaluate import attention_metrics, split_metrics

@@ -9,7 +9,7 @@ from natattn.analysis.sections.fisher_parts import Part, ScoreSpace, average, bo
 from natattn.analysis.sections.fisher_query import ROWS, SEQUENCES, QuerySpace, conditioning_part, true_part
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
-from natattn.attention.modules import attention_layers
+from natattn.attention.layers import attention_layers
 from natattn.report.section import Advance, Picture, Section, table
 
 LAYERS = 6  # whose heads are looked at in parameter space, evenly spread

@@ -1,12 +1,13 @@
-"""Sizes → a contrastive image–text model: a ViT and CLIP's text tower under one ``VisionTextDualEncoderModel``."""
+"""Contrastive image–text models: a ViT and CLIP's text tower under one ``VisionTextDualEncoderModel``."""
 
 import math
 
 import torch
 from torch import nn
 
-from natattn.models.gpt2 import SDPA, ModelSettings, SizeSettings
-from natattn.models.vision import encoder_sizes, vit_config
+from natattn.models.pretrained import SDPA
+from natattn.models.settings import ModelSettings, SizeSettings
+from natattn.models.vit import encoder_sizes, vit_config
 
 
 def build_dual_encoder(
@@ -22,12 +23,13 @@ def build_dual_encoder(
     initial_temperature: float,
     seed: int,
 ) -> nn.Module:
-    """Both towers of the run's size in float32 on the CPU with plain softmax attention.
+    """Build both towers of the run's size in float32 on the CPU, with plain softmax attention.
 
-    The vision tower is bidirectional, the text tower causal: what it understood is read off at the end token (Radford
-    et al. 2021, 2.4). Images and captions are projected to vectors of the towers' width, whose cosines divided by a
-    learned temperature are the logits. The same arguments give the same weights. The text tower is initialised as CLIP
-    is, by its width and depth: ``size.initializer_range`` is of the vision tower; and it drops attention weights alone.
+    The vision tower is bidirectional. The text tower is causal, and its state at the end token represents the caption
+    (Radford et al. 2021, 2.4). Images and captions are projected to vectors of the towers' width, whose cosines divided
+    by a learned temperature are the logits. The same arguments give the same weights. The text tower is initialised as
+    CLIP is, by its width and depth (``size.initializer_range`` affects the vision tower only), and has dropout on the
+    attention weights only.
 
     Args:
         context: tokens of the longest caption, its end included.

@@ -1,4 +1,4 @@
-"""Forward passes whose rows hold one sequence each, without the masks that transformers makes when it cannot know."""
+"""Forward passes with one sequence per row, without the masks that transformers makes when it cannot know that."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ _ignores_causal_mask = masking_utils._ignore_causal_mask_sdpa
 
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
-    """Inside, transformers' models take each row for one sequence, and leave a causal mask without padding implicit.
+    """Have transformers' models take each row for one sequence, and keep a causal mask without padding implicit.
 
-    By itself transformers looks whether the positions of a row start anew. In an eager model that waits for the device
-    in every forward pass; a compiled one cannot look and gets a mask of [batch, 1, length, length] instead of
-    ``is_causal=True``, which rules out the kernels that never write such a matrix. Masks of padding are made as ever.
+    By default, transformers checks whether the positions of a row restart. In an eager model that waits for the device
+    in every forward pass. A compiled model cannot check and gets a mask of [batch, 1, length, length] instead of
+    ``is_causal=True``, which rules out the kernels that never write such a matrix. Padding masks are unaffected.
     """
     previous = {name: getattr(masking_utils, name) for name in _REPLACEMENTS}
     try:
@@ -34,7 +34,7 @@ def _no_packed_sequences(position_ids: Tensor) -> None:
 
 
 def _is_causal_alone(padding_mask: Tensor | None, query_length: int, key_length: int, *others: Any) -> bool:
-    """Whether ``is_causal`` says it all; ``others`` are offsets and the size of local attention."""
+    """Return whether ``is_causal`` replaces the mask; ``others`` are offsets and the size of local attention."""
     if torch.compiler.is_compiling():
         return padding_mask is None and query_length == key_length and not any(others)
     ignored: bool = _ignores_causal_mask(padding_mask, query_length, key_length, *others)

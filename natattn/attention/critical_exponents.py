@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator
+from torch import Tensor
 
 from natattn.storage.documents import read_json
 
@@ -36,3 +38,16 @@ def read_exponents(value: Any) -> Any:
 
 
 Exponents = Annotated[float | tuple[float, ...], BeforeValidator(read_exponents)]
+
+
+def critical_temperatures(
+    exponents: float | tuple[float, ...], width: int, heads: int, temperature: float = 1.0
+) -> Tensor:
+    """Return T_c(k) = T_0 (d/768)^(−α_k) of every head, float32 [heads] (Criticality and Phase Transitions, 3.2).
+
+    Raises: ValueError if there are several exponents, but not one for each head.
+    """
+    values = torch.as_tensor(exponents, dtype=torch.float32).reshape(-1)
+    if len(values) not in (1, heads):
+        raise ValueError(f"{len(values)} exponents for {heads} heads")
+    return (temperature * (width / 768) ** -values).expand(heads)
