@@ -250,7 +250,7 @@ def plain_values(config: "DictConfig") -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "experiment")])
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "experiment")])
     unresolved = OmegaConf.to_container(config, resolve=False)
     missing = [key for key, value in _walk(unresolved) if value == "???"]
     if missing:
