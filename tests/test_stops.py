@@ -58,7 +58,7 @@ def test_an_interruption_is_no_mistake_of_the_user(monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         raise UserError("ConfigCompositionException")
 
-    monkeypatch.setattr("natattn.config.compose.compose", composes)
+    monkeypatch.setattr("natattn.cli.analyze.compose", composes)
     assert main(["analyze", "init=pretrained"]) == 130
     assert capsys.readouterr().err == "natattn: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
