@@ -87,6 +87,16 @@ class Subject:
         return self.tokens[:count] if self.reads_images else self.tokens[:count, :LONGEST_PATTERN]
 
 
+def has_one_sequence(subject: Subject) -> bool:
+    """Return whether the model attends from one sequence to itself: false for an encoder with a decoder."""
+    return not subject.is_encoder_decoder
+
+
+def reads_text(subject: Subject) -> bool:
+    """Return whether the model reads one sequence of text: patches of an image have no order along which to measure."""
+    return not subject.is_encoder_decoder and not subject.reads_images
+
+
 def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
     """The model and text that the settings name.
 

@@ -235,24 +235,22 @@ def survival(samples: Sequence[tuple[str, Floats]], laws: Sequence[tuple[float, 
     return drawn(draw, (5.6, 3.8))
 
 
-def bars(panels_data: Sequence[tuple[str, Sequence[tuple[str, Floats]]]], *, x_label: str) -> bytes:
-    """Draw panels of horizontal bars: the mean of each sample, with a whisker from its least to its greatest value.
+def bars(panels_data: Sequence[tuple[str, Sequence[tuple[str, tuple[float, float, float]]]]], *, x_label: str) -> bytes:
+    """Draw panels of horizontal bars: a mean, with a whisker from the least to the greatest value.
 
     Args:
-        panels_data: title, and name and sample of each bar; a sample without a finite value has no bar.
+        panels_data: title, and name and (mean, least, greatest) of each bar; a mean that is not finite has no bar.
     """
     counts = [len(samples) for _, samples in panels_data]
 
     def draw(figure: "Figure") -> None:
         panels = figure.subplots(len(panels_data), 1, squeeze=False, sharex=True, height_ratios=counts).flatten()
         for index, (panel, (title, samples)) in enumerate(zip(panels, panels_data, strict=True)):
-            for row, (_, sample) in enumerate(samples):
-                values = sample[np.isfinite(sample)]
-                if not len(values):
+            for row, (_, (mean, low, high)) in enumerate(samples):
+                if not np.isfinite(mean):
                     continue
-                mean, ends = float(values.mean()), [float(values.min()), float(values.max())]
                 panel.barh(row, mean, height=0.62, color=colour(index), alpha=0.75)
-                panel.plot(ends, [row, row], color="#000000", linewidth=1.0, marker="|", markersize=5)
+                panel.plot([low, high], [row, row], color="#000000", linewidth=1.0, marker="|", markersize=5)
                 panel.text(1.02, row, f"{mean:.2f}", transform=panel.get_yaxis_transform(), va="center", fontsize=8)
             panel.set_yticks(range(len(samples)), [name for name, _ in samples])
             panel.invert_yaxis()

@@ -3,8 +3,18 @@
 import numpy as np
 import pytest
 
-from natattn.analysis.avalanches import activity, branching_ratio, cascades, shape_collapse, threshold_scan
-from natattn.analysis.powerlaw import analyse_power_law
+from natattn.analysis.powerlaw import Rival, analyse_power_law
+from natattn.analysis.questions.cascades import (
+    AtThreshold,
+    EntropyCascades,
+    Law,
+    activity,
+    branching_ratio,
+    cascades,
+    shape_collapse,
+    verdict,
+)
+from natattn.analysis.verdicts import AnalysisResult
 
 
 def branching_series(ratio, count, drive, seed=0):
@@ -103,18 +113,57 @@ def test_shapes_need_two_durations():
     assert shape_collapse(cascades([[0, 1, 0, 1, 0]])) is None
 
 
-def test_a_scan_has_a_row_for_every_threshold():
-    generator = np.random.default_rng(0)
-    sequences = [generator.normal(size=(8, 400)) for _ in range(3)]
-    found = threshold_scan(sequences, [1.0, 2.0, 3.0])
-    assert list(found) == [1.0, 2.0, 3.0]
-    assert found[1.0][0].sizes.sum() > found[3.0][0].sizes.sum()
-    assert found[2.0][1].robust < 0.2
-
-
 @pytest.mark.parametrize(
     ("signals", "threshold", "said"), [(np.zeros(5), 1.0, "units, time"), (np.zeros((2, 5)), 0.0, "threshold=0")]
 )
 def test_bad_input_is_refused(signals, threshold, said):
     with pytest.raises(ValueError, match=said):
         activity(signals, threshold)
+
+
+SPREAD = (-0.02, -0.01, 0.0, 0.01, 0.02)  # over five seeds
+
+
+def row(tau, interval=None, threshold=1.0):
+    law = None
+    if tau is not None:
+        rivals = {"cutoff": Rival(-30.0, 1e-9)}
+        law = Law(2.5, (2.0, 3.0), 2.0, 0.0, 20.0, tau, interval, rivals, ("cutoff", "stretched_exponential"))
+    return AtThreshold(threshold, 100, 3.0, 0.7, 0.8, None, None, law, {})
+
+
+def model(*rows, seed=None):
+    return AnalysisResult("models", "text", seed, None, {"cascades": EntropyCascades(rows)})
+
+
+def of_seeds(tau):
+    return [model(row(tau + shift), seed=seed) for seed, shift in enumerate(SPREAD)]
+
+
+@pytest.mark.parametrize(
+    ("models", "outcome"),
+    [
+        (of_seeds(1.52), "supported"),
+        (of_seeds(1.9), "refuted"),
+        (of_seeds(1.1), "refuted"),
+        (of_seeds(1.6), "inconclusive"),
+        (of_seeds(1.5)[:4], "inconclusive"),
+        ([model(row(1.9, (1.8, 2.0)))], "refuted"),
+        ([model(row(1.5, (1.45, 1.55)))], "inconclusive"),  # one model cannot support
+        ([model(row(1.7, (1.55, 1.9)))], "inconclusive"),
+    ],
+)
+def test_exponents_of_cascades(models, outcome):
+    (found,), (table,) = verdict("k", models)
+    assert (found.claim, found.verdict) == ("K2", outcome)
+    assert "nearer than it: cutoff, stretched exponential" in found.note
+    assert table.rows[0][table.headings.index("branching ratio")].value == pytest.approx(0.8)
+    assert table.rows[0][table.headings.index("τ of the plain power law")].value == pytest.approx(2.5)
+
+
+def test_every_threshold_is_a_row_and_one_without_cascades_is_inconclusive():
+    models = [model(row(None), row(1.9 + shift, threshold=2.0), seed=seed) for seed, shift in enumerate(SPREAD)]
+    findings, (table,) = verdict("k", models)
+    assert [(finding.verdict, finding.count) for finding in findings] == [("inconclusive", 0), ("refuted", 5)]
+    assert "too few cascades" in findings[0].note
+    assert [cells[1] for cells in table.rows] == [1.0, 2.0]

@@ -1,55 +1,68 @@
-"""The theorems of the papers and notes, checked by number: verdict, worst case, smallest counterexample.
+"""Numerical checks of the theorems: P1 to P6 and D1 to D5' of the ledger, and F3.
 
-A check walks through cases from the smallest upwards, in float64: structured ones (uniform patterns, identical rows,
-one-hot rows, aligned weights) before random ones. ``excess`` is by how much a case breaks the statement, relative to
-its bound; one case with an excess above rounding refutes it, and the first such case is the smallest of its kind. A
-statement that no case breaks is called supported in the cases tried, which is no proof; where one is known the note
-says so.
+A check goes through cases in float64, from the smallest to the largest, structured ones first: uniform patterns,
+identical rows, one-hot rows, aligned weights, then random ones. The excess of a case, (left − right) / scale, is above
+0 if the case breaks the statement. One case with an excess above rounding refutes the statement, and the first such
+case is the smallest counterexample. A search cannot prove: without a counterexample a statement counts as supported if
+a proof is given, and else as inconclusive.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from natattn.analysis.frame import Question
+from natattn.analysis.settings import AnalyzeSettings
+from natattn.analysis.subject import Subject
+from natattn.analysis.verdicts import AnalysisResult
 from natattn.attention.types.natural_gradient import natural_score_gradient
 from natattn.fisher.decomposition import attention_fisher, score_fisher
+from natattn.report.section import Advance, Section, table
+from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
+from natattn.statistics.paired import Verdict
 
-Verdict = Literal["supported", "refuted"]
-Case = tuple[dict[str, Tensor], float]  # what the case is made of, and by how much it breaks the statement
+Case = tuple[dict[str, Tensor], float]  # the tensors of a case, and its excess
 ROUNDING = 1e-9
+CLAIMS = ("P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'")
+_LONGEST = 300  # characters of a counterexample in a note
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Check:
-    """Outcome of one statement.
+    """The outcome of one statement.
 
     Attributes:
-        claim: row of the ledger; a letter behind it tells readings of one row apart.
-        statement: formula, with the reading that was checked.
-        worst: largest relative excess over all cases; at most 0 where the statement always held.
-        counterexample: tensors of the smallest case that breaks it.
-        note: why, or what is known beyond the cases.
+        claim: its row of the ledger; a word after it distinguishes readings of one row.
+        statement: the formula, with the reading that was checked.
+        worst: the largest relative excess over all cases; at most 0 if the statement always held.
+        cases: number of cases.
+        note: the reason, or what is known beyond the cases.
+        counterexample: the tensors of the smallest case that breaks the statement, as Python code; empty without one.
     """
 
     claim: str
     statement: str
-    verdict: Verdict
     worst: float
     cases: int
-    counterexample: dict[str, Tensor] | None
     note: str
+    counterexample: str
 
-    def paste(self) -> str:
-        """The counterexample as Python; empty where there is none."""
-        tensors = self.counterexample or {}
-        return "\n".join(
-            f"{name} = torch.tensor({value.tolist()}, dtype=torch.float64)" for name, value in tensors.items()
-        )
+    @property
+    def is_refuted(self) -> bool:
+        """True if a case breaks the statement."""
+        return bool(self.counterexample)
+
+
+@dataclass(frozen=True)
+class Theorems:
+    """The result: a check of every statement."""
+
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True)
@@ -59,29 +72,85 @@ class _Theorem:
     note: str
 
 
-def check_theorems(*, seed: int = 0) -> list[Check]:
-    """Check all statements."""
-    return [check_theorem(claim, seed=seed) for claim in THEOREMS]
+def measure(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Theorems:
+    """Check all statements; the result is the same for every subject."""
+    advance(len(subject.tokens))
+    return Theorems(tuple(check_theorem(claim, seed=settings.seed) for claim in THEOREMS))
 
 
 def check_theorem(claim: str, *, seed: int = 0) -> Check:
-    """Walk through the cases of one statement.
+    """Go through the cases of one statement.
 
     Raises: KeyError for a claim that is not in ``THEOREMS``.
     """
     theorem = THEOREMS[claim]
-    worst, count, smallest = -math.inf, 0, None
+    worst, count, smallest = -math.inf, 0, ""
     for tensors, excess in theorem.cases(torch.Generator().manual_seed(seed)):
         count += 1
         worst = max(worst, excess)
-        if smallest is None and excess > ROUNDING:
-            smallest = tensors
-    verdict: Verdict = "supported" if smallest is None else "refuted"
-    return Check(claim, theorem.statement, verdict, worst, count, smallest, theorem.note)
+        if not smallest and excess > ROUNDING:
+            smallest = "\n".join(
+                f"{name} = torch.tensor({value.tolist()}, dtype=torch.float64)" for name, value in tensors.items()
+            )
+    return Check(claim, theorem.statement, worst, count, theorem.note, smallest)
+
+
+def section(result: Theorems) -> Section:
+    """Show every check with its counterexample."""
+    rows = [
+        (c.claim, c.statement, "refuted" if c.is_refuted else "supported", c.worst, c.cases, c.note, c.counterexample)
+        for c in result.checks
+    ]
+    refuted = [check.claim for check in result.checks if check.is_refuted]
+    finding = (
+        f"{len(refuted)} of {len(result.checks)} statements are refuted by a counterexample: {', '.join(refuted)}."
+    )
+    headings = ("claim", "statement", "verdict", "worst excess", "cases", "why", "smallest counterexample")
+    return Section("theorems", "Theorems", (finding,), (table(headings, rows),))
+
+
+def verdict(study: str, analyses: Sequence[AnalysisResult]) -> tuple[list[Finding], list[StudyTable]]:
+    """Judge every reading of every theorem; one counterexample of any search is enough."""
+    checks: dict[str, tuple[Check, AnalysisResult]] = {}
+    for analysed in analyses:
+        if "theorems" in analysed.results:
+            for check in analysed.result("theorems", Theorems).checks:
+                is_new = check.claim not in checks or (check.is_refuted and not checks[check.claim][0].is_refuted)
+                if check.claim.split(" ")[0] in CLAIMS and is_new:
+                    checks[check.claim] = check, analysed
+    if not checks:
+        return [], []
+    findings = [_finding(study, check, analysed) for check, analysed in checks.values()]
+    rows: list[tuple[Cell, ...]] = [
+        (name, finding.what, Badge(finding.verdict), finding.estimate.value, finding.count, finding.note)
+        for name, finding in zip(checks, findings, strict=True)
+    ]
+    caption = (
+        "By a search over random and special patterns in float64: refuted where a case breaks the statement, the "
+        "smallest being printed; supported where there is a proof; else inconclusive, as no search can prove. Excess: "
+        "(left − right) / scale, above 0 where the statement fails."
+    )
+    headings = ("theorem", "as it was checked", "verdict", "worst excess", "cases", "why, and the counterexample")
+    runs = tuple(finding.runs for finding in findings)
+    return findings, [StudyTable("theorems", "Theorems by number", caption, headings, tuple(rows), runs)]
+
+
+def _finding(study: str, check: Check, analysed: AnalysisResult) -> Finding:
+    outcome: Verdict = "refuted" if check.is_refuted else "supported" if check.claim in PROVED else "inconclusive"
+    if check.is_refuted:
+        short = re.sub(r"torch\.tensor\((.*?), dtype=torch\.float64\)", r"\1", check.counterexample)
+        short = short.replace("\n", ", ")
+        reason = f"smallest counterexample: {short if len(short) <= _LONGEST else f'{short[:_LONGEST]}…'}"
+    else:
+        reason = f"no counterexample in {check.cases} cases"
+    return Finding(
+        check.claim.split(" ")[0], study, check.statement, "any pattern, float64", Estimate(check.worst),
+        "relative excess", check.cases, outcome, None, f"{check.note}; {reason}", analysed.runs,
+    )  # fmt: skip
 
 
 def _patterns(generator: torch.Generator) -> Iterator[Tensor]:
-    """Attention patterns [L, L], rows on the simplex: uniform, causal uniform, identity, identical rows, random."""
+    """Yield patterns [L, L] with rows on the simplex: uniform, causal uniform, identity, identical rows, random."""
     for length in range(2, 7):
         yield torch.full((length, length), 1 / length, dtype=torch.float64)
         yield torch.ones(length, length, dtype=torch.float64).tril() / torch.arange(1, length + 1)[:, None]
@@ -92,7 +161,7 @@ def _patterns(generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _rows(generator: torch.Generator) -> Iterator[Tensor]:
-    """Single rows of attention."""
+    """Yield single rows of attention."""
     for pattern in _patterns(generator):
         yield pattern[-1]
 
@@ -102,12 +171,12 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _over(left: float, right: float) -> float:
-    """Relative excess of left over right."""
+    """Return the relative excess of left over right."""
     return (left - right) / max(abs(right), 1e-12)
 
 
 def _energy_bound(generator: torch.Generator, *, whole: bool) -> Iterator[Case]:
-    """P1: aligned inputs and rank-one weights first, then random ones."""
+    """P1, first with aligned inputs and rank-one weights, then with random ones."""
     for heads, head_dim in ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2)):
         width = heads * head_dim
         for aligned in (True, False):
@@ -142,7 +211,7 @@ def _least_eigenvalue(generator: torch.Generator) -> Iterator[Case]:
 
 
 def _convergence(generator: torch.Generator) -> Iterator[Case]:
-    """P4: gradient descent on ½ xᵀ A Aᵀ x, from the eigenvector that it leaves untouched the longest."""
+    """P4, for gradient descent on ½ xᵀ A Aᵀ x from the eigenvector with the least eigenvalue."""
     rate, steps = 0.5, 50
     for pattern in _patterns(generator):
         hessian = pattern @ pattern.mT
@@ -155,13 +224,13 @@ def _convergence(generator: torch.Generator) -> Iterator[Case]:
 
 
 def _information(generator: torch.Generator, *, of_key: bool) -> Iterator[Case]:
-    """P5: inputs that are equally likely, each with a pattern of its own."""
+    """P5, for equally likely inputs with one pattern each."""
     for length, inputs in ((2, 2), (2, 3), (3, 4), (3, 9)):
         rows = torch.softmax(_normal(generator, inputs, length), -1)
         if of_key:  # I(X; J) with J ~ a(X)
             mean = rows.mean(0)
             information = float((rows * (rows / mean).log()).sum(-1).mean())
-        else:  # A(X) is a function of X and takes a value of its own for each: I = H(X)
+        else:  # A(X) is an injective function of X: I = H(X)
             information = math.log(inputs)
         yield {"rows": rows}, _over(information, math.log(length))
 
@@ -178,7 +247,7 @@ def _entropy_bound(generator: torch.Generator, *, total: bool) -> Iterator[Case]
 
 
 def _outer_product_limit(generator: torch.Generator) -> Iterator[Case]:
-    """D3': the error of aaᵀ for diag(a) − aaᵀ must vanish as fast as the temperature: tried at C = 10."""
+    """D3': the error of aaᵀ for diag(a) − aaᵀ must be at most C times the temperature, with C = 10."""
     for length in (2, 3, 5):
         scores = _normal(generator, length)
         for temperature in (1.0, 0.1, 0.01):
@@ -188,14 +257,14 @@ def _outer_product_limit(generator: torch.Generator) -> Iterator[Case]:
 
 
 def _entropy_controls_error(generator: torch.Generator) -> Iterator[Case]:
-    """D4' at C = 10⁶: a one-hot row has no entropy, and an error."""
+    """D4' with C = 10⁶: a one-hot row has entropy 0 but an error of 1."""
     for row in _rows(generator):
         error = float(torch.linalg.matrix_norm(row[:, None] * row - score_fisher(row)))
         yield {"a": row}, _over(error, 1e6 * float(torch.special.entr(row).sum()))
 
 
 def _scale_separation(generator: torch.Generator) -> Iterator[Case]:
-    """D5': coarse-grained to blocks of 2^Λ, at C = 10 and ξ = 1."""
+    """D5' with blocks of 2^Λ, C = 10 and ξ = 1."""
     for length in (8, 16, 64):
         for pattern in (torch.full((length, length), 1 / length, dtype=torch.float64), torch.eye(length).double()):
             for far in range(1, length.bit_length() - 1):
@@ -205,14 +274,14 @@ def _scale_separation(generator: torch.Generator) -> Iterator[Case]:
 
 
 def _coarse(pattern: Tensor, block: int) -> Tensor:
-    """Each block of the pattern replaced by its mean."""
+    """Replace each block of the pattern by its mean."""
     count = len(pattern) // block
     blocks = pattern.view(count, block, count, block).mean((1, 3), keepdim=True)
     return blocks.expand(count, block, count, block).reshape_as(pattern)
 
 
 def _inverse_is_one_plus(generator: torch.Generator) -> Iterator[Case]:
-    """F3: the damped inverse of the row's Fisher, in its best scale, against I + aaᵀ: an error of a half is no ≈."""
+    """F3: I + aaᵀ at its best scale against the damped inverse of the row's Fisher; an error above ½ refutes ≈."""
     for row in _rows(generator):
         identity = torch.eye(len(row), dtype=torch.float64)
         inverse = torch.linalg.inv(score_fisher(row) + 0.01 * identity)
@@ -223,7 +292,7 @@ def _inverse_is_one_plus(generator: torch.Generator) -> Iterator[Case]:
 
 
 def _fisher_of_scores(generator: torch.Generator) -> Iterator[Case]:
-    """D1: Jᵀ (diag(a) − aaᵀ) J is E_{j∼a}[∇log a_j ∇log a_jᵀ], the latter by its definition."""
+    """D1: Jᵀ (diag(a) − aaᵀ) J equals E_{j∼a}[∇log a_j ∇log a_jᵀ], computed from its definition."""
     for length, parameters in ((2, 1), (3, 2), (6, 4)):
         jacobian, scores = _normal(generator, 1, length, parameters), _normal(generator, 1, length)
         row = torch.softmax(scores, -1)
@@ -307,5 +376,7 @@ THEOREMS: Mapping[str, _Theorem] = {
         "the inverse is largest where a is small, I + aaᵀ where it is large",
     ),
 }
-# Statements whose proof is one line, which is there; of the others a search without a counterexample says little.
+# Statements with a one-line proof; for the others a search without a counterexample proves nothing.
 PROVED = frozenset(name for name, theorem in THEOREMS.items() if theorem.note.startswith("proved"))
+
+QUESTION = Question(Theorems, measure, section)
