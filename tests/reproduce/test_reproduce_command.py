@@ -261,7 +261,8 @@ def test_a_study_that_names_what_is_not_there_is_one_line(changes, said: str, mo
     monkeypatch.setattr("natattn.reproduce.arguments.plain_values", lambda _: {"study": made | changes, **keys})
     with pytest.raises(UserError, match=said):
         read_arguments(["study=published"])
-    monkeypatch.setattr("natattn.reproduce.arguments.plain_values", lambda _: {"study": made, **keys, "budget": "smoke"})
+    values = {"study": made, **keys, "budget": "smoke"}
+    monkeypatch.setattr("natattn.reproduce.arguments.plain_values", lambda _: values)
     with pytest.raises(UserError, match="study made has cpu"):
         read_arguments(["study=published"])
 
