@@ -1,24 +1,24 @@
-"""The exceptions that end in one line on the command line, without a traceback."""
+"""Exceptions that the command line prints in one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong.
+    """Wrong input from the user.
 
-    The message is one line that says what is wrong, where (key, file, line) and what would be valid.
-    The command line prints it without a traceback and exits with code 2.
+    The message is one line of the form ``key=value: what is wrong. Use X.`` The command line prints it without a
+    traceback and exits with code 2.
     """
 
     exit_code = 2
 
 
 class ResourceError(UserError):
-    """Nothing that was asked for is wrong, but the machine lacks room on a disk, the right to write, or memory: code 1.
+    """Lack of disk space, write permission or memory. The command line exits with code 1.
 
     Args:
         message: what is missing, and where.
         mend: what the user can do about it.
-        resume_with: settings under which the same run would need less, for going on with it.
-        anew: what would need less but computes something else (if only its rounding), for a new run.
+        resume_with: overrides with which the resumed run needs less.
+        anew: overrides with which a new run needs less, but computes something else (if only in its rounding).
     """
 
     exit_code = 1
@@ -31,4 +31,4 @@ class ResourceError(UserError):
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM while nothing is there that would have to be saved first: everything ends as after Ctrl-C."""
+    """SIGTERM while there is nothing to save; handled like Ctrl-C."""

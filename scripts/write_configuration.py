@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from natattn.config import compose as config
+from natattn.config.compose import command_defaults, defaults, description, groups
 from natattn.storage.atomic import conf_folder
 from natattn.training.run_folder import flatten
 
@@ -71,11 +71,11 @@ def page() -> str:
 
     Raises: KeyError for a group that is missing in ``GROUPS``.
     """
-    groups, defaults = config.groups(), config.defaults()
-    order = [*GROUPS, *(group for group in groups if group not in GROUPS)]
-    parts = [START, *(section(group, groups[group], defaults.get(group)) for group in order)]
+    options, chosen = groups(), defaults()
+    order = [*GROUPS, *(group for group in options if group not in GROUPS)]
+    parts = [START, *(section(group, options[group], chosen.get(group)) for group in order)]
     for command in ("train", "analyze", "reproduce"):
-        parts.append(f"## Values of `natattn {command}`\n\n```yaml\n{config.own_values(command).strip()}\n```\n")
+        parts.append(f"## Values of `natattn {command}`\n\n```yaml\n{command_defaults(command).strip()}\n```\n")
     return "\n".join(parts)
 
 
@@ -86,7 +86,7 @@ def section(group: str, options: tuple[str, ...], default: str | None) -> str:
     lines.append("|---|---|" + "---|" * with_keys)
     for option in options:
         name = f"**`{option}`**" if option == default else f"`{option}`"
-        row = f"| {name} | {cell(config.description(group, option))} |"
+        row = f"| {name} | {cell(description(group, option))} |"
         lines.append(f"{row} {keys_of(group, option)} |" if with_keys else row)
     return "\n".join([*lines, ""])
 

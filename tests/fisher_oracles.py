@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.func import jacrev
 
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.patterns import row_patterns
-from natattn.attention.softmax import masked_softmax
+from natattn.attention.patterns import masked_softmax, row_patterns
 from natattn.fisher.decomposition import attention_fisher, relative_frobenius_error, softcap_slope
-from natattn.fisher.rotary import Rotary
+from natattn.fisher.kronecker import Rotary
 
 KeyForm = Literal["averaged", "plain"]
 Parameters = Mapping[str, Tensor]

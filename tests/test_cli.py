@@ -12,9 +12,10 @@ import torch
 from run_metrics import lines
 
 from natattn.cli.main import main
-from natattn.config import compose as config
+from natattn.config.compose import train_groups
 from natattn.data import evaluation_batches, prepare
 from natattn.data.text.blocks import IGNORED_LABEL
+from natattn.training.settings import compose_run
 
 HEAVY = ("torch", "transformers", "datasets", "wandb", "hydra", "pydantic", "numpy")
 
@@ -33,7 +34,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
 def test_train_help_lists_every_group_and_option_with_a_line(capsys):
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for group, options in config.train_groups().items():
+    for group, options in train_groups().items():
         assert re.search(rf"^  {group}$", text, re.MULTILINE)
         for option in options:
             assert re.search(rf"^   [ *] {option} +\S.{{8,}}$", text, re.MULTILINE), option
@@ -58,9 +59,9 @@ def test_other_commands_have_help(command, capsys):
         (["sample", "promt=x"], "did you mean prompt?"),
         (["sample", "run=nowhere", "tokens=0"], "tokens=0"),
         (["train", "resume=nowhere"], "no such run folder"),
-        (["train", "-m", "seed=range(3,1)"], "no job in this sweep"),
+        (["train", "-m", "seed=range(3,1)"], "there is no job"),
         (["train", "--package", "x"], "--package"),
-        (["sample"], "run: missing; give run=FOLDER"),
+        (["sample"], "run: missing. Use run=FOLDER"),
         (["train", "optim=adamw,aif"], "add -m"),
         (["train", "--nonsense"], "--nonsense"),
         (["train", "--experimental-rerun", "x"], "unpickle"),
@@ -231,7 +232,7 @@ def test_an_exported_tempered_model_computes_the_same_without_its_temperature(ti
     records = lines(folder)
     final = [r["value"] for r in records if r["name"] == "validation/loss" and r["arm"] == "tempered_per_head"][-1]
     model = AutoModelForCausalLM.from_pretrained(folder / "arms" / "tempered_per_head" / "model")
-    settings = config.settings_of(config.compose(tiny))
+    settings = compose_run(tiny)
     corpus = prepare(settings.data, settings.tokenizer, progress=False)
     total = count = 0.0
     for inputs, labels in evaluation_batches(corpus.validation, batch_size=8, context=16):

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 
-from natattn.config import compose as config
+from natattn.config.compose import description, groups, quote_paths, sweep_jobs, train_groups
 from natattn.errors import UserError
 from natattn.storage.atomic import conf_folder
+from natattn.training.settings import compose_run
 
 
 def _settings(*overrides: str):
-    return config.settings_of(config.compose(config.quote_paths(overrides)))
+    return compose_run(quote_paths(overrides))
 
 
 def test_defaults_are_those_the_readme_states():
@@ -29,7 +30,7 @@ def options_of(groups):
     return [(group, option) for group, options in groups.items() for option in options]
 
 
-@pytest.mark.parametrize(("group", "option"), options_of(config.train_groups()))
+@pytest.mark.parametrize(("group", "option"), options_of(train_groups()))
 def test_every_option_composes_into_valid_settings(group, option):
     needs = {("data", "text"): ["data.train=x.txt"], ("init", "pretrained"): ["init.path=x"]}
     needs |= {("model", "standard"): ["optim=adamw"], ("tokenizer", "pretrained"): ["init=pretrained", "init.path=x"]}
@@ -45,9 +46,9 @@ def test_every_option_composes_into_valid_settings(group, option):
     _settings(f"{group}={option}", *needs.get((group, option), []))
 
 
-@pytest.mark.parametrize(("group", "option"), options_of(config.groups()))
+@pytest.mark.parametrize(("group", "option"), options_of(groups()))
 def test_every_option_has_a_one_line_description(group, option):
-    assert 10 <= len(config.description(group, option)) <= 90
+    assert 10 <= len(description(group, option)) <= 90
 
 
 WRONG = {
@@ -107,10 +108,10 @@ def test_wrong_input_is_one_line_that_names_key_and_what_is_valid(override, expe
 def experiments(tmp_path, monkeypatch):
     """A folder of experiments to add to, in a copy of conf/ that is read in its place."""
     shutil.copytree(conf_folder(), tmp_path / "conf")
-    monkeypatch.setattr(config, "conf_folder", lambda: tmp_path / "conf")
-    config.groups.cache_clear()
+    monkeypatch.setattr("natattn.config.compose.conf_folder", lambda: tmp_path / "conf")
+    groups.cache_clear()
     yield tmp_path / "conf" / "experiment"
-    config.groups.cache_clear()
+    groups.cache_clear()
 
 
 def test_a_stale_experiment_file_is_named_with_its_line(experiments):
@@ -163,28 +164,28 @@ def test_reference_takes_overrides_of_its_own():
 @pytest.mark.parametrize("swept", ["seed=range(0,1000000000)", "seed=shuffle(range(0,1000000000))"])
 def test_a_sweep_of_more_jobs_than_anyone_can_wait_for_is_refused(swept):
     with pytest.raises(UserError, match=r"1,000,000,000 jobs; valid: at most 100,000"):
-        config.jobs([swept])
+        sweep_jobs([swept])
 
 
 def test_a_pattern_sweeps_over_the_options_of_a_group():
-    assert config.jobs(["optim=glob(muon*)"]) == [["optim=muon"], ["optim=muon_aif"], ["optim=muon_per_head"]]
-    assert config.jobs(["seed=glob(*)"]) == []
+    assert sweep_jobs(["optim=glob(muon*)"]) == [["optim=muon"], ["optim=muon_aif"], ["optim=muon_per_head"]]
+    assert sweep_jobs(["seed=glob(*)"]) == []
 
 
 def test_sweeps_expand_to_their_jobs():
-    assert config.jobs(["optim=adamw,aif", "seed=0,1"]) == [
+    assert sweep_jobs(["optim=adamw,aif", "seed=0,1"]) == [
         ["optim=adamw", "seed=0"], ["optim=adamw", "seed=1"], ["optim=aif", "seed=0"], ["optim=aif", "seed=1"]
     ]  # fmt: skip
-    assert config.jobs(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
-    assert config.jobs(["optim=glob(soap*)"]) == [["optim=soap"], ["optim=soap_muon"]]
-    assert config.jobs([]) == [[]]
+    assert sweep_jobs(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert sweep_jobs(["optim=glob(soap*)"]) == [["optim=soap"], ["optim=soap_muon"]]
+    assert sweep_jobs([]) == [[]]
     with pytest.raises(UserError, match="INTERVAL_SWEEP"):
-        config.jobs(["train.clip_norm=interval(0.5,1)"])
+        sweep_jobs(["train.clip_norm=interval(0.5,1)"])
 
 
 def test_an_experiment_that_does_not_compose_is_one_line(experiments):
     (experiments / "broken.yaml").write_text("# @package _global_\ndefaults:\n  - override /optim: nobody\n")
-    assert config.description("experiment", "broken") == ""  # it has no comment
+    assert description("experiment", "broken") == ""  # it has no comment
     with pytest.raises(UserError, match="optim/nobody") as caught:
         _settings("experiment=broken")
     assert "\n" not in str(caught.value)

@@ -10,11 +10,12 @@ from run_metrics import lines
 
 from natattn.analysis.run_comparison import compare_runs
 from natattn.cli.main import main
-from natattn.config import compose as config
+from natattn.config.compose import groups
 from natattn.tasks import BatchSlice
 from natattn.tasks.base import to_device
 from natattn.training.arm import Arm
 from natattn.training.build import build_arms, open_task
+from natattn.training.settings import compose_run
 from natattn.training.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -29,7 +30,7 @@ SMALL = ["size.n_layer=2", "size.n_embd=16", "size.n_head=2", "tracker=off", "tr
 
 
 def _candidate(overrides: list[str], device: str) -> Arm:
-    settings = config.settings_of(config.compose([*overrides, f"train.device={device}"]))
+    settings = compose_run([*overrides, f"train.device={device}"])
     return build_arms(settings, open_task(settings, progress=False))[-1]
 
 
@@ -41,7 +42,7 @@ def _losses(arm: Arm, steps: int = STEPS) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("optim", config.groups()["optim"])
+@pytest.mark.parametrize("optim", groups()["optim"])
 def test_every_optimizer_trains_as_on_the_cpu(optim, tiny):
     options = [*tiny, "reference=none", "precision=fp64", f"optim={optim}"]
     on_cpu, on_gpu = (_losses(_candidate(options, device)) for device in ("cpu", "cuda"))
@@ -95,7 +96,7 @@ def test_a_run_goes_on_exactly(optim, tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        *([f"optim={name}"] for name in config.groups()["optim"]),
+        *([f"optim={name}"] for name in groups()["optim"]),
         *([f"model={name}", "optim=adamw"] for name in ("natural_gradient", "tempered", "published")),
         ["optim=aif", "precision=bf16"],
         ["optim=natural_muon", "precision=bf16", "model.dropout=0.1"],
@@ -105,7 +106,7 @@ def test_a_run_goes_on_exactly(optim, tiny, tmp_path, monkeypatch):
 )
 def test_a_deterministic_run_has_the_same_bits_twice(options, tiny, tmp_path):
     chosen = ["train.device=cuda", "train.deterministic=true", "reference=none"]
-    settings = config.settings_of(config.compose([*tiny, *options, *chosen]))
+    settings = compose_run([*tiny, *options, *chosen])
     for name in ("first", "second"):
         assert train(settings, tmp_path / name).outcome == "finished"
     assert compare_runs(tmp_path / "first", tmp_path / "second").verdict == "identical"

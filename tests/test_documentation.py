@@ -13,10 +13,11 @@ from documentation import DOCS, Command, blocks, commands, name_of, pages, with_
 from PIL import Image
 
 from natattn.cli.main import main
-from natattn.config import compose as config
+from natattn.config.compose import groups, quote_paths, sweep_jobs
 from natattn.optim.directions import AnyDirection
 from natattn.optim.directions.attention_fisher import Levels
 from natattn.optim.settings import FactorSettings
+from natattn.training.settings import compose_run
 
 # {what a page says: what is there in its place}
 SUBSTITUTIONS = {
@@ -46,7 +47,7 @@ NOT_RUN = {
     "python scripts/bench.py": "minutes; a benchmark",
     "python scripts/keep.py": "writes to docs/results",
 }
-CHANGED_PAGES = "docs/extending/"  # whose commands need their change: tests/test_documentation_changes.py
+CHANGED_PAGES = "docs/extending.md"  # whose commands need their change: tests/test_documentation_changes.py
 
 
 def all_commands() -> list[Command]:
@@ -121,8 +122,8 @@ def test_what_is_not_run_here_can_be_composed(workspace, monkeypatch):
     assert len(composed_only()) > 4
     for text in composed_only():
         overrides = [word for word in substituted(text).split() if word != "-m" and "hydra" not in word]
-        first, *_ = config.jobs(config.quote_paths(overrides))
-        config.settings_of(config.compose(first))
+        first, *_ = sweep_jobs(quote_paths(overrides))
+        compose_run(first)
 
 
 @pytest.mark.slow
@@ -194,6 +195,6 @@ def test_every_key_of_a_direction_is_on_the_page_of_the_optimizers():
 
 def test_pages_name_every_group_and_option():
     text = (DOCS / "configuration.md").read_text(encoding="utf-8")
-    for group, options in config.groups().items():
+    for group, options in groups().items():
         section = text.partition(f"\n## `{group}=`\n")[2].partition("\n## ")[0]
         assert [option for option in options if f"`{option}`" not in section] == [], group

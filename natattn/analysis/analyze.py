@@ -15,7 +15,7 @@ from natattn.analysis.sections.measures import OF_LANGUAGE_MODELS
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject, load_subject
 from natattn.errors import UserError
-from natattn.models.gpt2 import PretrainedInit
+from natattn.models.settings import PretrainedInit
 from natattn.report.page import render_analysis
 from natattn.report.section import Section
 from natattn.storage.atomic import replacing, write_json

@@ -1,4 +1,4 @@
-"""Curves of training over seeds: means with 95 % t bands, and paired differences."""
+"""Training curves over seeds: means with 95 % t bands, and paired differences."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ Floats = NDArray[np.float64]
 Series = tuple[NDArray[np.int64], Floats]
 ANY_LAYER = "attention/layer_*/"
 MOST_POINTS = 100
-LEAST_SEEDS = 3  # for a band: with two, an interval is 13 standard errors wide and hides the rest
+LEAST_SEEDS = 3  # of a band: with two, an interval is 13 standard errors wide and hides the rest
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Mean over seeds at each step, with its 95 % t interval: nan below three seeds."""
+    """Mean over seeds at each step, with its 95 % t interval (nan below three seeds)."""
 
     label: str
     seeds: int
@@ -34,7 +34,7 @@ class Band:
 
 
 def series(run: RunSummary, arm: ArmSummary, name: str) -> Series:
-    """One metric of an arm; a name that begins with ``ANY_LAYER`` is the mean over layers."""
+    """Return a metric of an arm; for a name that begins with ``ANY_LAYER``, its mean over layers."""
     metrics = metrics_of(run)
     if not name.startswith(ANY_LAYER):
         steps, values, _ = metrics.select(arm=arm.name, name=name)
@@ -46,22 +46,22 @@ def series(run: RunSummary, arm: ArmSummary, name: str) -> Series:
 
 
 def layers_of(run: RunSummary) -> list[int]:
-    """Layers whose attention was observed in training."""
+    """Return the layers whose attention was observed in training."""
     names = metrics_of(run).names()
     return sorted({int(found[1]) for name in names if (found := re.match(r"attention/layer_(\d+)/", name))})
 
 
 def band(treatment: Treatment, name: str) -> Band | None:
-    """A metric over a treatment's seeds, at the steps that all have; None where there are none.
+    """Return a metric over a treatment's seeds, at the steps that all have; None if there are none.
 
-    What is measured at more than a hundred steps is averaged over as many, equally spaced in their logarithm.
+    Metrics of more than a hundred steps are averaged over bins that are equally wide in the logarithm of the step.
     """
     found = [_averaged(*series(run, arm, name)) for run, arm in treatment.runs]
     return _band(treatment.label, [curve for curve in found if len(curve[0])])
 
 
 def difference_band(treatment: Treatment, baseline: Treatment, name: str) -> Band | None:
-    """Treatment − baseline, paired; None where no runs are."""
+    """Return treatment − baseline over paired runs; None if no runs are paired."""
     differences = []
     for mine, theirs in pairs(treatment, baseline):
         first, second = series(*mine, name), series(*theirs, name)
@@ -91,7 +91,7 @@ def _common(steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _averaged(steps: NDArray[np.int64], values: Floats) -> Series:
-    """Means over bins of the logarithm of the step; each stands at the last step of its bin."""
+    """Means over bins of the logarithm of the step, each at the last step of its bin."""
     if len(steps) <= MOST_POINTS:
         return steps, values
     edges = np.geomspace(1, steps[-1], MOST_POINTS)
@@ -102,7 +102,7 @@ def _averaged(steps: NDArray[np.int64], values: Floats) -> Series:
 
 
 def _once(steps: NDArray[np.int64], values: Floats) -> Series:
-    """The last value of each step: a resumed run may have logged one twice."""
+    """The last value of each step: a resumed run may have logged a step twice."""
     unique, last = np.unique(steps[::-1], return_index=True)
     return unique, values[::-1][last]
 

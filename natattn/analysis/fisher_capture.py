@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from natattn.analysis.fisher_errors import QueryGradients, QueryRows
 from natattn.analysis.patterns import captured
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.modules import attention_layers
+from natattn.attention.layers import attention_layers, projection_name
 from natattn.attention.patterns import row_patterns
-from natattn.attention.projections import projection_name
 from natattn.attention.site import AttentionSite
 from natattn.fisher.decomposition import softcap_slope
 from natattn.randomness import addressed_seed

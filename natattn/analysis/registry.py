@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from natattn.analysis.frame import Question
-from natattn.analysis.questions import comparison, curves, scaling, training, widths
+from natattn.analysis.questions import (
+    cascades,
+    comparison,
+    curves,
+    fisher_claims,
+    scaling,
+    temperature,
+    theorems,
+    training,
+    widths,
+)
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.sections.measures import MEASURES, OF_LANGUAGE_MODELS, OF_TWO_SEQUENCES, TEXT_ONLY
 from natattn.analysis.settings import ModelSection
@@ -27,8 +37,17 @@ def _fits(name: ModelSection, subject: Subject) -> bool:
     )
 
 
+_TYPED: Mapping[ModelSection, Question[Subject, Any]] = {
+    "frozen": temperature.FROZEN,
+    "propagated": temperature.PROPAGATED,
+    "sizes": temperature.SIZES,
+    "cascades": cascades.QUESTION,
+    "fisher": fisher_claims.QUESTION,
+    "theorems": theorems.QUESTION,
+}
 MODEL_QUESTIONS: Mapping[str, Question[Subject, Any]] = {
-    name: Question(Section, measure, _as_it_is, partial(_fits, name)) for name, measure in MEASURES.items()
+    name: _TYPED[name] if name in _TYPED else Question(Section, MEASURES[name], _as_it_is, partial(_fits, name))
+    for name in get_args(ModelSection)
 }
 RUN_QUESTIONS: Mapping[str, Question[RunSet, Any]] = {
     "curves": curves.CURVES,
@@ -37,4 +56,12 @@ RUN_QUESTIONS: Mapping[str, Question[RunSet, Any]] = {
     "widths": widths.WIDTHS,
     "scaling": scaling.SCALING,
 }
-VERDICTS: Mapping[str, Judge] = {"lead": training.verdict, "scaling": scaling.verdict, "widths": widths.verdict}
+VERDICTS: Mapping[str, Judge] = {
+    "lead": training.verdict,
+    "scaling": scaling.verdict,
+    "widths": widths.verdict,
+    "cascades": cascades.verdict,
+    "correlation": temperature.verdict,
+    "fisher": fisher_claims.verdict,
+    "theorems": theorems.verdict,
+}

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from natattn.config.base import Settings
 from natattn.data.text.corpora import DataSettings
 from natattn.data.text.tokenizers import TokenizerSettings
-from natattn.models.gpt2 import InitSettings, SizeSettings
+from natattn.models.settings import InitSettings, SizeSettings
 from natattn.training.devices import DeviceName
 
 Positive = Annotated[float, Field(gt=0)]

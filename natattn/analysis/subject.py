@@ -17,14 +17,15 @@ from torch import Tensor
 from natattn.analysis.patterns import LONGEST_PATTERN, model_inputs
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.task_subject import Read, read_by_tower
-from natattn.attention.modules import attention_layers
+from natattn.attention.layers import attention_layers
 from natattn.attention.stabilisers import restore_stabilisers
 from natattn.config.messages import first_line
 from natattn.data import TokenSplit, prepare
 from natattn.data.text.tokenizers import Tokenizer
 from natattn.errors import UserError
-from natattn.models.foreign import check_foreign
-from natattn.models.gpt2 import PretrainedInit, without_progress_bars, without_reports
+from natattn.models.pretrained import without_progress_bars, without_reports
+from natattn.models.settings import PretrainedInit
+from natattn.models.trust import check_trust
 from natattn.storage.atomic import pretrained_source
 from natattn.training.run_folder import CONFIG, read_config, trained_arm
 from natattn.training.settings import RunSettings
@@ -84,6 +85,16 @@ class Subject:
     def beginning(self, count: int) -> Tensor:
         """The first sequences, cut where whole patterns would be too large; or the first images."""
         return self.tokens[:count] if self.reads_images else self.tokens[:count, :LONGEST_PATTERN]
+
+
+def has_one_sequence(subject: Subject) -> bool:
+    """Return whether the model attends from one sequence to itself: false for an encoder with a decoder."""
+    return not subject.is_encoder_decoder
+
+
+def reads_text(subject: Subject) -> bool:
+    """Return whether the model reads one sequence of text: patches of an image have no order along which to measure."""
+    return not subject.is_encoder_decoder and not subject.reads_images
 
 
 def load_subject(settings: AnalyzeSettings, device: torch.device) -> Subject:
@@ -192,14 +203,14 @@ def _load_model(folder: str) -> Any:
         AutoModelForImageClassification,
     )
 
-    from natattn.published.model import register as register_published
+    from natattn.models.registry import register_architectures
 
-    register_published()
+    register_architectures()
     try:
         with without_progress_bars(), without_reports():
             source, options = pretrained_source(folder)
             if not options:  # what is no GGUF file
-                check_foreign(source)
+                check_trust(source)
             found = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             # A GGUF file does not name the class; what is converted to that format generates.
             is_decoder = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING and (bool(options) or _generates(found))

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from natattn.analysis.patterns import body_of, captured, model_inputs
-from natattn.attention.attach import attach, detach
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.modules import PARAMETERS_ATTRIBUTE, Tempered, attention_layers
+from natattn.attention.layers import PARAMETERS_ATTRIBUTE, attach, attention_layers, detach
 from natattn.attention.site import AttentionSite
+from natattn.attention.types.tempered import Tempered
 
 ScanKind = Literal["frozen", "propagated"]
 ROW_MEANS = ("free_energy", "internal_energy", "entropy", "heat_capacity", "order_parameter")

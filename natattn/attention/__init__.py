@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natattn.attention.interface import register
     from natattn.attention.probe import AttentionProbe
+    from natattn.attention.types.registry import register
 
 __all__ = ["AttentionProbe", "register"]
 
-_HOMES = {"AttentionProbe": "natattn.attention.probe", "register": "natattn.attention.interface"}
+_HOMES = {"AttentionProbe": "natattn.attention.probe", "register": "natattn.attention.types.registry"}
 
 
 def __getattr__(name: str) -> Any:

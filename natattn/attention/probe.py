@@ -1,7 +1,7 @@
-"""The probe: what an optimizer or a tracker can know about a model's attention in this step.
+"""The probe: observes a model's attention during a step, for an optimizer or a tracker.
 
-A probe owns one site per attention layer. It never changes what the model computes, and on steps that it does not
-record a site costs a look-up, a microsecond or two per layer.
+A probe owns one site per attention layer. It never changes what the model computes. On steps that it does not record, a
+site costs a look-up, one or two microseconds per layer.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from natattn.attention.interface import register
-from natattn.attention.modules import IMPLEMENTATIONS, NATURAL, SITE_ATTRIBUTE, attention_layers, use_implementation
-from natattn.attention.site import AttentionSite, ExactMethod, MaskCache, Observation
+from natattn.attention.layers import SITE_ATTRIBUTE, attention_layers, use_implementation
+from natattn.attention.site import AttentionSite, MaskCache, Observation
 from natattn.attention.statistics import EnergyStatistics, all_reduce
+from natattn.attention.types.base import IMPLEMENTATIONS
+from natattn.attention.types.natural import NATURAL
 from natattn.distributed.ranks import Ranks
 from natattn.randomness import addressed_seed
 
@@ -22,24 +23,26 @@ class AttentionProbe:
     """Observes the attention layers of a transformers model that dispatches attention by name.
 
     While attached, the model runs under ``attn_implementation="natural"``, whose output is that of ``"sdpa"``, or under
-    the attention type of this package that it has already; ``detach`` restores the implementation and removes every
-    trace. Probes nest: a second one takes the place of the first until it is detached.
+    the attention type of this package that it already has; ``detach`` restores the implementation and removes every
+    trace. Probes nest: a second one replaces the first until it is detached.
 
     Gradient accumulation adds up: the statistics are of all forward passes inside ``step``. Activation checkpointing
-    runs a layer's forward a second time, inside the backward pass; that one is not counted. Under ``torch.compile`` a
-    recorded step breaks the graph at every layer, another does not.
+    runs a layer's forward a second time, inside the backward pass, which is not counted. Under ``torch.compile`` a
+    recorded step breaks the graph at every layer; other steps do not.
 
     Args:
         model: a transformers ``PreTrainedModel``.
         quantities: names from ``natattn.attention.quantities.QUANTITIES``; only these are computed.
         row_count: query rows sampled per sequence and step; None observes all rows, in chunks.
         exact: those of the quantities that are measured over all rows although the others are sampled, at the cost of
-            such a pass: what is ``BIASED_WHEN_SAMPLED`` and has to be right, as the maximum has to be for QK-clip.
-        exact_method: of ``row_count=None``; "dense" is the readable reference and holds whole L×L matrices.
+            a pass over all rows: quantities that are ``BIASED_WHEN_SAMPLED`` and must be right, such as the maximum
+            for QK-clip.
         every: record on steps divisible by this.
         layers: indices of the layers to observe; None for all.
         cross_attention: also observe layers that read another sequence; they are numbered after the others.
-        seed: of the generator that places the sampled rows; independent of every generator that training uses.
+        seed: of the generator that chooses the sampled rows; independent of every generator that training uses.
+
+    Raises: ValueError for a model without such layers, unknown quantities or layers, or values out of range.
     """
 
     def __init__(
@@ -49,7 +52,6 @@ class AttentionProbe:
         quantities: Collection[str] = ("mean_absolute_energy",),
         row_count: int | None = 32,
         exact: Collection[str] = (),
-        exact_method: ExactMethod = "streaming",
         every: int = 1,
         layers: Collection[int] | None = None,
         cross_attention: bool = False,
@@ -57,41 +59,37 @@ class AttentionProbe:
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every}: must be at least 1")
-        register()
         self.model = model
         self.every = every
         self.quantities = tuple(quantities)
         self.seed = seed
-        observation = Observation(tuple(quantities), tuple(exact), row_count, exact_method)
-        found = attention_layers(model, cross_attention=cross_attention)
-        if not found and layers is None:
+        observation = Observation(tuple(quantities), tuple(exact), row_count)
+        all_layers = attention_layers(model, cross_attention=cross_attention)
+        if not all_layers and layers is None:
             raise ValueError(f"{type(model).__name__} has no attention layers that the probe knows how to find")
-        known = [layer.layer for layer in found]
-        if layers is not None and not set(layers) <= set(known):
-            raise ValueError(f"layers={sorted(layers)}: the model has {known}")
-        self._counts = MaskCache()
+        indices = [layer.layer for layer in all_layers]
+        if layers is not None and not set(layers) <= set(indices):
+            raise ValueError(f"layers={sorted(layers)}: the model has {indices}")
+        self._masks = MaskCache()
         self.sites = [
-            AttentionSite(layer.layer, layer.name, observation, self._counts, layer.is_cross_attention)
-            for layer in found
+            AttentionSite(layer.layer, layer.name, observation, self._masks, layer.is_cross_attention)
+            for layer in all_layers
             if layers is None or layer.layer in layers
         ]
-        self._reduced = True  # there is nothing yet
+        self._reduced = True  # nothing has been recorded yet
         self._detached = False
-        self._attach()
-
-    def _attach(self) -> None:
         # An encoder–decoder has a configuration for each part.
-        configs = {id(part.config): part.config for part in self.model.modules() if hasattr(part, "config")}
+        configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
         self._previous_implementations = [(config, config._attn_implementation) for config in configs.values()]
-        self._modules = [self.model.get_submodule(site.name) for site in self.sites]
+        self._modules = [model.get_submodule(site.name) for site in self.sites]
         self._previous_sites = [vars(module).get(SITE_ATTRIBUTE) for module in self._modules]
-        if self.sites and self.model.config._attn_implementation not in IMPLEMENTATIONS:
-            use_implementation(self.model, NATURAL)
+        if self.sites and model.config._attn_implementation not in IMPLEMENTATIONS:
+            use_implementation(model, NATURAL)
         for site, module in zip(self.sites, self._modules, strict=True):
             setattr(module, SITE_ATTRIBUTE, site)
 
     def detach(self) -> None:
-        """Leave the model as it was; a second call does nothing.
+        """Restore the model; a second call does nothing.
 
         Raises: RuntimeError while a probe that was attached after this one still is.
         """
@@ -117,16 +115,17 @@ class AttentionProbe:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Record the forward passes made inside, all as one step (micro-batches add up), if this step is due."""
+        """Record the forward passes made inside as one step (micro-batches add up), if this step is due."""
         if step % self.every == 0 and self.quantities:
-            offset = _offset(self.seed, step)
+            # The offset of the sampled rows, in [0, 1), is a function of (seed, step) alone.
+            offset = addressed_seed(self.seed, "sampled rows", step) / 2**63
             self._reduced = False
             for site in self.sites:
                 site.statistics, site.offset, site.recording = None, offset, True
         try:
             yield
         finally:
-            self._counts.clear()
+            self._masks.clear()
             for site in self.sites:
                 site.recording = False
 
@@ -141,9 +140,9 @@ class AttentionProbe:
         return [site.layer for site in self.sites if site.statistics is not None]
 
     def statistics(self, layer: int) -> EnergyStatistics:
-        """What was last recorded of a layer.
+        """Return the statistics of a layer in the last recorded step.
 
-        Raises: RuntimeError when nothing has been recorded yet, KeyError for a layer that is not observed.
+        Raises: RuntimeError if nothing has been recorded yet, KeyError for a layer that is not observed.
         """
         for site in self.sites:
             if site.layer == layer:
@@ -151,62 +150,51 @@ class AttentionProbe:
         raise KeyError(f"the probe has no layer {layer}; it observes {self.layers}")
 
     def mean_energy(self, layer: int) -> Tensor:
-        """Mean of E over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
+        """Return the mean of E over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
         return self.statistics(layer)["mean_energy"].mean()
 
     def attention_distance(self, layer: int) -> Tensor:
-        """Mean distance that each head attends over, in tokens, [H]."""
+        """Return the mean distance that each head attends over, in tokens, [H]."""
         return self.statistics(layer)["attention_distance"]
 
     def mean_absolute_energy(self, layer: int) -> Tensor:
-        """Mean of |E| over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
+        """Return the mean of |E| over the layer's heads and allowed pairs, a float32 scalar on the model's device."""
         return self.statistics(layer)["mean_absolute_energy"].mean()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was last recorded, as flat tensors: a run that observes every n steps needs it to go on exactly."""
+        """Return the last recorded step as flat tensors, which a run with ``every`` > 1 needs to resume exactly."""
         tensors: dict[str, Tensor] = {}
         for site in self.sites:
             if site.statistics is not None:
                 recorded = site.statistics
                 # A compiled pass may give all layers the same tensor, which safetensors refuses to write twice.
-                tensors |= {
-                    f"{site.layer}.pairs": recorded.pairs.clone(),
-                    f"{site.layer}.rows": recorded.rows.clone(),
-                }
+                tensors[f"{site.layer}.pairs"] = recorded.pairs.clone()
+                tensors[f"{site.layer}.rows"] = recorded.rows.clone()
                 for term, total in recorded.totals.items():
                     kind = "sampled" if term in recorded.sampled else "exact"
                     tensors[f"{site.layer}.{kind}.{term}"] = total
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         for site in self.sites:
-            own = {
-                tuple(name.split(".")[1:]): value for name, value in tensors.items() if _layer_of(name) == site.layer
-            }
-            if own:
-                totals = {key[1]: value for key, value in own.items() if len(key) == 2}
-                sampled = frozenset(key[1] for key in own if key[0] == "sampled")
-                site.statistics = EnergyStatistics(own["pairs",], own["rows",], totals, sampled)
+            prefix = f"{site.layer}."
+            saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if saved:
+                terms = [name.split(".") for name in saved if "." in name]
+                totals = {term: saved[f"{kind}.{term}"] for kind, term in terms}
+                sampled = frozenset(term for kind, term in terms if kind == "sampled")
+                site.statistics = EnergyStatistics(saved["pairs"], saved["rows"], totals, sampled)
         self._reduced = True
 
     def reduce(self, ranks: Ranks | None = None) -> None:
-        """Make the recorded step's statistics those of all ranks' batches together; once per step, then harmless.
+        """Replace the recorded step's statistics by those of all ranks' batches; a second call does nothing.
 
         Args:
-            ranks: those of the default process group, where they are not given.
+            ranks: None for those of the default process group.
         """
         if not self._reduced:
             reduced = all_reduce([site.recorded() for site in self.sites], ranks or Ranks.of_group())
             for site, statistics in zip(self.sites, reduced, strict=True):
                 site.statistics = statistics
             self._reduced = True
-
-
-def _layer_of(name: str) -> int:
-    return int(name.split(".")[0])
-
-
-def _offset(seed: int, step: int) -> float:
-    """The step's place in [0, 1) of the sampled rows; a function of (seed, step) alone."""
-    return addressed_seed(seed, "sampled rows", step) / 2**63

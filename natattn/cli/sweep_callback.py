@@ -1,4 +1,4 @@
-"""What Hydra calls after each job of a sweep, so that a long sweep takes no more memory than a short one."""
+"""Hydra callback that frees the memory of each job of a sweep."""
 
 import gc
 from typing import Any
@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 
 class ReleaseJob(Callback):
-    """Lets go of what a job leaves behind; named in ``conf/train.yaml``, for Hydra finds callbacks by name alone."""
+    """Frees what a job leaves behind. Named in ``conf/train.yaml``, since Hydra finds callbacks by name."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Drop the compositions that Hydra keeps of every job until the sweep ends, and what the job's objects hold.
+        """Drop the configurations that Hydra keeps of every job until the sweep ends, and collect garbage.
 
-        Models, probes and figures hold each other in circles, which Python else collects after tens of jobs.
+        Models, probes and figures are in reference cycles, which Python would only collect after tens of jobs.
         """
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             job_return.cfg = job_return.hydra_cfg = None

@@ -1,8 +1,9 @@
-"""From the command line to typed settings: finds conf/, composes it with Hydra, and explains what does not fit.
+"""Compose conf/ with Hydra and validate it; every mistake is a UserError of one line.
 
-DictConfig stops here: everything below works with frozen, validated objects.
+DictConfig stops here: all other rooms work with frozen, validated objects.
 """
 
+import itertools
 import math
 import os
 import re
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-    from natattn.training.settings import RunSettings
-
 SettingsType = TypeVar("SettingsType", bound=Settings)
 NOT_OF_TRAIN = frozenset({"study"})
 MOST_JOBS = 100_000  # of a sweep
@@ -32,7 +31,7 @@ _QUOTED = re.compile(r"""^(['"]).*\1$""", re.DOTALL)
 
 @cache
 def groups() -> dict[str, tuple[str, ...]]:
-    """{group: its options}, in alphabetical order."""
+    """Return {group: its options}, in alphabetical order."""
     return {
         folder.name: tuple(sorted(path.stem for path in folder.glob("*.yaml")))
         for folder in sorted(conf_folder().iterdir())
@@ -41,12 +40,12 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def train_groups() -> dict[str, tuple[str, ...]]:
-    """The groups that `natattn train` composes: those of other commands are left out."""
+    """Return the groups of `natattn train`, without those of other commands."""
     return {group: options for group, options in groups().items() if group not in NOT_OF_TRAIN}
 
 
 def description(group: str, option: str) -> str:
-    """The one-line comment that every option's file begins with."""
+    """Return the one-line comment at the start of an option's file."""
     for line in (conf_folder() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# @package"):
             return line.removeprefix("#").strip()
@@ -54,7 +53,7 @@ def description(group: str, option: str) -> str:
 
 
 def defaults() -> dict[str, str]:
-    """{group: its option in the defaults list of train.yaml}."""
+    """Return {group: its default option}, from train.yaml."""
     import yaml
 
     entries = yaml.safe_load((conf_folder() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8"))["defaults"]
@@ -62,16 +61,16 @@ def defaults() -> dict[str, str]:
     return {group: option for group, option in chosen.items() if isinstance(option, str)}
 
 
-def own_values(name: str) -> str:
-    """The values of a command's own file with their comments, as text; what only Hydra reads is left out."""
+def command_defaults(name: str) -> str:
+    """Return the values and comments of a command's own file as text, without the section ``hydra``."""
     text = (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     return text.split("\n\n", 1)[1].split("\nhydra:")[0]
 
 
 def quote_paths(overrides: Iterable[str]) -> list[str]:
-    """Quote values that Hydra's grammar would take apart although they name an existing path, or that it cannot parse.
+    """Quote values that name an existing path, or that Hydra's grammar cannot parse.
 
-    A value with ``~``, ``=``, ``(`` or ``,`` is no syntax where a file of that name exists.
+    A value with ``~``, ``=``, ``(`` or ``,`` is not syntax if a file of that name exists.
     """
     return [_quoted_if_needed(override) for override in overrides]
 
@@ -89,7 +88,7 @@ def _quoted_if_needed(override: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text for between Hydra's single quotes: backslashes count only before a quote, and ${ would be resolved."""
+    """Escape text for Hydra's single quotes: backslashes count only before a quote, and ${ would be resolved."""
     text = re.sub(r"(\\*)'", lambda match: 2 * match.group(1) + "\\'", text)
     text = re.sub(r"(\\+)$", lambda match: 2 * match.group(1), text)
     return text.replace("${", "\\${")
@@ -98,7 +97,7 @@ def _escaped(text: str) -> str:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # such as a name too long to be one
+    except OSError:  # for example a name that is too long
         return False
 
 
@@ -114,17 +113,19 @@ def _parses(override: str) -> bool:
 
 
 def parse(overrides: Sequence[str]) -> list["Override"]:
-    """Hydra's reading of the overrides.
+    """Parse overrides with Hydra's grammar.
 
-    Raises: UserError naming one that is no ``key=value``, or a group option that does not exist.
+    Raises: UserError for one that is not ``key=value``, or for a group option that does not exist.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
+            override = parser.parse_override(text)
+            override.config_loader = _GroupOptions()  # type: ignore[assignment]  # for optim=glob(*)
         except HydraException:
             raise UserError(f"{text}: not understood; write key=value, with quotes around unusual values") from None
         _check_option(override)
@@ -132,52 +133,55 @@ def parse(overrides: Sequence[str]) -> list["Override"]:
     return parsed
 
 
-def jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep, as Hydra's basic sweeper will make them; one job where nothing is swept.
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every job of a sweep; one job if nothing is swept.
 
-    Raises: UserError for a kind of sweep that needs another sweeper, and for more jobs than anyone can wait for.
+    Raises: UserError for a kind of sweep that needs another sweeper, and for more than ``MOST_JOBS`` jobs.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.types import RangeSweep
     from hydra.errors import HydraException
 
-    parsed = parse(overrides)
+    choices: dict[str, list[str]] = {}
+    count = 1
     try:
-        if (count := _job_count(parsed)) > MOST_JOBS:
+        swept = []
+        for text, override in zip(overrides, parse(overrides), strict=True):
+            choices[key := override.get_key_element()] = [text]  # of a repeated key the last override holds
+            if override.is_sweep_override():
+                if not override.is_discrete_sweep():
+                    kind = override.value_type.name if override.value_type else "sweep"
+                    raise UserError(f"{text}: {kind} needs another sweeper. Use choices (a,b) or range(start,stop).")
+                sweep = override.value()
+                if isinstance(sweep, RangeSweep):  # counted without listing it
+                    start, stop, step = (float(bound or 0) for bound in (sweep.start, sweep.stop, sweep.step))
+                    count *= max(0, math.ceil((stop - start) / (step or 1)))
+                else:
+                    count *= len(list(override.sweep_string_iterator()))
+                swept.append((key, override))
+        if count > MOST_JOBS:
             raise UserError(f"-m: a sweep of {count:,} jobs; valid: at most {MOST_JOBS:,}")
-        ((*batch,),) = BasicSweeper.split_arguments(parsed, None)
+        for key, override in swept:
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException as error:
         raise UserError(first_line(error)) from None
-    return [list(job) for job in batch]
-
-
-def _job_count(parsed: Sequence["Override"]) -> int:
-    """How many jobs a sweep has, without making a list of them."""
-    from hydra.core.override_parser.types import RangeSweep
-
-    count = 1
-    for override in parsed:
-        if override.is_discrete_sweep():
-            override.config_loader = _GroupOptions()  # type: ignore[assignment]
-            swept = override.value()
-            if isinstance(swept, RangeSweep):
-                count *= max(0, math.ceil((float(swept.stop or 0) - float(swept.start or 0)) / float(swept.step or 1)))
-            else:
-                count *= len(list(override.sweep_string_iterator()))
-    return count
+    return [list(job) for job in itertools.product(*choices.values())]
 
 
 class _GroupOptions:
-    """What Hydra asks for the options that ``optim=glob(*)`` may mean."""
+    """The part of Hydra's configuration loader that ``optim=glob(*)`` needs."""
 
     def get_group_options(self, group: str, results_filter: object = None) -> list[str]:
-        """Of a group of ours; none of what is no group."""
+        """Return the options of a group; none for any other key."""
         return list(groups().get(group, ()))
 
 
-def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
-    """Compose conf/train.yaml, or the file of another command, with overrides, in Hydra's own way.
+def compose(overrides: Sequence[str], name: str = CONFIG_NAME, *, with_hydra: bool = False) -> "DictConfig":
+    """Compose conf/train.yaml, or the file of another command, with overrides.
 
-    Raises: UserError naming the override that does not fit and the nearest that would.
+    Args:
+        with_hydra: keep the section ``hydra``, which names folders and the launcher.
+
+    Raises: UserError for an override that does not fit, with the closest match.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -191,7 +195,7 @@ def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=name):
         try:
-            return hydra_compose(name, overrides=list(overrides))
+            return hydra_compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
             chosen = [text for text, override in zip(overrides, parsed, strict=True) if _group_of(override)]
             try:
@@ -211,24 +215,44 @@ def compose(overrides: Sequence[str], name: str = CONFIG_NAME) -> "DictConfig":
             raise UserError(first_line(error)) from error
 
 
-def settings_of(config: "DictConfig") -> "RunSettings":
-    """The composed configuration as one frozen, typed object; also checked for impossible combinations.
+def folder_of(composed: "DictConfig", job: int | None = -1) -> Path:
+    """Return the folder of a run composed with ``with_hydra``.
 
-    Raises: UserError naming key, value and what is valid.
+    Args:
+        job: index of the job in a sweep, None for the folder of the sweep, -1 for a single run.
     """
-    return run_settings(plain_values(config))
+    from omegaconf import OmegaConf, open_dict, read_write
+    from omegaconf.errors import OmegaConfBaseException
+
+    hydra = composed.hydra
+    try:
+        if job == -1:
+            return Path(hydra.run.dir)
+        if job is None:
+            return Path(hydra.sweep.dir)
+        with read_write(hydra), open_dict(hydra):
+            hydra.job.num, hydra.job.id = job, str(job)
+        return Path(hydra.sweep.dir) / str(OmegaConf.select(hydra, "sweep.subdir"))
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from None
+
+
+def is_launched_here(composed: "DictConfig") -> bool:
+    """Return whether a sweep composed with ``with_hydra`` runs in this process, one job after the other."""
+    return str(composed.hydra.launcher["_target_"]).endswith("BasicLauncher")
 
 
 def plain_values(config: "DictConfig") -> dict[str, Any]:
-    """What a composed configuration says, without what only Hydra reads.
+    """Return a composed configuration as plain values, without the sections ``hydra`` and ``experiment``.
 
-    Raises: UserError naming a key that needs a value, or cannot be resolved.
+    Raises: UserError for a key that needs a value or cannot be resolved.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "experiment")])
     unresolved = OmegaConf.to_container(config, resolve=False)
-    missing = [key for key, value in _walk(unresolved) if value == "???" and not key.startswith("hydra.")]
+    missing = [key for key, value in _walk(unresolved) if value == "???"]
     if missing:
         raise UserError(f"{missing[0]}: needs a value; give {missing[0]}=…")
     try:
@@ -236,23 +260,13 @@ def plain_values(config: "DictConfig") -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from None
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key not in ("hydra", "experiment")}
-
-
-def run_settings(values: dict[str, Any]) -> "RunSettings":
-    """As ``settings_of``, of what a composed configuration says, or of that of a run folder."""
-    from natattn.training.settings import RunSettings
-
-    settings = validated(values, RunSettings)
-    settings.check()
-    refuse_secrets(settings)
-    return settings
+    return {str(key): value for key, value in values.items()}
 
 
 def refuse_secrets(settings: Settings) -> None:
-    """Settings are saved, shown on pages and mirrored: no password or token of the environment may be among them.
+    """Refuse settings that contain a password or a token, because they are saved, shown on pages and mirrored.
 
-    Raises: UserError naming the key, not the value.
+    Raises: UserError with the key, not the value.
     """
     values = [
         (key, str(value)) for key, value in _walk(settings.model_dump(mode="json")) if not isinstance(value, dict)
@@ -265,9 +279,9 @@ def refuse_secrets(settings: Settings) -> None:
 
 
 def refuse_secrets_in_folders(overrides: Sequence[str]) -> None:
-    """A run's folder is named by what Hydra is told: it is shown, and so are the names of all that is in it.
+    """Refuse overrides of ``hydra`` that contain a secret, because they name folders, which are shown.
 
-    Raises: UserError naming the key, not the value.
+    Raises: UserError with the key, not the value.
     """
     for key, value in ((key, value) for key, _, value in (text.partition("=") for text in overrides)):
         named = next((f"the value of ${name}" for name in secrets() if f"oc.env:{name}" in value), None)
@@ -276,9 +290,9 @@ def refuse_secrets_in_folders(overrides: Sequence[str]) -> None:
 
 
 def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsType:
-    """Plain values → settings.
+    """Turn plain values into settings.
 
-    Raises: UserError naming the first key that does not fit.
+    Raises: UserError for the first key that does not fit.
     """
     from pydantic import ValidationError
 
@@ -291,10 +305,7 @@ def validated(values: dict[str, Any], schema: type[SettingsType]) -> SettingsTyp
 
 
 def _check_numbers(given: Any, taken: Any, key: str = "") -> None:
-    """Refuse what pydantic lets pass: true and false for 1 and 0, and whole numbers that nothing below can hold.
-
-    Raises: UserError naming the key.
-    """
+    """Refuse what pydantic accepts: true and false for 1 and 0, and integers outside of 64 bits."""
     if isinstance(given, bool) and not isinstance(taken, bool):
         raise UserError(f"{key}={str(given).lower()}: valid: a number")
     if isinstance(given, int) and abs(given) >= _LARGEST:
@@ -325,7 +336,7 @@ def _group_of(override: "Override") -> str | None:
 
 
 def _walk(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every section and value of a nested configuration."""
+    """Yield (dotted key, value) for every section and value of a nested configuration."""
     if isinstance(values, dict):
         for key, child in values.items():
             dotted = f"{prefix}.{key}".lstrip(".")

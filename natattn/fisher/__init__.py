@@ -1,9 +1,8 @@
 """The Fisher information that attention carries: Kronecker factors for training, and the dense form for small cases."""
 
 from natattn.fisher.decomposition import attention_fisher, score_fisher
-from natattn.fisher.kronecker import FACTORS, FactorName, first_sequences, kronecker_factors
+from natattn.fisher.kronecker import FACTORS, FactorName, Rotary, first_sequences, kronecker_factors
 from natattn.fisher.roots import damped_inverse, inverse_cholesky, inverse_square_root
-from natattn.fisher.rotary import Rotary
 
 __all__ = [
     "FACTORS",

@@ -1,1 +1,1 @@
-"""Sizes and attention types → transformers models."""
+"""Architectures as transformers models: one file each, with plain softmax attention."""

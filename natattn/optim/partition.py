@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from natattn.attention.modules import attention_layers
-from natattn.attention.projections import head_counts
+from natattn.attention.layers import attention_layers, head_counts
 from natattn.optim.matrix import Matrix, Role
 
 _FUSED = re.compile(r"(^|\.)c_attn$")

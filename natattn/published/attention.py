@@ -18,12 +18,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.interface import natural_attention, register
-from natattn.attention.modules import IMPLEMENTATIONS, PARAMETERS_ATTRIBUTE, TEMPERED, Tempered
+from natattn.attention.layers import PARAMETERS_ATTRIBUTE
 from natattn.attention.patterns import row_patterns
 from natattn.attention.quantities import QUANTITIES
-from natattn.attention.statistics import EnergyStatistics
-from natattn.attention.streaming import streaming_statistics
+from natattn.attention.statistics import EnergyStatistics, streaming_statistics
+from natattn.attention.types.base import IMPLEMENTATIONS
+from natattn.attention.types.natural import natural_attention
+from natattn.attention.types.tempered import Tempered
 from natattn.published.cache import place_in_cache
 from natattn.published.masks import head_factors, whole_mask
 
@@ -45,7 +46,6 @@ class NaturalAttention(nn.Module):
 
     def __init__(self, config: GPT2Config, layer_idx: int | None = None, causal: bool = True) -> None:
         super().__init__()
-        register()
         width, heads = config.n_embd, config.n_head
         if heads < 1 or width % heads:
             raise ValueError(f"n_head={heads}: does not divide n_embd={width}")
@@ -167,7 +167,7 @@ class NaturalAttention(nn.Module):
 
     def _temperature(self) -> float | Tensor:
         parameters = getattr(self, PARAMETERS_ATTRIBUTE, None)
-        if self.config._attn_implementation == TEMPERED and isinstance(parameters, Tempered):
+        if self.config._attn_implementation == Tempered.implementation and isinstance(parameters, Tempered):
             return parameters.temperature
         return 1.0
 

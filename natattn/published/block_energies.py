@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.modules import attention_modules
+from natattn.attention.layers import attention_layers
 from natattn.published.attention import NaturalAttention
 
 MASK_VALUE = -1e9
@@ -36,7 +36,9 @@ class BlockEnergies:
 
         Raises: ValueError where there is none.
         """
-        layers = {layer: module for layer, module in attention_modules(model) if isinstance(module, NaturalAttention)}
+        layers = {
+            layer.layer: layer.module for layer in attention_layers(model) if isinstance(layer.module, NaturalAttention)
+        }
         if not layers:
             raise ValueError(f"{type(model).__name__} has no NaturalAttention whose energies could be read")
         return cls(layers, masked_energies_saturate=masked_energies_saturate)

@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
-from natattn.attention.interface import register as register_attention
-from natattn.attention.modules import NATURAL
+from natattn.attention.types.natural import NATURAL
 from natattn.published.attention import GPT2NaturalAttentionBlock, NaturalAttention
 
 
@@ -97,7 +96,6 @@ def build_published(
     Raises: ValueError when ``n_head`` does not divide ``n_embd``.
     """
     register()
-    register_attention()
     if n_head < 1 or n_embd % n_head:
         raise ValueError(f"n_head={n_head}: does not divide n_embd={n_embd}")
     config = PublishedConfig(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from natattn.config import compose as config
 from natattn.config.base import Settings
+from natattn.config.compose import groups, quote_paths, validated
 from natattn.config.messages import suggestion
 from natattn.errors import UserError
 from natattn.storage.atomic import conf_folder
+from natattn.training.settings import compose_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +100,7 @@ def train_models(
     try:
         if not isinstance(config_dict, Mapping):
             raise UserError(f"config_dict: is a {type(config_dict).__name__}; valid: a dict")
-        paper = config.validated({**DEFAULTS, **config_dict}, PaperSettings)
+        paper = validated({**DEFAULTS, **config_dict}, PaperSettings)
         settings, steps_per_epoch = _run_settings(paper, data, max_steps, max_seconds, seed)
         target = Path(folder) if folder is not None else _new_folder()
         result = train(settings, target)
@@ -128,7 +129,7 @@ def _run_settings(
         raise UserError(f"max_steps={max_steps}: must be at least 1, or None for all epochs")
     limit = "null" if max_seconds is None else max_seconds
     overrides = [*paper.overrides(), *_data_overrides(data), f"train.max_seconds={limit}", f"seed={seed}"]
-    draft = config.settings_of(config.compose(overrides))
+    draft = compose_run(overrides)
     task = open_task(draft)
     assert isinstance(task, LanguageTask)
     batches = Batches(task.corpus.train, paper.batch_size, paper.max_length, seed, "epochs")
@@ -140,17 +141,17 @@ def _run_settings(
         f"train.evaluate_every={-(-steps // paper.epochs)}",  # once per epoch, as often in a shorter run
         f"train.checkpoint_every={paper.save_every * steps_per_epoch}",
     ]
-    return config.settings_of(config.compose(overrides)), steps_per_epoch
+    return compose_run(overrides), steps_per_epoch
 
 
 def _data_overrides(data: str | Path) -> list[str]:
     # Without text itself, which is what a path stands for.
-    options = [option for option in config.groups()["data"] if option != "text" and _is_text(option)]
+    options = [option for option in groups()["data"] if option != "text" and _is_text(option)]
     if str(data) in options:
         return [f"data={data}"]
     if not os.path.exists(os.path.expanduser(data)):
         raise UserError(f"data={data}: neither a path to text nor a corpus; {suggestion(str(data), options)}")
-    return ["data=text", *config.quote_paths([f"data.train={data}"])]
+    return ["data=text", *quote_paths([f"data.train={data}"])]
 
 
 def _is_text(option: str) -> bool:
@@ -172,7 +173,7 @@ def _new_folder() -> Path:
 def _load(folder: Path, arm: str, attention: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    from natattn.models.gpt2 import without_progress_bars
+    from natattn.models.pretrained import without_progress_bars
 
     saved = folder / "arms" / arm / "model"
     if not saved.is_dir():

@@ -18,9 +18,8 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateRuntimeError
 
-from natattn.report.cells import NOTHING, cell_text, link_target, number_text
 from natattn.report.section import HeadMap, Section
-from natattn.report.table import Cell, Estimate
+from natattn.report.table import NOTHING, Estimate, cell_text, link_target
 from natattn.statistics.paired import Verdict
 
 MOST_LINKS = 6  # run links in a row that are shown without a click
@@ -88,7 +87,7 @@ class CellView:
     is_code: bool = False
 
 
-def cell_view(value: Cell, digits: int) -> CellView:
+def cell_view(value: str | int | float | Estimate | None, digits: int) -> CellView:
     """Return a cell other than a badge, sorted by its value and with every digit on hover."""
     if isinstance(value, str) or value is None:
         text = cell_text(value)
@@ -96,8 +95,7 @@ def cell_view(value: Cell, digits: int) -> CellView:
         return CellView(text, {"class": "short"} if len(text) <= _SHORT and not is_code else {}, is_code)
     number = value.value if isinstance(value, Estimate) else value
     key = NOTHING if math.isnan(number) else _precise(number).replace("inf", "Infinity")  # as page.js reads it
-    text = number_text(value, digits) if isinstance(value, float) else cell_text(value)
-    return CellView(text, {"class": "number", "data-value": key, "title": _precise(value)})
+    return CellView(cell_text(value, digits), {"class": "number", "data-value": key, "title": _precise(value)})
 
 
 def _precise(value: int | float | Estimate) -> str:
@@ -160,7 +158,7 @@ def heat_rows(head_map: HeadMap) -> Iterator[tuple[int, list[HeatCell]]]:
             hover = f"layer {layer}, head {head}: {value!r} {head_map.unit}".strip()
             if math.isfinite(value):
                 colours = _colours((value - low) / (high - low) if high > low else 0.5)
-                cells.append(HeatCell(number_text(value, 2), hover, *colours))
+                cells.append(HeatCell(cell_text(value, 2), hover, *colours))
             else:
                 cells.append(HeatCell(NOTHING, hover, "none", "inherit"))
         yield layer, cells

@@ -1,32 +1,18 @@
-"""A part of an analysis: what was found, as a table, pictures and numbers."""
+"""One section of an analysis page: findings, tables, head maps and figures."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from natattn.report.table import Cell as Cell
+from natattn.report.table import Table as Table
+from natattn.report.table import cell_text
+from natattn.report.writers import to_csv
 from natattn.storage.atomic import replacing
 
-Advance = Callable[[int], None]  # told how many things a measure has done more
-SECTION_KEYS = ("name", "title", "findings", "tables", "maps", "pictures")
-Cell = str | float | int | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings; numbers are rounded only where they are shown."""
-
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def to_csv(self) -> str:
-        """Every digit."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
-        return text.getvalue()
+Advance = Callable[[int], None]  # called with the number of steps that a measurement has completed
 
 
 @dataclass(frozen=True)
@@ -41,7 +27,7 @@ class HeadMap:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, and beside it the numbers that it shows. ``png`` stays in a file of its own."""
+    """A figure as PNG, with the numbers that it shows."""
 
     name: str
     caption: str
@@ -49,15 +35,15 @@ class Picture:
     png: bytes = field(repr=False)
 
     def write(self, folder: Path) -> None:
-        """As PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
-        for suffix, content in ((".png", self.png), (".csv", self.data.to_csv().encode())):
+        """Write NAME.png and NAME.csv atomically. Raises: OSError if the folder cannot be written to."""
+        for suffix, content in ((".png", self.png), (".csv", to_csv(self.data).encode())):
             with replacing(folder / f"{self.name}{suffix}") as temporary:
                 temporary.write_bytes(content)
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one measure says. ``findings`` are sentences with numbers in them."""
+    """The result of one measurement on a page. ``findings`` are sentences with numbers."""
 
     name: str
     title: str
@@ -67,7 +53,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures themselves, for strict JSON: what is no number becomes a word."""
+        """Return everything except the figures for strict JSON: nan becomes null and infinities become words."""
         return {
             "name": self.name,
             "title": self.title,
@@ -82,26 +68,22 @@ class Section:
 
 
 def shown(value: Cell, digits: int = 3) -> str:
-    """A cell as it is read: numbers to some significant digits, nothing known as a dash."""
-    if value is None or _is_nan(value):
-        return "—"
-    if isinstance(value, float):
-        return f"{value:.{digits}g}".replace("-", "−").replace("inf", "∞")
-    return str(value)
+    """Return a cell as text, numbers with ``digits`` significant digits."""
+    return cell_text(value, digits)
 
 
 def interval_text(low: float, high: float) -> str:
-    """[low, high]."""
+    """Return "[low, high]"."""
     return f"[{shown(low)}, {shown(high)}]"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
-    """A table from lists."""
-    return Table(tuple(headings), tuple(tuple(row) for row in rows))
+    """Return an untitled table."""
+    return Table("", "", "", tuple(headings), tuple(tuple(row) for row in rows))
 
 
 def head_map(name: str, layers: Sequence[int], values: Iterable[Iterable[float]], unit: str = "") -> HeadMap:
-    """A map from values [layers, heads]."""
+    """Return a map of values [layers, heads]."""
     return HeadMap(name, unit, tuple(layers), tuple(tuple(map(float, row)) for row in values))
 
 

@@ -14,7 +14,7 @@ from natattn.analysis.frame import Question, from_json
 from natattn.analysis.registry import MODEL_QUESTIONS, RUN_QUESTIONS
 from natattn.analysis.settings import AnalyzeSettings, SectionName
 from natattn.analysis.verdicts import AnalysisResult
-from natattn.config import compose as config
+from natattn.config.compose import compose, plain_values, quote_paths, validated
 from natattn.errors import UserError
 from natattn.report.section import Picture, Section, table
 from natattn.reproduce.jobs import KEY_LENGTH
@@ -147,8 +147,8 @@ def _named(wanted: AnalysisSpec) -> tuple[str, str]:
 
 
 def _options(study: StudySettings, name: str, settings: AnalysisSettings) -> AnalyzeSettings:
-    overrides = config.quote_paths([*settings.overrides, *study.analyze])
-    options = config.validated(config.plain_values(config.compose(overrides, "analyze")), AnalyzeSettings)
+    overrides = quote_paths([*settings.overrides, *study.analyze])
+    options = validated(plain_values(compose(overrides, "analyze")), AnalyzeSettings)
     if options.sections is None:  # one that broke off would look like one of a model that has no others
         raise UserError(f"study={study.name}: analysis {name}: needs its sections; add sections=[…] to its overrides")
     return options

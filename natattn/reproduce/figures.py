@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natattn.analysis.pictures.figures import COLOURS, drawn
-from natattn.report.cells import estimate_text, half_width
-from natattn.report.section import Cell, Picture, Table, table
-from natattn.report.table import Finding
-from natattn.report.tables import NOT_MEASURED
+from natattn.report.figures import COLOURS, drawn
+from natattn.report.section import Picture, table
+from natattn.report.table import Cell, Finding, Table, estimate_text, half_width
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
+from natattn.reproduce.ledger import NOT_MEASURED, by_claim, standardised, strongest, tally
 from natattn.reproduce.results import StudyResult, overall
 from natattn.statistics.paired import Verdict, bootstrap_interval
 from natattn.statistics.profiles import LARGEST_RATIO, performance_profile, profile_scores

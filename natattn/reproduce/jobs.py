@@ -25,14 +25,14 @@ from natattn.analysis.runs import (
     read_run_metrics,
     summarise_run,
 )
-from natattn.config import compose as config
+from natattn.config.compose import compose, groups, parse, plain_values, quote_paths
 from natattn.errors import UserError
 from natattn.reproduce.study import CorpusSettings, Excerpt, Repeats
 from natattn.storage.atomic import replacing
 from natattn.training.build import open_task
 from natattn.training.devices import chosen_device
 from natattn.training.run_folder import config_hash
-from natattn.training.settings import CHANGEABLE, RunSettings
+from natattn.training.settings import CHANGEABLE, RunSettings, compose_run, run_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -109,23 +109,23 @@ class JobMaker:
 
         for text in overrides:
             if text not in self._parsed:
-                (quoted,) = config.quote_paths([text])
-                self._parsed[text] = quoted, config.parse([quoted])[0]
+                (quoted,) = quote_paths([text])
+                self._parsed[text] = quoted, parse([quoted])[0]
         parsed = [self._parsed[text] for text in overrides]
-        chosen = tuple(text for text, override in parsed if override.key_or_group in config.groups())
+        chosen = tuple(text for text, override in parsed if override.key_or_group in groups())
         if chosen not in self._bases:
-            base = OmegaConf.to_container(config.compose(chosen), resolve=False)
+            base = OmegaConf.to_container(compose(chosen), resolve=False)
             assert isinstance(base, dict)
             sections = {str(key): base[key] for key in base if key not in ("hydra", "experiment")}
             self._bases[chosen] = json.dumps(sections)
         values = json.loads(self._bases[chosen])
-        single = [override for _, override in parsed if override.key_or_group not in config.groups()]
+        single = [override for _, override in parsed if override.key_or_group not in groups()]
         if not all(map(partial(_set, values), single)):
-            return config.settings_of(config.compose([text for text, _ in parsed]))  # it also explains what is wrong
+            return compose_run([text for text, _ in parsed])  # it also explains what is wrong
         text = json.dumps(values)
         if "${" in text or '"???"' in text:
-            values = config.plain_values(OmegaConf.create(values))
-        return config.run_settings(values)
+            values = plain_values(OmegaConf.create(values))
+        return run_settings(values)
 
 
 def _set(values: dict[str, Any], override: "Override") -> bool:

@@ -13,7 +13,7 @@ from natattn.analysis.verdicts import AnalysisResult
 from natattn.errors import UserError
 from natattn.report.section import Picture
 from natattn.report.table import Finding, StudyTable
-from natattn.report.tables import ledger_table, summary_table, write_tables
+from natattn.report.writers import write_tables
 from natattn.reproduce.analyses import (
     analysed,
     kept_analysis,
@@ -26,7 +26,7 @@ from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.figures import ledger_figure
 from natattn.reproduce.jobs import DoneRuns, Job, JobMaker
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.ledger import claims_of, judge
+from natattn.reproduce.ledger import claims_of, judge, ledger_table, summary_table
 from natattn.reproduce.plan import Plan, Trials
 from natattn.reproduce.report import write_report
 from natattn.reproduce.results import StudyResult

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from natattn.config import compose as config
+from natattn.config.compose import plain_values, quote_paths
 from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.models.gpt2 import RandomInit
+from natattn.models.settings import RandomInit
 from natattn.reproduce.jobs import ENDED, Job
 from natattn.storage.atomic import CONFIG_NAME, conf_folder
 from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, check_contained, read_config, read_run
-from natattn.training.settings import NoReference
-from natattn.training.signals import asked_to_stop, remember, stop
+from natattn.training.settings import NoReference, compose_run, run_settings
+from natattn.training.signals import note, raise_requested, requested
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -81,7 +81,7 @@ def _is_faster(members: tuple[Job, ...]) -> bool:
     if len(members) == 1:
         return False
     try:
-        settings = config.settings_of(config.compose(config.quote_paths(_bundle_overrides(members))))
+        settings = compose_run(quote_paths(_bundle_overrides(members)))
     except UserError:
         return False
     return (
@@ -123,10 +123,10 @@ class TrainJob:
             folder = folder.relative_to(Path.cwd())
         try:
             folders = [folder.with_name(name) for name in self.members[folder.name]]
-            while not _train(config.settings_of(composed), folders):
+            while not _train(run_settings(plain_values(composed)), folders):
                 time.sleep(BUSY_SECONDS)  # another study makes the same run, which counts for this one too
-            if asked_to_stop() is not None:
-                stop()  # the signal came when the run had ended
+            if requested() is not None:
+                raise_requested()  # the signal came when the run had ended
             return None
         except UserError as error:
             failure = str(error)
@@ -185,8 +185,7 @@ def launch(
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
         # Quoted, because a key such as 12e4567890123456 would be read as a number.
         batch = [
-            [*config.quote_paths(_bundle_overrides(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"]
-            for bundle in bundles
+            [*quote_paths(_bundle_overrides(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"] for bundle in bundles
         ]
         try:
             returned = plugin.launch(batch, initial_job_idx=0)
@@ -253,7 +252,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     """Turn SIGTERM into an exception, so that the launcher ends its workers too."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        remember(number)
+        note(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():

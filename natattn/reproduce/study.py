@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from natattn.config import compose as config
 from natattn.config.base import Name, Settings
+from natattn.config.compose import compose, groups, plain_values, quote_paths, validated
 from natattn.config.messages import suggestion
 from natattn.errors import UserError
 from natattn.reproduce.claims import CLAIMS
@@ -385,7 +385,7 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
     Raises: UserError for an unknown study, key, claim or judge, with the closest match.
     """
-    valid = config.groups()["study"]
+    valid = groups()["study"]
     launcher = tuple(argument for argument in arguments if argument.startswith(("hydra/", "hydra.")))
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("study=")]
     if not named:
@@ -399,10 +399,10 @@ def read_arguments(arguments: Sequence[str]) -> Request:
     others = [argument for argument in arguments if argument not in launcher and not argument.startswith("study=")]
     settings = []
     for name in names:
-        composed = config.plain_values(config.compose([f"study={name}", *config.quote_paths(others)], "reproduce"))
+        composed = plain_values(compose([f"study={name}", *quote_paths(others)], "reproduce"))
         if len(names) == len(valid) > 1 and composed["budget"] not in composed["study"].get("budgets", {}):
             continue  # study=all means every study that has the budget
-        settings.append(config.validated(composed, ReproduceSettings))
+        settings.append(validated(composed, ReproduceSettings))
         _check_claims_and_judges(settings[-1].study)
     if not settings:
         raise UserError(f"study={named[-1]}: none has this budget")

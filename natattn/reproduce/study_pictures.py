@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from natattn.analysis.pictures.figures import COLOURS, MARKERS, drawn
+from natattn.report.figures import COLOURS, MARKERS, drawn
 from natattn.report.section import Picture, table
 from natattn.reproduce.figures import profile_figure
 from natattn.reproduce.ledger import Comparison

@@ -16,12 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natattn.attention.modules import (
-    PARAMETERS_ATTRIBUTE,
-    SITE_ATTRIBUTE,
-    STABILISERS_ATTRIBUTE,
-    attention_layers,
-)
+from natattn.attention.layers import PARAMETERS_ATTRIBUTE, SITE_ATTRIBUTE, STABILISERS_ATTRIBUTE, attention_layers
 from natattn.stacked.loss import mean_cross_entropies
 from natattn.stacked.site import StackedSite
 

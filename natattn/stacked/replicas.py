@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from natattn.errors import UserError
-from natattn.models.gpt2 import check_init
+from natattn.models.pretrained import check_init
 from natattn.stacked.arm import StackedArm
 from natattn.stacked.console import SeedMeans
 from natattn.stacked.model import check_stackable

@@ -52,7 +52,7 @@ class StackedSite:
         query, key = (_side_by_side(tensor.detach(), count) for tensor in (inputs.query, inputs.key))
         joint = replace(inputs, query=query, key=key, temperature=temperature)
         with torch.autocast(query.device.type, enabled=False):
-            found = self.sites[0].observation.measure(joint, self.sites[0].offset, MaskCache().of(joint))
+            found = self.sites[0].observation.measure(joint, self.sites[0].offset, MaskCache().counts_of(joint))
         totals = {name: total.view(count, -1).unbind() for name, total in found.totals.items()}
         return [
             replace(found, totals={name: of_model[number] for name, of_model in totals.items()})

@@ -1,4 +1,4 @@
-"""What can be trained: language, vision, multimodal. A task supplies data, model, loss and metrics to one loop."""
+"""Language, vision and multimodal tasks: data, model, loss and metrics for one training loop."""
 
 from typing import Annotated
 

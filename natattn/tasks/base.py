@@ -1,4 +1,4 @@
-"""What a task is: the data, the model, the loss and the metrics; the loop, arms, probes and optimizers know no more."""
+"""The interface between a task and the training loop, and what all tasks share."""
 
 import contextlib
 import itertools
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import ModelSettings
+from natattn.models.settings import ModelSettings
 
-# What one step is computed from, opaque to the loop: a tensor, or several by name. The first dimension counts examples.
+# Opaque to the loop: a tensor, or several by name, whose first dimension is the example.
 Batch = Tensor | dict[str, Tensor]
-# Opens the run's precision for a forward pass.
+# Context with the precision of a forward pass.
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 HeldOut = Literal["validation", "test"]
 Item = TypeVar("Item")
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class BatchSlice:
-    """Which part of a step's batch: those of a rank, and of them one accumulation slice."""
+    """One accumulation slice of a rank's part of a batch."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,13 +32,14 @@ class BatchSlice:
 
 
 class Task(Protocol):
-    """One kind of training, on one data set. Losses are in nats per ``unit``.
+    """A kind of training on a corpus. Losses are in nats per ``unit``.
 
     Attributes:
-        kind: the name in ``task=``.
-        unit: what a loss is the mean over and what speed counts: token, image or pair.
-        units_per_step: how many of them one update sees.
-        fingerprint: hash of everything that is fed to a model.
+        kind: name in ``task=``.
+        unit: what a loss averages over and throughput counts: token, image or pair.
+        units_per_step: number of units in one update.
+        fingerprint: hash of all data that models are trained and evaluated on.
+        has_test: whether there is a test split.
     """
 
     kind: ClassVar[str]
@@ -54,37 +55,65 @@ class Task(Protocol):
     def has_test(self) -> bool: ...
 
     def initial_model(self, model: ModelSettings) -> nn.Module:
-        """An arm's model in float32 on the CPU, with plain softmax attention; the same for the same seed."""
+        """Build an arm's model in float32 on the CPU with plain softmax attention; equal for equal seeds."""
 
     def batch(self, step: int, part: BatchSlice) -> Batch:
-        """A part of a step's training batch, on the host; a function of (seed, step, sample) alone."""
+        """Return a part of a step's training batch on the CPU; a function of (seed, step, sample index) only."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Keyword arguments of the model's forward pass."""
+        """Return the keyword arguments of the model's forward pass."""
 
     def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
-        """Mean loss of a batch in nats, from what the model returned for its ``inputs``."""
+        """Return the mean loss of a batch in nats from the model's outputs for its ``inputs``."""
 
     def evaluate(
         self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
     ) -> dict[str, float]:
-        """Metrics of a model over a whole split by name, ``loss`` the first; called by all ranks, without gradients."""
+        """Return metrics over a whole split by name, ``loss`` first. All ranks call this, without gradients."""
 
     def probe_inputs(self, device: torch.device) -> dict[str, Any]:
-        """Inputs of a fixed batch of the validation split, whose attention is observed at every evaluation."""
+        """Return model inputs of a fixed validation batch, whose attention is observed at every evaluation."""
 
     def examples(self, outputs: Any) -> Tensor:
-        """What the model says of each example, [examples, anything]: what a check compares."""
+        """Return the model's output for each example, [examples, ...], for the check that examples are independent."""
 
     def data_summary(self) -> dict[str, Any]:
-        """What run.json says of the data: its name, its fingerprint, and what a model knows that has learned little."""
+        """Return the data's entry in run.json: name, fingerprint, sizes, and the losses of trivial predictors."""
 
     def save_beside(self, folder: Path) -> None:
-        """Write what a saved model needs to be used: its tokenizer, how its images are scaled."""
+        """Write what using a saved model needs: its tokenizer, its image preprocessing."""
+
+
+class CorpusTask:
+    """Properties of a task on a corpus with train, validation and perhaps test splits."""
+
+    corpus: Any
+    batch_size: int
+
+    @property
+    def units_per_step(self) -> int:
+        """Number of examples in one update."""
+        return self.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the corpus, its split rule and its preprocessing."""
+        return str(self.corpus.fingerprint)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return self.corpus.test is not None
+
+    def held_out(self, split: HeldOut) -> Any:
+        """Return a split of the corpus, which must exist."""
+        data = self.corpus.validation if split == "validation" else self.corpus.test
+        assert data is not None
+        return data
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to the device without making the host wait."""
+    """Copy a batch to the device without synchronizing."""
     if device.type != "cuda":
         return batch
     if isinstance(batch, Tensor):
@@ -93,25 +122,25 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def round_robin(items: Iterable[Item], ranks: Ranks) -> Iterator[tuple[Item, bool]]:
-    """(item, whether it counts) of this rank's items; as many on every rank.
+    """Yield this rank's items with whether each counts; every rank gets equally many.
 
-    Ranks take turns. Where there are none left for some, they take the last one beside the others and do not count it:
-    the forward passes of a model in parts need every rank.
+    In the last round, ranks without an item repeat the last one and do not count it: forward passes of a sharded model
+    need every rank.
     """
     remaining = iter(items)
-    while turn := list(itertools.islice(remaining, ranks.size)):
-        yield turn[min(ranks.rank, len(turn) - 1)], ranks.rank < len(turn)
+    while batch := list(itertools.islice(remaining, ranks.size)):
+        yield batch[min(ranks.rank, len(batch) - 1)], ranks.rank < len(batch)
 
 
 class MetricSums:
-    """Sums over a split's batches, in float64 on the device; ranks add theirs at the end."""
+    """Sums over the batches of a split, in float64 on the device, added over the ranks at the end."""
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:
         self._totals: dict[str, Tensor] = {}
         self._device, self._ranks = device, ranks
 
     def add(self, values: Mapping[str, Tensor | int], *, counted: bool = True) -> None:
-        """Add a batch's sums; one that is not ``counted`` says only what names there are."""
+        """Add a batch's sums; one that is not ``counted`` only introduces its names and shapes."""
         for name, value in values.items():
             if name not in self._totals:
                 shape = value.shape if isinstance(value, Tensor) else ()
@@ -120,6 +149,6 @@ class MetricSums:
                 self._totals[name] += value
 
     def read(self) -> dict[str, Tensor]:
-        """The sums over all batches of all ranks, on the CPU."""
+        """Return the sums over all batches and ranks, on the CPU."""
         totals = self._ranks.sum(list(self._totals.values()))
         return {name: total.cpu() for name, total in zip(self._totals, totals, strict=True)}

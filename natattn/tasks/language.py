@@ -1,4 +1,4 @@
-"""Language modelling: the next token of text, by a causal model."""
+"""Language modelling: predict the next token with a causal model."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,9 @@ from natattn.data import (
 )
 from natattn.data.text.blocks import IGNORED_LABEL, check_length
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings, build_model
-from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
+from natattn.models.gpt2 import build_model
+from natattn.models.settings import InitSettings, ModelSettings, SizeSettings
+from natattn.tasks.base import Autocast, Batch, BatchSlice, CorpusTask, HeldOut, MetricSums, round_robin
 
 PROBE_SEQUENCES = 8
 
@@ -39,18 +40,18 @@ class LanguageSettings(Settings):
 
     @property
     def learning_rate_scale(self) -> float:
-        """The learning rates of conf/optim are those of language."""
+        """Factor on the learning rates of conf/optim, which are tuned on language."""
         return 1.0
 
 
 @dataclass(frozen=True)
-class LanguageTask:
+class LanguageTask(CorpusTask):
     """Next-token prediction on a corpus.
 
     Attributes:
-        label_shift: tokens between an input's place and its label's; 2 only to repeat the published mistake.
+        label_shift: distance in tokens from an input to its label; 2 only to reproduce the published mistake.
 
-    Raises: UserError where a split, or a row of it, is shorter than one window.
+    Raises: UserError if a split, or a row of it, is shorter than one window.
     """
 
     corpus: TokenizedCorpus
@@ -73,25 +74,15 @@ class LanguageTask:
 
     @property
     def units_per_step(self) -> int:
-        """Tokens that are predicted in one update."""
+        """Number of predicted tokens in one update."""
         return self.batch_size * self.context
-
-    @property
-    def fingerprint(self) -> str:
-        """Of text, split rule, tokenizer and packing."""
-        return self.corpus.fingerprint
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test split."""
-        return self.corpus.test is not None
 
     @cached_property
     def _batches(self) -> Batches:
         return Batches(self.corpus.train, self.batch_size, self.context, self.seed, self.sampling)
 
     def initial_model(self, model: ModelSettings) -> nn.Module:
-        """A GPT-2 of the run's size, or the pretrained model."""
+        """Build a GPT-2 of the run's size, or load the pretrained model."""
         return build_model(
             model,
             self.size,
@@ -102,21 +93,21 @@ class LanguageTask:
         )
 
     def batch(self, step: int, part: BatchSlice) -> Tensor:
-        """Int64 tokens [sequences, context + 1]."""
+        """Return int64 tokens [sequences, context + 1]."""
         return torch.from_numpy(self._batches.batch(step, **vars(part)))
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """All tokens but the last."""
+        """Return all tokens but the last."""
         assert isinstance(batch, Tensor)
         return {"input_ids": batch[:, :-1], "use_cache": False}
 
     def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
-        """Mean next-token loss (nats); labels are shifted once, here."""
+        """Return the mean next-token loss in nats; labels are shifted here, once."""
         assert isinstance(batch, Tensor)
         return self.cross_entropy(outputs.logits, batch[:, 1:], reduction="mean")
 
     def cross_entropy(self, logits: Tensor, following: Tensor, *, reduction: str) -> Tensor:
-        """Cross-entropy in nats of logits [batch, context, vocabulary] with the tokens that follow their inputs.
+        """Return the cross-entropy in nats of logits [batch, context, vocabulary] with the following tokens.
 
         Labels of −100 are ignored.
         """
@@ -128,9 +119,8 @@ class LanguageTask:
     def evaluate(
         self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
     ) -> dict[str, float]:
-        """Mean loss in nats/token over a split, every token but the first predicted exactly once."""
-        text = self.corpus.validation if split == "validation" else self.corpus.test
-        assert text is not None
+        """Return the mean loss in nats/token; every token but the first is predicted exactly once."""
+        text = self.held_out(split)
         sums = MetricSums(device, ranks)
         for (inputs, labels), counted in round_robin(
             evaluation_batches(text, batch_size=batch_size, context=self.context), ranks
@@ -144,16 +134,16 @@ class LanguageTask:
         return {"loss": float(totals["loss"]) / int(totals["count"])}
 
     def probe_inputs(self, device: torch.device) -> dict[str, Any]:
-        """The validation split's first few whole windows."""
+        """Return the first full windows of the validation split."""
         return {"input_ids": first_sequences(self.corpus.validation, self.context, device), "use_cache": False}
 
     def examples(self, outputs: Any) -> Tensor:
-        """Logits [sequences, tokens, vocabulary]."""
+        """Return logits [sequences, tokens, vocabulary]."""
         logits: Tensor = outputs.logits
         return logits
 
     def data_summary(self) -> dict[str, Any]:
-        """Sizes of the text, and what counting tokens would reach."""
+        """Return sizes of the text and the entropies of n-gram models."""
         corpus = self.corpus
         tokens, vocab_size = corpus.validation.tokens, corpus.tokenizer.vocab_size
         return {
@@ -169,19 +159,19 @@ class LanguageTask:
         }
 
     def save_beside(self, folder: Path) -> None:
-        """The tokenizer."""
+        """Save the tokenizer."""
         self.corpus.tokenizer.save(folder)
 
 
 def prepare_text(
     data: DataSettings, tokenizer: TokenizerSettings, packing: PackingSettings, *, progress: bool = True
 ) -> TokenizedCorpus:
-    """The tokens of a run, in a stream or in rows."""
+    """Return the tokens of a run, packed in one stream or in rows."""
     return pack(prepare(data, tokenizer, progress=progress), data, packing)
 
 
 def first_sequences(split: TokenSplit, context: int, device: torch.device) -> Tensor:
-    """The split's first few whole windows, int64 [sequences, context]."""
+    """Return the first full windows of a split, int64 [sequences, context]."""
     inputs, labels = next(evaluation_batches(split, batch_size=PROBE_SEQUENCES, context=context))
     whole = (labels != IGNORED_LABEL).all(axis=1)
     return torch.from_numpy(inputs[whole] if whole.any() else inputs).to(device)

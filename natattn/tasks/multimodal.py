@@ -1,4 +1,4 @@
-"""Contrastive image–text training: which caption belongs to which picture, by two towers that meet in one space."""
+"""Contrastive image–text training with two towers that share an embedding space."""
 
 import math
 from collections.abc import Iterator
@@ -17,21 +17,21 @@ from natattn.data.images import PairCorpus, PairDataSettings, PairSplit
 from natattn.data.text.blocks import part_of_batch, sample_indices
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.models.gpt2 import ModelSettings, SizeSettings
-from natattn.models.multimodal import build_dual_encoder
+from natattn.models.dual_encoder import build_dual_encoder
+from natattn.models.settings import ModelSettings, SizeSettings
 from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
 from natattn.tasks.vision import ImageOptions, moved, save_image_processor
 
 PROBE_PAIRS = 8
 RECALLS = (1, 5)
-CLIP_LEGACY_END = 2  # what early CLIP configurations said; transformers reads them in a way of their own
+CLIP_LEGACY_END = 2  # the end token of early CLIP configurations, which transformers treats specially
 
 
 class MultimodalSettings(Settings):
-    """A ViT on patches of ``patch_size`` pixels, CLIP's text tower on captions, a learned temperature of cosines.
+    """A ViT on patches of ``patch_size`` pixels, CLIP's text tower, and a learned temperature of the cosines.
 
     Attributes:
-        learning_rate_scale: as of ``VisionSettings``.
+        learning_rate_scale: as in ``VisionSettings``.
     """
 
     kind: Literal["multimodal"]
@@ -44,7 +44,7 @@ class MultimodalSettings(Settings):
 class MultimodalTask(ImageOptions):
     """Contrastive training on pairs of image and caption.
 
-    Raises: UserError where a caption is longer than ``size.context``.
+    Raises: UserError if a caption is longer than ``size.context``.
     """
 
     corpus: PairCorpus
@@ -63,17 +63,17 @@ class MultimodalTask(ImageOptions):
         longest = self.corpus.longest
         if self.corpus.tokenizer.end_token_id == CLIP_LEGACY_END:
             raise UserError(
-                f"tokenizer.kind: its end token is number {CLIP_LEGACY_END}, where transformers' CLIP takes the "
-                "largest token of a caption for its end; valid: tokenizer=bpe, tokenizer=byte, or another"
+                f"tokenizer.kind: its end token is {CLIP_LEGACY_END}, for which transformers' CLIP uses the largest "
+                "token of a caption as its end; valid: tokenizer=bpe, tokenizer=byte, or another"
             )
         if self.size.context is not None and self.size.context < longest:
             raise UserError(
                 f"size.context={self.size.context}: the longest caption has {longest} tokens; "
-                f"valid: at least {longest}, or null for as many as it has"
+                f"valid: at least {longest}, or null for exactly that"
             )
 
     def initial_model(self, model: ModelSettings) -> nn.Module:
-        """Both towers of the run's size."""
+        """Build both towers of the run's size."""
         tokenizer = self.corpus.tokenizer
         return build_dual_encoder(
             model,
@@ -89,7 +89,7 @@ class MultimodalTask(ImageOptions):
         )
 
     def batch(self, step: int, part: BatchSlice) -> dict[str, Tensor]:
-        """uint8 images [pairs, H, W, C], int64 tokens [pairs, longest], and lengths and groups [pairs]."""
+        """Return uint8 images [pairs, H, W, C], int64 tokens [pairs, longest], lengths [pairs] and groups [pairs]."""
         first, count = part_of_batch(step, self.batch_size, **vars(part))
         split = self.corpus.train
         pairs = sample_indices(self.seed, self.sampling, first, count, len(split))
@@ -98,18 +98,18 @@ class MultimodalTask(ImageOptions):
         return {**batch, "images": torch.from_numpy(images)}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Standardised pixels, captions with an end token behind them, and which tokens are no padding."""
+        """Return standardised pixels, captions followed by an end token, and the mask of their tokens."""
         assert isinstance(batch, dict)
-        tokens = batch["tokens"].roll(-1, dims=1)  # the end token that stands first goes to the end
-        places = torch.arange(tokens.shape[1], device=tokens.device)
+        tokens = batch["tokens"].roll(-1, dims=1)  # moves the leading end token to the end
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
         return {
             "pixel_values": self.scaling.pixel_values(batch["images"]),
             "input_ids": tokens,
-            "attention_mask": (places < batch["lengths"][:, None]).long(),
+            "attention_mask": (positions < batch["lengths"][:, None]).long(),
         }
 
     def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
-        """Mean contrastive loss of a batch in nats/pair; see ``contrastive_loss``."""
+        """Return the contrastive loss of a batch in nats/pair; see ``contrastive_loss``."""
         assert isinstance(batch, dict)
         cosines = cosines_of(outputs.image_embeds, outputs.text_embeds)
         return contrastive_loss(cosines * model.logit_scale.exp().to(cosines.dtype), batch["groups"])
@@ -117,9 +117,8 @@ class MultimodalTask(ImageOptions):
     def evaluate(
         self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
     ) -> dict[str, float]:
-        """Loss in nats/pair and recall@1 and @5 both ways, means over the split's galleries."""
-        pairs = self.corpus.validation if split == "validation" else self.corpus.test
-        assert pairs is not None
+        """Return loss in nats/pair and recall@1 and @5 in both directions, averaged over the split's galleries."""
+        pairs: PairSplit = self.held_out(split)
         sums = MetricSums(device, ranks)
         for gallery, counted in round_robin(_galleries(len(pairs), self.corpus.gallery), ranks):
             images, texts = [], []
@@ -140,17 +139,17 @@ class MultimodalTask(ImageOptions):
         return {name: float(total) / count for name, total in totals.items()}
 
     def probe_inputs(self, device: torch.device) -> dict[str, Any]:
-        """The validation split's first few pairs."""
+        """Return the first pairs of the validation split."""
         validation = self.corpus.validation
         batch = _pairs(validation, np.arange(min(PROBE_PAIRS, len(validation))))
         return self.inputs({name: tensor.to(device) for name, tensor in batch.items()})
 
     def examples(self, outputs: Any) -> Tensor:
-        """Embeddings of both towers, [pairs, 2 · width]."""
+        """Return the embeddings of both towers, [pairs, 2 · width]."""
         return torch.cat([outputs.image_embeds, outputs.text_embeds], -1)
 
     def data_summary(self) -> dict[str, Any]:
-        """Numbers of pairs, and what a guess reaches."""
+        """Return numbers of pairs, and the metrics of guessing."""
         validation = self.corpus.validation
         gallery = self.corpus.gallery or len(validation)
         return {
@@ -165,22 +164,22 @@ class MultimodalTask(ImageOptions):
         }
 
     def save_beside(self, folder: Path) -> None:
-        """The tokenizer, and how images are scaled."""
+        """Save the tokenizer and the image preprocessing."""
         self.corpus.tokenizer.save(folder)
         save_image_processor(folder, self.corpus.image_size, self.corpus.mean, self.corpus.std)
 
 
 def cosines_of(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
-    """Cosines of unit vectors, [images, captions]; in float32 at least: in bfloat16 many candidates would be equal."""
+    """Return the cosines of unit vectors, [images, captions], at least in float32: bfloat16 would create ties."""
     return image_embeddings.to(working_dtype(image_embeddings)) @ text_embeddings.to(working_dtype(text_embeddings)).T
 
 
 def contrastive_loss(logits_per_image: Tensor, groups: Tensor) -> Tensor:
-    """½ (mean cross-entropy over images + over captions) of logits [pairs, pairs], in nats.
+    """Return ½ (mean cross-entropy over images + over captions) of logits [pairs, pairs], in nats.
 
-    The target of an image is uniform over the captions of its group, and the other way round; where every pair is a
-    group of its own this is CLIP's loss (Radford et al. 2021, figure 3), else the supervised contrastive one (Khosla et
-    al. 2020, equation 2) across two towers.
+    The target of an image is uniform over the captions of its group, and vice versa. If every pair is its own group,
+    this is CLIP's loss (Radford et al. 2021, figure 3), otherwise the supervised contrastive loss (Khosla et al. 2020,
+    equation 2) between two towers.
 
     Args:
         groups: int64 [pairs].
@@ -195,19 +194,19 @@ def contrastive_loss(logits_per_image: Tensor, groups: Tensor) -> Tensor:
 def gallery_metrics(
     image_embeddings: Tensor, text_embeddings: Tensor, groups: Tensor, first_of_image: Tensor, scale: Tensor
 ) -> dict[str, Tensor]:
-    """Loss (nats/pair) and recalls of one gallery.
+    """Return loss (nats/pair) and recalls of one gallery.
 
-    recall@k is the share of pairs one of whose k nearest captions (images), by cosine, is of its group. Images that
-    several captions share are looked for once.
+    recall@k is the fraction of pairs with one of the k nearest captions (images), by cosine, in its group. An image
+    that several captions share is a candidate once.
 
     Args:
         image_embeddings, text_embeddings: unit vectors [pairs, width].
         groups: int64 [pairs].
-        first_of_image: one pair of each image, int64 [images].
-        scale: of the cosines in the loss.
+        first_of_image: index of one pair of each image, int64 [images].
+        scale: factor on the cosines in the loss.
     """
     cosines = cosines_of(image_embeddings, text_embeddings)
-    found: dict[str, Tensor] = {"loss": contrastive_loss(cosines * scale.to(cosines.dtype), groups)}
+    metrics: dict[str, Tensor] = {"loss": contrastive_loss(cosines * scale.to(cosines.dtype), groups)}
     ways = {
         "image_to_text": (cosines, groups),
         "text_to_image": (cosines.T[:, first_of_image], groups[first_of_image]),
@@ -216,14 +215,14 @@ def gallery_metrics(
         nearest = candidates[scores.topk(min(max(RECALLS), scores.shape[1]), dim=1).indices]
         hits = nearest == groups[:, None]
         for k in RECALLS:
-            found[f"{way}_recall_{k}"] = hits[:, :k].any(1).to(torch.float64).mean()
-    return found
+            metrics[f"{way}_recall_{k}"] = hits[:, :k].any(1).to(torch.float64).mean()
+    return metrics
 
 
 def chance(split: PairSplit, gallery: np.ndarray) -> dict[str, float]:
-    """The loss (nats/pair) and the recalls of a model that does not look, on one gallery.
+    """Return the loss (nats/pair) and the recalls of random guessing on one gallery.
 
-    A recall is that of k candidates drawn at random, of which ``hits`` fit: 1 − C(n − hits, k) / C(n, k).
+    If ``hits`` of n candidates match, k random ones contain a match with probability 1 − C(n − hits, k) / C(n, k).
     """
     groups = split.groups[gallery]
     of_images = groups[np.unique(split.image_of[gallery], return_index=True)[1]]
@@ -242,7 +241,7 @@ def _chance_to_miss(candidates: int, hits: int, drawn: int) -> float:
 
 
 def _galleries(pairs: int, size: int | None) -> Iterator[np.ndarray]:
-    """Indices of the pairs of each gallery."""
+    """Yield the indices of the pairs of each gallery."""
     step = size or pairs
     for start in range(0, pairs, step):
         yield np.arange(start, min(start + step, pairs))

@@ -1,4 +1,4 @@
-"""Image classification: the class of a picture, by a vision transformer that sees all patches at once."""
+"""Image classification with a vision transformer."""
 
 import json
 import math
@@ -17,17 +17,17 @@ from natattn.config.base import Settings
 from natattn.data.images import ImageCorpus, ImageDataSettings, ImageSplit, PairDataSettings, augmented
 from natattn.data.text.blocks import part_of_batch, sample_indices
 from natattn.distributed.ranks import Ranks
-from natattn.models.gpt2 import InitSettings, ModelSettings, SizeSettings
-from natattn.models.vision import build_vit
+from natattn.models.settings import InitSettings, ModelSettings, SizeSettings
+from natattn.models.vit import build_vit
 from natattn.storage.atomic import replacing
-from natattn.tasks.base import Autocast, Batch, BatchSlice, HeldOut, MetricSums, round_robin
+from natattn.tasks.base import Autocast, Batch, BatchSlice, CorpusTask, HeldOut, MetricSums, round_robin
 
 PROBE_IMAGES = 8
 CALIBRATION_BINS = 15
 
 
 class VisionSettings(Settings):
-    """Image classification by a ViT that reads patches of ``patch_size`` × ``patch_size`` pixels.
+    """Image classification by a ViT on patches of ``patch_size`` × ``patch_size`` pixels.
 
     Attributes:
         learning_rate_scale: factor on every learning rate of both arms; those of conf/optim are tuned on language.
@@ -38,37 +38,20 @@ class VisionSettings(Settings):
     learning_rate_scale: float = Field(gt=0)
 
 
-class ImageOptions:
-    """What tasks that read images share; a step sees ``batch_size`` of their units."""
+class ImageOptions(CorpusTask):
+    """What tasks on images share."""
 
-    corpus: Any
-    batch_size: int
     dtype: torch.dtype
-
-    @property
-    def units_per_step(self) -> int:
-        """Images, or pairs, in one update."""
-        return self.batch_size
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all that is fed, and the split rule."""
-        return str(self.corpus.fingerprint)
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test split."""
-        return self.corpus.test is not None
 
     @cached_property
     def scaling(self) -> "Scaling":
-        """How pixels become numbers."""
+        """Standardisation of pixels."""
         return Scaling(self.corpus.mean, self.corpus.std, self.dtype)
 
 
 @dataclass(frozen=True)
 class VisionTask(ImageOptions):
-    """Image classification on a corpus of labelled images."""
+    """Classification on a corpus of labelled images."""
 
     corpus: ImageCorpus
     data: ImageDataSettings
@@ -84,7 +67,7 @@ class VisionTask(ImageOptions):
     unit: ClassVar[str] = "image"
 
     def initial_model(self, model: ModelSettings) -> nn.Module:
-        """A ViT of the run's size, or the pretrained classifier."""
+        """Build a ViT of the run's size, or load the pretrained classifier."""
         return build_vit(
             model,
             self.size,
@@ -97,7 +80,7 @@ class VisionTask(ImageOptions):
         )
 
     def batch(self, step: int, part: BatchSlice) -> dict[str, Tensor]:
-        """Augmented uint8 images [images, height, width, channels] and int64 labels [images]."""
+        """Return augmented uint8 images [images, height, width, channels] and int64 labels [images]."""
         first, count = part_of_batch(step, self.batch_size, **vars(part))
         split = self.corpus.train
         indices = sample_indices(self.seed, self.sampling, first, count, len(split))
@@ -105,12 +88,12 @@ class VisionTask(ImageOptions):
         return {"images": torch.from_numpy(images), "labels": torch.from_numpy(split.labels[indices])}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """Standardised pixels [images, channels, height, width]."""
+        """Return standardised pixels [images, channels, height, width]."""
         assert isinstance(batch, dict)
         return {"pixel_values": self.scaling.pixel_values(batch["images"])}
 
     def loss(self, outputs: Any, batch: Batch, model: Any) -> Tensor:
-        """Mean cross-entropy of the class in nats/image."""
+        """Return the mean cross-entropy in nats/image."""
         assert isinstance(batch, dict)
         logits = outputs.logits.to(working_dtype(outputs.logits))
         return nn.functional.cross_entropy(logits, batch["labels"])
@@ -118,30 +101,29 @@ class VisionTask(ImageOptions):
     def evaluate(
         self, model: Any, split: HeldOut, *, autocast: Autocast, batch_size: int, device: torch.device, ranks: Ranks
     ) -> dict[str, float]:
-        """Loss in nats/image, accuracy, and expected calibration error."""
-        pictures = self.corpus.validation if split == "validation" else self.corpus.test
-        assert pictures is not None
+        """Return loss in nats/image, accuracy and expected calibration error."""
+        data: ImageSplit = self.held_out(split)
         sums = MetricSums(device, ranks)
-        for start, counted in round_robin(range(0, len(pictures), batch_size), ranks):
-            images = torch.from_numpy(np.array(pictures.images[start : start + batch_size])).to(device)
-            labels = torch.from_numpy(pictures.labels[start : start + batch_size]).to(device)
+        for start, counted in round_robin(range(0, len(data), batch_size), ranks):
+            images = torch.from_numpy(np.array(data.images[start : start + batch_size])).to(device)
+            labels = torch.from_numpy(data.labels[start : start + batch_size]).to(device)
             with autocast():
                 logits = model(pixel_values=self.scaling.pixel_values(images)).logits
             sums.add(classification_sums(logits.to(working_dtype(logits)), labels), counted=counted)
         return classification_metrics(sums.read())
 
     def probe_inputs(self, device: torch.device) -> dict[str, Any]:
-        """The validation split's first few images."""
+        """Return the first images of the validation split."""
         images = np.array(self.corpus.validation.images[:PROBE_IMAGES])
         return {"pixel_values": self.scaling.pixel_values(torch.from_numpy(images).to(device))}
 
     def examples(self, outputs: Any) -> Tensor:
-        """Logits [images, classes]."""
+        """Return logits [images, classes]."""
         logits: Tensor = outputs.logits
         return logits
 
     def data_summary(self) -> dict[str, Any]:
-        """Numbers of images and classes, and what a guess by the classes' frequencies reaches."""
+        """Return numbers of images and classes, and the metrics of predicting the class frequencies."""
         train, validation = self.corpus.train, self.corpus.validation
         return {
             "name": self.corpus.name,
@@ -154,12 +136,12 @@ class VisionTask(ImageOptions):
         }
 
     def save_beside(self, folder: Path) -> None:
-        """A preprocessor_config.json, from which transformers' image processors are made."""
+        """Save preprocessor_config.json, from which transformers builds the image processor."""
         save_image_processor(folder, self.corpus.image_size, self.corpus.mean, self.corpus.std)
 
 
 def moved(images: np.ndarray, data: ImageDataSettings | PairDataSettings, seed: int, first: int) -> np.ndarray:
-    """Training images as the data's options move and mirror them; ``first`` is the global index of the first."""
+    """Return training images shifted and flipped; ``first`` is the global index of the first."""
     return augmented(images, shift=data.shift, flip=data.flip, fill=data.fill, seed=seed, first_sample=first)
 
 
@@ -170,7 +152,7 @@ class Scaling:
         self._mean, self._std = (torch.tensor(values, dtype=dtype) for values in (mean, std))
 
     def pixel_values(self, images_BHWC: Tensor) -> Tensor:
-        """Standardised pixels [B, C, H, W] on the images' device."""
+        """Return standardised pixels [B, C, H, W] on the images' device."""
         device = images_BHWC.device
         if self._mean.device != device:
             self._mean, self._std = self._mean.to(device), self._std.to(device)
@@ -179,9 +161,9 @@ class Scaling:
 
 
 def classification_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor | int]:
-    """What loss, accuracy and calibration are made of, summed over logits [images, classes] and labels [images].
+    """Return the sums that loss, accuracy and calibration need, from logits [images, classes] and labels [images].
 
-    ``bin_*`` are by confidence, the largest probability, in equal bins: [CALIBRATION_BINS].
+    ``bin_*`` [CALIBRATION_BINS] are over equal bins of the confidence, the largest probability.
     """
     confidence, predicted = torch.softmax(logits, -1).max(-1)
     correct = (predicted == labels).to(torch.float64)
@@ -197,9 +179,9 @@ def classification_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor | in
 
 
 def classification_metrics(sums: dict[str, Tensor]) -> dict[str, float]:
-    """Mean loss (nats), accuracy, and expected calibration error Σ_b |correct_b − confidence_b| / count.
+    """Return mean loss (nats), accuracy, and expected calibration error Σ_b |correct_b − confidence_b| / count.
 
-    The last is Guo et al., On Calibration of Modern Neural Networks (2017), equation 3, over equal bins of confidence.
+    The latter is equation 3 of Guo et al., On Calibration of Modern Neural Networks (2017), with equal bins.
     """
     count = float(sums["count"])
     return {
@@ -210,7 +192,7 @@ def classification_metrics(sums: dict[str, Tensor]) -> dict[str, float]:
 
 
 def chance(train: ImageSplit, validation: ImageSplit, classes: int) -> dict[str, float]:
-    """What the train split's class frequencies (with one more image of each class) reach on the validation split."""
+    """Return loss and accuracy on the validation split of predicting the train split's add-one class frequencies."""
     frequencies = np.bincount(train.labels, minlength=classes) + 1.0
     frequencies /= frequencies.sum()
     losses = -np.log(frequencies[validation.labels])
@@ -219,7 +201,7 @@ def chance(train: ImageSplit, validation: ImageSplit, classes: int) -> dict[str,
 
 
 def save_image_processor(folder: Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Write how images are cut, resized and scaled, as transformers' ``CLIPImageProcessor`` reads it."""
+    """Write the cropping, resizing and scaling of images as a configuration of transformers' ``CLIPImageProcessor``."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,1 +1,1 @@
-"""Arms, the loop that feeds them the same batches, evaluation, checkpoints and guards."""
+"""Training of arms on the same batches: `train.py` is the recipe, the other files are what it calls."""

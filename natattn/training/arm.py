@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import clip_query_key_weights
+from natattn.attention.types.tempered import TemperedAttention
 from natattn.distributed.ranks import Ranks, full, local
-from natattn.models.attention_types import TemperedAttention
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.randomness import addressed_seed
 from natattn.tasks.base import Batch, Task

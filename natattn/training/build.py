@@ -7,15 +7,16 @@ from typing import Any
 import torch
 
 from natattn.attention.probe import AttentionProbe
+from natattn.attention.types.softmax import SoftmaxAttention
+from natattn.attention.types.tempered import TemperedAttention
 from natattn.data.images import prepare_images, prepare_pairs
 from natattn.distributed.ddp import Forward, WithoutSync, replicate
 from natattn.distributed.ranks import Ranks, full
 from natattn.errors import UserError
-from natattn.models.attention_types import PublishedAttention, SoftmaxAttention, TemperedAttention
-from natattn.models.gpt2 import ModelSettings, context_of
+from natattn.models.gpt2 import context_of
+from natattn.models.settings import ModelSettings
 from natattn.optim.directions import Statistics
 from natattn.optim.settings import OptimSettings
-from natattn.published.block_energies import BlockEnergies
 from natattn.tasks.base import Task
 from natattn.tasks.language import LanguageTask, prepare_text
 from natattn.tasks.multimodal import MultimodalSettings, MultimodalTask
@@ -52,7 +53,7 @@ def open_task(settings: RunSettings, *, progress: bool = True) -> Task:
     packing: Any = settings.packing
     text = prepare_text(data, tokenizer, packing, progress=progress)
     context = context_of(settings.size, settings.init)
-    shift = settings.model.label_shift
+    shift = settings.model.attention.tokens_to_label
     return LanguageTask(text, init=settings.init, context=context, label_shift=shift, **shared)
 
 
@@ -69,7 +70,7 @@ def build_arms(settings: RunSettings, task: Task, ranks: Ranks | None = None) ->
         model = _initial_model(model_settings, settings, task)
         if not _is_sharded(settings, ranks):
             model.to(settings.device)
-        if arms and not isinstance(model_settings.attention, PublishedAttention):
+        if arms and not model_settings.attention.own_architecture:
             load_weights(model, arms[0].model)
         model_settings.attention.apply_to(model)
         settings.stabilisers.apply_to(model)
@@ -126,8 +127,8 @@ def _build_arm(
     probe: AttentionProbe | None = None
     statistics: Statistics | None = None
     try:
-        if optim.needs_statistics and isinstance(attention, PublishedAttention):
-            statistics = BlockEnergies.of(model, masked_energies_saturate=attention.masked_energies_saturate)
+        if optim.needs_statistics and attention.own_architecture:
+            statistics = attention.energy_source(model)
         else:
             clipping = ("maximum",) if clip_energy is not None else ()  # QK-clip needs the exact maximum
             statistics = probe = optim.build_probe(

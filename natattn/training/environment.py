@@ -1,4 +1,4 @@
-"""environment.json: what a repetition needs to know of the machine and of the code that a run was trained by."""
+"""environment.json: the machine, the packages and the code that a run was trained with."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from natattn.storage.documents import read_object
 ENVIRONMENT = "environment.json"
 EARLIER = "earlier_sittings"
 PACKAGES = ("natattn", "torch", "transformers", "tokenizers", "datasets", "numpy", "hydra-core", "wandb", "safetensors")
-# Environment variables that change which kernels compute, with how many threads, or how they round.
+# Environment variables that choose kernels, number of threads or rounding.
 VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -41,7 +41,7 @@ VARIABLES = (
 
 
 def environment_of(device: torch.device) -> dict[str, Any]:
-    """What this process computes with: versions, device, threads, switches of the arithmetic, source code."""
+    """Return versions, device, threads, arithmetic switches and source code of this process."""
     on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -63,24 +63,24 @@ def environment_of(device: torch.device) -> dict[str, Any]:
 
 
 def write_environment(folder: Path, device: torch.device) -> None:
-    """Save the environment of this sitting; those of earlier sittings that differ are kept beside it."""
+    """Save the present environment; keep those of earlier sessions of the run that differ."""
     now = environment_of(device)
     before = read_environment(folder)
     earlier = before.pop(EARLIER, [])
     if not isinstance(earlier, list):
-        earlier = []  # the file may be anyone's
+        earlier = []  # untrusted file
     if before and before != now:
         earlier = [*earlier, before]
     write_json(folder / ENVIRONMENT, now | ({EARLIER: earlier} if earlier else {}))
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """What ``write_environment`` wrote; empty where nothing can be read."""
+    """Return what ``write_environment`` wrote; empty if it cannot be read."""
     return read_object(folder / ENVIRONMENT)
 
 
 def processor() -> str | None:
-    """The name of the CPU: libraries choose their kernels by it."""
+    """Return the name of the CPU, by which libraries choose kernels."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -92,7 +92,7 @@ def processor() -> str | None:
 
 @cache
 def source_hash() -> str:
-    """SHA-256 of natattn's code and configuration: tells changed checkouts apart that have one commit."""
+    """Return the SHA-256 of natattn's code and configuration, which distinguishes modified checkouts of a commit."""
     digest = hashlib.sha256()
     for root, pattern in ((Path(__file__).resolve().parents[1], "*.py"), (conf_folder(), "*.yaml")):
         for path in sorted(root.rglob(pattern)):
@@ -109,7 +109,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, "+changes" where it is modified; None outside a checkout."""
+    """Return the commit of this checkout, with "+changes" if it is modified; None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

@@ -11,7 +11,7 @@ from natattn.attention.energy import AttentionInputs
 from natattn.attention.patterns import jensen_shannon, row_patterns
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.site import AttentionSite
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 from natattn.tasks.base import HeldOut
 from natattn.training.arm import Arm
 

@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from natattn.config.base import Settings
+from natattn.attention.types.base import AttentionType
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
-from natattn.models.attention_types import PublishedAttention
 from natattn.tasks.base import BatchSlice, to_device
 from natattn.tasks.language import LanguageTask
 from natattn.training.arm import Arm
@@ -31,7 +30,7 @@ def check_ranks(settings: RunSettings, ranks: Ranks) -> None:
             "task=multimodal: the loss compares every pair with all others of its batch, which a rank does not see; "
             "run it without torchrun"
         )
-    if isinstance(settings.model.attention, PublishedAttention):
+    if settings.model.attention.own_architecture:
         raise UserError(
             f"model={settings.model.name}: each rank would measure its own energies; run it without torchrun"
         )
@@ -46,7 +45,7 @@ def check_ranks(settings: RunSettings, ranks: Ranks) -> None:
         )
 
 
-def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
+def check_guards(arms: list[Arm], *, attention: AttentionType) -> list[str]:
     """Check every arm, and return the names of the arms that read later tokens.
 
     Only model=published may do that, and may shift its labels twice.
@@ -59,7 +58,7 @@ def check_guards(arms: list[Arm], *, attention: Settings) -> list[str]:
             check_independence(arm)
         return []
     context, vocab_size = task.context, task.corpus.tokenizer.vocab_size
-    if isinstance(attention, PublishedAttention):
+    if attention.may_look_ahead:
         return [arm.name for arm in arms if not causality_leak(arm, context, vocab_size) <= TOLERANCE]
     for arm in arms:
         check_causality(arm, context, vocab_size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from natattn.training.signals import remember
+from natattn.training.signals import note
 
 
 class BrokenOffError(BaseException):
@@ -46,7 +46,7 @@ class Interruption:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        remember(number)
+        note(number)
         if not self._agreeing:
             self.signal = number
         if self._breakable:

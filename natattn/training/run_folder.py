@@ -1,4 +1,4 @@
-"""A run's folder: what is written beside the metrics, and the lock that keeps a second process out."""
+"""The folder of a run: its configuration, its lock, and checks that its files can be written and read safely."""
 
 import fcntl
 import os
@@ -22,12 +22,12 @@ from natattn.training.environment import ENVIRONMENT
 CONFIG = "config.yaml"
 RUN = "run.json"
 LOCK = "run.lock"
-WANDB = "wandb"  # every sitting has a new folder in it, in which wandb links to its own logs
-# What is written into a run folder while it trains, beside temporary files.
+WANDB = "wandb"  # has a folder for each session, in which wandb links to its own logs
+# Files that a run writes into its folder, except temporary ones.
 _FILES = (CONFIG, RUN, ENVIRONMENT, LOCK, FILE_NAME, "curves.png", "curves.csv", "log.txt")
 OURS = (*_FILES, "checkpoints", "arms", WANDB)
 _FOLDERS = re.compile(rf"checkpoints(/step-\d+|/best)?|arms(/[\w-]+(/model)?)?|{WANDB}")
-# Keys that were added after runs had been published: at these values they do not enter the hash.
+# Keys that were added after runs had been published; with these values they are left out of the hash.
 ADDED_LATER: dict[str, Any] = {
     "task.kind": "language",
     "size.n_inner": None,
@@ -53,7 +53,7 @@ class RunIsBusyError(UserError):
 
 
 class RunLock:
-    """Held while a process trains in a run folder; released by the system when the process dies."""
+    """File lock on a run folder; the system releases it when the process dies."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
@@ -72,7 +72,7 @@ class RunLock:
         return self
 
     def _locked(self) -> bool:
-        """Take the lock; false where its holder removed the file meanwhile, so that a newcomer may hold a new one."""
+        """Take the lock; False if its last holder removed the file meanwhile: another process may lock a new one."""
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -88,35 +88,35 @@ class RunLock:
 
 
 def check_contained(folder: Path, names: Iterable[str] = OURS) -> None:
-    """Refuse a folder in which what we write lies behind a link that leads out of it: it may be someone else's file.
+    """Check that no file that a run writes is behind a link out of the folder or of another kind than expected.
 
-    So are files where we make folders, folders where we write files, and pipes and the like. The folder itself may be a
+    Refuses files in place of folders, folders in place of files, pipes, sockets and devices. The folder itself may be a
     link.
 
-    Raises: UserError naming what it is.
+    Raises: UserError naming the path.
     """
     for path in (path for name in names for path in _written(folder / name)):
         if path.is_symlink() and not _lies_in(path, folder):
-            raise UserError(f"{path}: a link that leads out of the run folder; valid: a file or folder of its own")
+            raise UserError(f"{path}: a link that leads out of the run folder; valid: a file or folder inside it")
         _check_kind(path, str(path.relative_to(folder)))
 
 
 def _check_kind(path: Path, name: str) -> None:
-    """Raises: UserError for what is of another kind than we write under that name, after links."""
+    """Raises: UserError if the path, links followed, is of another kind than a run writes under that name."""
     if not os.path.lexists(path):
         return
     if _FOLDERS.fullmatch(name):
         if not path.is_dir():
-            raise UserError(f"{path}: not a folder; valid: the folder that a run makes there, or nothing")
+            raise UserError(f"{path}: not a folder; valid: the folder that a run makes, or nothing")
     elif name in _FILES:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file; valid: the file that a run writes there, or nothing")
+            raise UserError(f"{path}: not a regular file; valid: the file that a run writes, or nothing")
     elif path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: a pipe, a socket or a device; valid: regular files and folders")
 
 
 def _written(path: Path) -> Iterator[Path]:
-    """What may be written to: all below the path, but only what lies in wandb's folder itself."""
+    """Yield all paths that may be written to: all below ``path``, but of wandb's folder only its direct children."""
     yield path
     for inner, names, files in os.walk(path):
         yield from (Path(inner, name) for name in (*names, *files))
@@ -127,20 +127,20 @@ def _written(path: Path) -> Iterator[Path]:
 def _lies_in(path: Path, folder: Path) -> bool:
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links that lead to each other
+    except (OSError, RuntimeError):  # circular links
         return False
 
 
 def check_unused(folder: Path) -> None:
-    """Raises: UserError for a folder that holds a run."""
+    """Raises: UserError if the folder holds a run."""
     if (folder / CONFIG).exists():
         raise UserError(
-            f"{folder}: already holds a run; go on with resume={shlex.quote(str(folder))}, or choose another folder"
+            f"{folder}: already holds a run; resume it with resume={shlex.quote(str(folder))}, or choose another folder"
         )
 
 
 def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()) -> str:
-    """SHA-256 of a configuration's canonical JSON, leaving out dotted keys (and all below them)."""
+    """Return the SHA-256 of a configuration as canonical JSON, without some dotted keys and all below them."""
     kept = {
         key: value
         for key, value in flatten(config).items()
@@ -150,7 +150,7 @@ def config_hash(config: dict[str, Any], *, without: frozenset[str] = frozenset()
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration → {dotted key: value}."""
+    """Flatten a nested configuration to {dotted key: value}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -161,24 +161,24 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def covers(keys: frozenset[str], key: str) -> bool:
-    """Whether a dotted key, or one above it, is among ``keys``."""
+    """Return whether a dotted key, or one above it, is in ``keys``."""
     return any(key == other or key.startswith(other + ".") for other in keys)
 
 
 def write_config(folder: Path, config: dict[str, Any], digest: str) -> None:
-    """Save the resolved configuration as YAML with its hash on the first line."""
+    """Save the composed configuration as YAML, with its hash on the first line."""
     text = f"# sha256 {digest}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run.
+    """Return the composed configuration of a run.
 
-    Raises: UserError where the folder is no run's.
+    Raises: UserError if the folder is not a run folder.
     """
     path = folder / CONFIG
-    if not os.path.isdir(folder):  # unlike Path.is_dir also of a name that is too long to be one
+    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name that is too long
         raise UserError(f"{folder}: no such run folder")
     try:
         config = read_yaml(path)
@@ -189,7 +189,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path}: no YAML of a run: {error}") from error
+        raise UserError(f"{path}: not the YAML of a run: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a configuration")
     config.pop("repeat", None)  # a key of earlier releases
@@ -197,30 +197,30 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run's facts (``run.json``); empty where it has none yet."""
+    """Return the content of ``run.json``; empty if there is none."""
     return read_object(folder / RUN)
 
 
 def trained_arm(run: Path, arm: str | None) -> tuple[str, Path]:
-    """Name and model folder of a finished run's arm; by default of the candidate.
+    """Return the name and model folder of an arm of a finished run, by default of the candidate.
 
-    Raises: UserError where the run or the arm is not there, or nothing has been trained to its end.
+    Raises: UserError if the run or the arm does not exist, or the run is not finished.
     """
     if not os.path.isdir(run):
         raise UserError(f"run={run}: no such run folder")
     arms = sorted(path.parent.name for path in run.glob("arms/*/model"))
     if not arms:
         resume = f"resume={shlex.quote(str(run))}"
-        raise UserError(f"run={run}: no trained model in it; an interrupted run is finished with {resume}")
+        raise UserError(f"run={run}: has no trained model; finish an interrupted run with {resume}")
     name = arm or str(read_run(run).get("candidate") or arms[0])
     if name not in arms:
         raise UserError(f"arm={name}: run {run} has no model of that arm; valid: {', '.join(arms)}")
     folder = run / "arms" / name / "model"
     for path in folder.rglob("*"):
-        _check_kind(path, str(path.relative_to(run)))  # a pipe would make whoever loads it wait
+        _check_kind(path, str(path.relative_to(run)))  # loading a pipe would block
     return name, folder
 
 
 def announce(message: str) -> None:
-    """One line to standard error."""
+    """Print one line to standard error."""
     print(one_line(redacted(message)), file=sys.stderr, flush=True)

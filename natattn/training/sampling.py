@@ -1,4 +1,4 @@
-"""Text from a trained arm."""
+"""Sampling text from a trained arm."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +11,16 @@ from natattn.attention.stabilisers import restore_stabilisers
 from natattn.config.base import Settings
 from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.models.foreign import check_foreign
-from natattn.models.gpt2 import without_progress_bars
-from natattn.published.model import register as register_published
+from natattn.models.pretrained import without_progress_bars
+from natattn.models.registry import register_architectures
+from natattn.models.trust import check_trust
 from natattn.training.run_folder import announce, read_run, trained_arm
 
-_COLDEST = 1e-30  # logits divided by less can exceed float32; the likeliest token has all the probability, as at 0
+_COLDEST = 1e-30  # below, logits divided by it can overflow float32; sampling is then greedy, as at 0
 
 
 class SampleSettings(Settings):
-    """What `natattn sample` takes; the only schema with defaults, as no YAML stands behind it."""
+    """Arguments of `natattn sample`; they have defaults here because they are not in YAML."""
 
     run: str
     prompt: str = ""
@@ -34,13 +34,13 @@ class SampleSettings(Settings):
 def sample_text(settings: SampleSettings) -> Iterator[str]:
     """Yield the prompt, then the text that the arm's model continues it with.
 
-    Raises: UserError where the run, the arm or its model is not there or damaged, or the prompt leaves no room.
+    Raises: UserError if the run, the arm or its model is missing or damaged, or the prompt fills the context.
     """
-    register_published()
+    register_architectures()
     _, folder = trained_arm(Path(settings.run), settings.arm)
     task = read_run(Path(settings.run)).get("task", "language")
     if task != "language":
-        raise UserError(f"run={settings.run}: its arms do not write text (task={task}); valid: a run of task=language")
+        raise UserError(f"run={settings.run}: its arms do not generate text (task={task}); valid: a task=language run")
     tokenizer, model = _load_tokenizer(folder), _load_model(folder)
     prompt = tokenizer.encode(settings.prompt, add_special_tokens=False)
     if settings.prompt and not prompt:
@@ -53,7 +53,10 @@ def sample_text(settings: SampleSettings) -> Iterator[str]:
         )
     if settings.tokens > room:
         context = model.config.max_position_embeddings
-        announce(f"natattn: tokens={settings.tokens}: into the context of {context} fit {room} more; writing these")
+        announce(
+            f"natattn: only {room} of the requested {settings.tokens} tokens fit in the {context}-token context; "
+            f"generating {room}"
+        )
     torch.manual_seed(settings.seed)
     sampling = settings.temperature > _COLDEST
     output = model.generate(
@@ -73,14 +76,14 @@ def _load_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        check_foreign(str(folder), local_files_only=True)
+        check_trust(str(folder), local_files_only=True)
         with without_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
         restore_stabilisers(model)
         return model
-    except Exception as error:  # transformers raises whatever its readers do
+    except Exception as error:  # transformers raises errors of all kinds
         raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
 
 
@@ -92,6 +95,6 @@ def _load_tokenizer(folder: Path) -> Any:
     except Exception as error:
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Beside a config.json alone, transformers makes a tokenizer without a vocabulary, to which all text is nothing.
+        # From a config.json alone transformers builds a tokenizer without a vocabulary.
         raise UserError(f"{folder}: the tokenizer cannot be loaded: no tokenizer.json with a vocabulary")
     return tokenizer

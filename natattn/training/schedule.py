@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor as a pure function of the step."""
+"""Learning-rate schedules: a factor that is a pure function of the step."""
 
 import math
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ class CosineSettings(Settings):
     final: Fraction
 
     def factor(self, step: int, steps: int) -> float:
-        """Factor on the learning rate at ``step`` of ``steps`` (0-based)."""
+        """Return the factor on the learning rate at ``step`` of ``steps`` (0-based)."""
         warmup_steps = int(self.warmup_fraction * steps)
         if step < warmup_steps:
             return (step + 1) / warmup_steps
@@ -35,7 +35,7 @@ class WSDSettings(Settings):
     final: Fraction
 
     def factor(self, step: int, steps: int) -> float:
-        """Factor on the learning rate at ``step`` of ``steps`` (0-based)."""
+        """Return the factor on the learning rate at ``step`` of ``steps`` (0-based)."""
         warmup_steps = int(self.warmup_fraction * steps)
         if step < warmup_steps:
             return (step + 1) / warmup_steps
@@ -53,7 +53,7 @@ class ConstantSettings(Settings):
     warmup_steps: int = Field(ge=0)
 
     def factor(self, step: int, steps: int) -> float:
-        """Factor on the learning rate at ``step``; does not depend on ``steps``, so a run can be made longer."""
+        """Return the factor at ``step``; it does not depend on ``steps``, so a run can be extended."""
         return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end, remembered: an exception that a library swallows would end nothing."""
+"""Signals that end a command. They are also noted, because a library may swallow the exception."""
 
 import contextlib
 import signal
@@ -13,54 +13,47 @@ from natattn.errors import TerminatedError
 
 @dataclass
 class _Command:
-    """What this process is asked to do, where it is a command.
-
-    Attributes:
-        running: whether there is one.
-        stopped_by: number of the signal that came last since it began, None for none.
-    """
-
-    running: bool = False
-    stopped_by: int | None = None
+    is_running: bool = False
+    signal: int | None = None  # number of the last signal since the command started
 
 
 _command = _Command()
 
 
-def remember(number: int) -> None:
-    """Note a signal that was received; nothing outside of a command."""
-    if _command.running:
-        _command.stopped_by = number
+def note(number: int) -> None:
+    """Note a received signal; without effect outside of a command."""
+    if _command.is_running:
+        _command.signal = number
 
 
-def asked_to_stop() -> int | None:
-    """The number of the signal that has come since the command began, whatever became of it; None for none."""
-    return _command.stopped_by
+def requested() -> int | None:
+    """Return the number of the signal that was received since the command started, None if there was none."""
+    return _command.signal
 
 
-def stop() -> NoReturn:
-    """End the command as the signal would have, had nothing swallowed it."""
-    raise TerminatedError if _command.stopped_by == signal.SIGTERM else KeyboardInterrupt
+def raise_requested() -> NoReturn:
+    """Raise the exception of the noted signal."""
+    raise TerminatedError if _command.signal == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def remembered() -> Iterator[bool]:
-    """Around a command: SIGINT raises KeyboardInterrupt as ever, and is remembered; false inside another command."""
-    if _command.running or threading.current_thread() is not threading.main_thread():
+def noting_signals() -> Iterator[bool]:
+    """Note SIGINT while a command runs (it still raises KeyboardInterrupt). Yields False when nested."""
+    if _command.is_running or threading.current_thread() is not threading.main_thread():
         yield False
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        remember(number)
+        note(number)
         raise KeyboardInterrupt
 
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
-    _command.running, _command.stopped_by = True, None
+    _command.is_running, _command.signal = True, None
     try:
         yield True
     finally:
-        _command.running, _command.stopped_by = False, None
-        if usual is signal.default_int_handler:
-            signal.signal(signal.SIGINT, usual)
+        _command.is_running, _command.signal = False, None
+        if previous is signal.default_int_handler:
+            signal.signal(signal.SIGINT, previous)

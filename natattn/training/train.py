@@ -4,10 +4,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from natattn.attention.attach import fold_temperature
+from natattn.attention.types.tempered import fold_temperature
 from natattn.distributed.ranks import Ranks, on_first
 from natattn.errors import UserError
-from natattn.models.gpt2 import check_init, without_progress_bars
+from natattn.models.pretrained import check_init, without_progress_bars
 from natattn.storage.atomic import remove_unfinished, replacing_folder
 from natattn.tracking.console import Console
 from natattn.tracking.metrics_file import FILE_NAME, check_position

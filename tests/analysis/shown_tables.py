@@ -4,9 +4,10 @@ import io
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from natattn.analysis.summary import print_report
+from natattn.report.table import Table
+from natattn.report.writers import to_terminal
 
 
 class Terminal(io.StringIO):
@@ -18,7 +19,7 @@ class Terminal(io.StringIO):
 
 def text_of(table: Table, width: int = 200) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width).print(table)
+    Console(file=stream, width=width).print(to_terminal(table, compact=True))
     return stream.getvalue()
 
 

@@ -12,7 +12,7 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import row_covariances
 from natattn.analysis.fisher_conditioning import PRECONDITIONERS, conditioning, preconditioners
 from natattn.analysis.fisher_errors import QueryGradients, QueryRows, ScoreFisher, query_products, true_cosines
-from natattn.analysis.sections.fisher_query import jackknife
+from natattn.analysis.questions.fisher import jackknife
 from natattn.attention.energy import AttentionInputs
 from natattn.attention.patterns import row_patterns
 from natattn.fisher.decomposition import cosine, relative_frobenius_error, score_fisher, softcap_slope

@@ -13,7 +13,8 @@ from natattn.analysis import fisher_errors as fisher
 from natattn.analysis.fisher_capture import query_gradients, query_rows
 from natattn.analysis.fisher_errors import QueryGradients, QueryRows, query_products, true_cosines
 from natattn.analysis.patterns import captured
-from natattn.analysis.sections.fisher import fisher_section
+from natattn.analysis.questions.fisher import measure
+from natattn.analysis.questions.fisher_claims import section as fisher_page
 from natattn.analysis.subject import Subject
 
 
@@ -135,7 +136,7 @@ def _subject(model, tokens, is_causal):
 )
 def test_the_section_says_numbers(make, is_causal, said):
     advanced = []
-    section = fisher_section(_subject(make(), _tokens(6, 16), is_causal), SETTINGS, advanced.append)
+    section = fisher_page(measure(_subject(make(), _tokens(6, 16), is_causal), SETTINGS, advanced.append))
     assert (section.name, section.title) == ("fisher", "Fisher information")
     text = " ".join(section.findings)
     assert said in text
@@ -155,7 +156,7 @@ def test_the_section_says_numbers(make, is_causal, said):
 
 
 def test_the_section_of_two_sequences():
-    section = fisher_section(_subject(_gpt2(), _tokens(2, 8), True), SETTINGS, lambda count: None)
+    section = fisher_page(measure(_subject(_gpt2(), _tokens(2, 8), True), SETTINGS, lambda count: None))
     assert "at least 3 sequences" in " ".join(section.findings)
 
 
@@ -165,7 +166,7 @@ def test_the_section_of_keys_that_are_all_the_same():
     with torch.no_grad():
         for block in model.transformer.h:
             block.attn.c_attn.weight[:, 16:32] = 0.0
-    section = fisher_section(_subject(model, _tokens(4, 8), True), SETTINGS, lambda count: None)
+    section = fisher_page(measure(_subject(model, _tokens(4, 8), True), SETTINGS, lambda count: None))
     text = " ".join(section.findings)
     assert "the attention-Fisher of W_Q is 0" in text
     assert "nan" not in text

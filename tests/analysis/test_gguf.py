@@ -9,7 +9,7 @@ from rendered import sections
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from natattn.cli.main import main
-from natattn.models.gpt2 import forget_quantization
+from natattn.models.pretrained import forget_quantization
 
 WIDTH, HEADS, LAYERS, INNER = 16, 2, 2, 32
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]

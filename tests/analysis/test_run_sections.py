@@ -10,15 +10,15 @@ from rendered import sections
 from natattn.analysis.bands import band, difference_band, series
 from natattn.analysis.run_set import load_runs, pairs
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.cli.commands import config
 from natattn.cli.main import main
+from natattn.config.compose import compose, plain_values, quote_paths, validated
 
 FAST = ["text.sequences=4", "text.batch_size=2", "text.context=8", "temperatures.count=5", "device=cpu"]
 
 
 def settings(*arguments: str) -> AnalyzeSettings:
-    composed = config.compose(config.quote_paths(list(arguments)), "analyze")
-    return config.validated(config.plain_values(composed), AnalyzeSettings)
+    composed = compose(quote_paths(list(arguments)), "analyze")
+    return validated(plain_values(composed), AnalyzeSettings)
 
 
 def column(table: dict, name: str) -> list:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from natattn.analysis.pictures import run_curves
-from natattn.analysis.pictures.run_curves import _apart, _averaged, plot_curves
+from natattn.analysis import run_curves
+from natattn.analysis.run_curves import _apart, _averaged, plot_curves
 from natattn.errors import UserError
 
 MakeRun = Callable[..., Path]

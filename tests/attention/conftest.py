@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from natattn.attention.interface import register
+from natattn.attention.types.registry import register
 
 
 def build_gpt2(implementation: str = "sdpa", initializer_range: float = 0.3, **options) -> GPT2LMHeadModel:

@@ -10,9 +10,10 @@ import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from natattn.attention.attach import attach, fold_temperature
-from natattn.attention.modules import NaturalGradient, Tempered, attention_layers
+from natattn.attention.layers import attach, attention_layers
 from natattn.attention.probe import AttentionProbe
+from natattn.attention.types.natural_gradient import NaturalGradient
+from natattn.attention.types.tempered import Tempered, fold_temperature
 
 TABLE = Path(__file__).parents[2] / "docs" / "attention.md"
 ROWS = re.findall(r"^\| (\w+) \| (yes|no) \| (yes|no) \| (.+) \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)

@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
+from dense_oracle import dense_statistics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from natattn.attention import quantities as table
-from natattn.attention.dense import dense_statistics
 from natattn.attention.energy import AttentionInputs, systematic_rows
 from natattn.attention.quantities import BIASED_WHEN_SAMPLED, QUANTITIES
-from natattn.attention.statistics import EnergyStatistics
-from natattn.attention.streaming import sampled_statistics, streaming_statistics
+from natattn.attention.statistics import EnergyStatistics, sampled_statistics, streaming_statistics
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 2, 4, 12, 5
 ALL = tuple(QUANTITIES)
@@ -277,7 +276,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
 
     kept = table.TERMS["absolute_energy"]
     monkeypatch.setattr(
-        "natattn.attention.streaming.TERMS", {**dict.fromkeys(table.TERMS, refuse), "absolute_energy": kept}
+        "natattn.attention.statistics.TERMS", {**dict.fromkeys(table.TERMS, refuse), "absolute_energy": kept}
     )
     inputs = _inputs()
     for measure in list(METHODS.values())[1:]:

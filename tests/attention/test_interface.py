@@ -17,8 +17,9 @@ from transformers import (
     T5Model,
 )
 
-from natattn.attention.attach import attach, detach, fold_temperature, set_temperature
-from natattn.attention.modules import PARAMETERS_ATTRIBUTE, NaturalGradient, Tempered, attention_layers
+from natattn.attention.layers import PARAMETERS_ATTRIBUTE, attach, attention_layers, detach
+from natattn.attention.types.natural_gradient import NaturalGradient
+from natattn.attention.types.tempered import Tempered, fold_temperature, set_temperature
 
 
 def _gradients(model, tokens, mask=None):

@@ -7,7 +7,7 @@ import torch
 from paper_blocks import CAUSAL, HEADS, LENGTH, PADDING, STATES, TOKENS, attention_of, config_of, dense, model_of
 from transformers import GPT2LMHeadModel
 
-from natattn.attention.modules import attention_modules
+from natattn.attention.layers import attention_layers
 from natattn.attention.probe import AttentionProbe
 from natattn.published.block_energies import BlockEnergies
 
@@ -76,12 +76,12 @@ def test_energies_as_the_published_code_averaged_them():
 
 def test_the_probe_observes_it_and_leaves_it_as_it_was():
     model = model_of()
-    assert [layer for layer, _ in attention_modules(model)] == [0, 1]
+    assert [layer.layer for layer in attention_layers(model)] == [0, 1]
     before = model(TOKENS).logits
     with AttentionProbe(model, row_count=None) as probe, probe.step(0):
         observed = model(TOKENS).logits
     assert torch.equal(before, observed)
-    for layer, attention in attention_modules(model):
-        own = attention.energy_statistics()["mean_absolute_energy"].mean()
-        torch.testing.assert_close(probe.mean_absolute_energy(layer), own)
+    for layer in attention_layers(model):
+        own = layer.module.energy_statistics()["mean_absolute_energy"].mean()
+        torch.testing.assert_close(probe.mean_absolute_energy(layer.layer), own)
     assert model.config._attn_implementation == "sdpa"

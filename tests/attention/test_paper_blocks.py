@@ -21,8 +21,9 @@ from paper_blocks import (
 )
 from transformers import DynamicCache, GPT2LMHeadModel, StaticCache
 
-from natattn.attention.attach import attach, fold_temperature
-from natattn.attention.modules import NaturalGradient, Tempered
+from natattn.attention.layers import attach
+from natattn.attention.types.natural_gradient import NaturalGradient
+from natattn.attention.types.tempered import Tempered, fold_temperature
 from natattn.published.attention import GPT2NaturalAttentionBlock, NaturalAttention, blocks_of
 
 BLOCKS = torch.arange(LENGTH)[:, None] // 3 == torch.arange(LENGTH) // 3

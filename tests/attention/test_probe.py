@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from natattn.attention.attach import attach
-from natattn.attention.modules import SITE_ATTRIBUTE, Tempered, attention_layers
+from natattn.attention.layers import SITE_ATTRIBUTE, attach, attention_layers
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.quantities import QUANTITIES
+from natattn.attention.types.tempered import Tempered
 
 ALL = tuple(QUANTITIES)
 
@@ -64,26 +64,24 @@ def test_probe_reads_the_energies_of_each_layer(gpt2, tokens):
         torch.testing.assert_close(probe.statistics(layer)["maximum"], energy[..., pairs].amax((0, 2)))
 
 
-def test_methods_agree_and_exact_quantities_are_exact_among_sampled_ones(build, tokens):
+def test_exact_quantities_are_exact_among_sampled_ones(build, tokens):
     model = build()
     mask = torch.ones_like(tokens)
     mask[0, :7] = 0
     probes = {}
     for name, options in {
-        "dense": {"row_count": None, "exact_method": "dense"},
         "streaming": {"row_count": None},
         "sampled": {"row_count": 4, "exact": ("maximum", "standard_deviation")},
     }.items():
         with AttentionProbe(model, quantities=ALL, **options) as probe, probe.step(0):
             model(tokens, attention_mask=mask)
         probes[name] = probe
-    _assert_same(probes["dense"], probes["streaming"])
-    dense, sampled = probes["dense"].statistics(1), probes["sampled"].statistics(1)
+    exact, sampled = probes["streaming"].statistics(1), probes["sampled"].statistics(1)
     for name in ("maximum", "standard_deviation"):
-        torch.testing.assert_close(sampled[name], dense[name])
+        torch.testing.assert_close(sampled[name], exact[name])
         assert not sampled.is_biased(name)
-    assert not torch.allclose(sampled["entropy"], dense["entropy"])
-    assert torch.equal(sampled.pairs, dense.pairs)
+    assert not torch.allclose(sampled["entropy"], exact["entropy"])
+    assert torch.equal(sampled.pairs, exact.pairs)
 
 
 def test_grouped_query_heads_are_observed(llama, tokens):
@@ -288,7 +286,6 @@ def test_a_model_is_copied_with_its_probe(gpt2, tokens):
         ({"row_count": 0}, "row_count=0: must be at least 1"),
         ({"every": 0}, "every=0: must be at least 1"),
         ({"layers": [5]}, r"layers=\[5\]: the model has \[0, 1\]"),
-        ({"exact_method": "dense"}, "needs row_count=None"),
     ],
 )
 def test_bad_options_are_refused(gpt2, options, message):

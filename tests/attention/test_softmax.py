@@ -1,17 +1,14 @@
 """The damped natural gradient of softmax against a dense solve in float64, and attention written out over it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from natattn.attention.energy import AttentionInputs
-from natattn.attention.softmax import (
-    explicit_attention,
-    masked_softmax,
-    natural_gradient_softmax,
-    natural_score_gradient,
-)
+from natattn.attention.patterns import explicit_attention, masked_softmax
+from natattn.attention.types.natural_gradient import natural_gradient_softmax, natural_score_gradient
 
 
 def _random(rows: int, keys: int, scale: float) -> torch.Tensor:
@@ -121,7 +118,7 @@ def test_only_queries_and_keys_receive_another_gradient(mask):
     sources = (inputs.query, inputs.key, value)
     target = torch.randn(2, 4, 9, 4, generator=torch.Generator().manual_seed(1)).double()
     plain = explicit_attention(inputs, value)
-    natural = explicit_attention(inputs, value, damping=0.05)
+    natural = explicit_attention(inputs, value, softmax=partial(natural_gradient_softmax, damping=0.05))
     assert torch.equal(plain, natural)
     reference = torch.nn.functional.scaled_dot_product_attention(
         *sources, attn_mask=inputs.attention_mask, is_causal=mask is None, scale=0.7, enable_gqa=True

@@ -8,12 +8,13 @@ import torch
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.stabilisers import (
     Stabilisers,
+    StabiliserSettings,
     attach_stabilisers,
-    check_clippable,
     clip_query_key_weights,
     restore_stabilisers,
     saved_stabilisers,
 )
+from natattn.errors import UserError
 
 
 def maxima(model, tokens) -> dict[int, torch.Tensor]:
@@ -118,7 +119,9 @@ def test_what_cannot_be_clipped_or_is_out_of_range_says_so(gpt2):
         Stabilisers(softcap=-1.0)
     attach_stabilisers(model, Stabilisers(True))
     with pytest.raises(ValueError, match="normalises its queries"):
-        check_clippable(model)
+        clip_query_key_weights(model, {0: torch.ones(2)}, 1.0)
+    with pytest.raises(UserError, match=r"stabilisers: .* normalises its queries"):
+        StabiliserSettings(qk_norm=True, qk_clip=1.0).apply_to(model)
     model.config.natattn_stabilisers = {"query_key_norm": "yes"}
     with pytest.raises(ValueError, match="natattn_stabilisers"):
         restore_stabilisers(model)

@@ -1,27 +1,28 @@
 """Temperature schedules as functions of the step, and their settings."""
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from natattn.attention.temperature import TemperatureSettings, critical_temperatures
+from natattn.attention.critical_exponents import critical_temperatures
+from natattn.attention.types.tempered import TemperedAttention
 
-ADAPTER = TypeAdapter(TemperatureSettings)
+
+def schedule_of(settings):
+    return TemperedAttention(kind="tempered", temperature=settings).temperature
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"kind": "constant", "value": 1.5}, {0: 1.5, 50: 1.5}),
-        ({"kind": "per_head", "values": (0.5, 2.0)}, {0: (0.5, 2.0), 99: (0.5, 2.0)}),
         ({"kind": "inverse_sqrt", "initial": 3.0, "floor": 0.5}, {0: 3.0, 3: 1.5, 8: 1.0, 1000: 0.5}),
         ({"kind": "linear", "initial": 2.0, "final": 1.0}, {0: 2.0, 50: 1.5, 100: 1.0, 500: 1.0}),
         ({"kind": "cosine", "initial": 2.0, "final": 1.0}, {0: 2.0, 25: 1.85355339, 50: 1.5, 100: 1.0, 500: 1.0}),
     ],
 )
 def test_values_of_each_schedule(settings, expected):
-    schedule = ADAPTER.validate_python(settings)
+    schedule = schedule_of(settings)
     for step, value in expected.items():
-        assert schedule.temperature(step, 101) == pytest.approx(value)
+        assert schedule.at(step, 101) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_values_of_each_schedule(settings, expected):
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValidationError):
-        ADAPTER.validate_python(settings)
+        schedule_of(settings)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""What the contract suites are run over."""
+"""Fixtures of the contract suites."""
 
 import pytest
 
-from natattn.config import compose as config
+from natattn.config.compose import groups
 
 
-@pytest.fixture(params=config.groups()["optim"])
+@pytest.fixture(params=groups()["optim"])
 def optimizer_name(request) -> str:
     return request.param

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from natattn.analysis.run_comparison import compare_runs
-from natattn.config import compose as config
+from natattn.config.compose import groups
 from natattn.errors import UserError
 from natattn.training.devices import deterministic
 from natattn.training.environment import read_environment
 from natattn.training.run_folder import config_hash
+from natattn.training.settings import compose_run
 from natattn.training.train import train
 
 QUICK = (["optim=aif"], ["optim=natural_muon"], ["model=natural_gradient", "optim=fisher_adam", "precision=bf16"])
 EVERY = [
-    *([f"optim={name}", "model.dropout=0.1"] for name in config.groups()["optim"]),
-    *([f"model={name}", "optim=adamw"] for name in config.groups()["model"] if name != "tempered_per_head"),
+    *([f"optim={name}", "model.dropout=0.1"] for name in groups()["optim"]),
+    *([f"model={name}", "optim=adamw"] for name in groups()["model"] if name != "tempered_per_head"),
     ["model=tempered_per_head", "model.attention.temperature.values=[0.5,2]", "optim=adamw"],
     *([f"model={name}", "optim=aif", "precision=bf16"] for name in ("natural", "natural_gradient", "published")),
     ["optim=natural_muon", "stabilisers=qk_clip"],
@@ -34,7 +35,7 @@ def _options(tiny: list[str], options: list[str]) -> list[str]:
 
 
 def _two_runs(tiny: list[str], options: list[str], folder: Path) -> None:
-    settings = config.settings_of(config.compose([*_options(tiny, options), "train.deterministic=true"]))
+    settings = compose_run([*_options(tiny, options), "train.deterministic=true"])
     for number, name in enumerate(("first", "second")):
         torch.manual_seed(number)  # the state of the global generator must not matter
         assert train(settings, folder / name).outcome == "finished"
@@ -64,8 +65,8 @@ def test_the_same_bits_twice_with_everything(options, threads, tiny, tmp_path):
 
 
 def test_published_runs_keep_their_hash():
-    saved = config.settings_of(config.compose([])).model_dump(mode="json")
-    chosen = config.settings_of(config.compose(["train.deterministic=true"])).model_dump(mode="json")
+    saved = compose_run([]).model_dump(mode="json")
+    chosen = compose_run(["train.deterministic=true"]).model_dump(mode="json")
     before = {**saved, "train": {key: value for key, value in saved["train"].items() if key != "deterministic"}}
     assert config_hash(saved) == config_hash(before)
     assert config_hash(chosen) != config_hash(saved)

@@ -1,4 +1,4 @@
-"""What every optimizer of ``conf/optim`` must do; a new file joins by itself."""
+"""The contract of every optimizer in ``conf/optim``; a new file joins by itself."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from trained import Trained, build_model, loss_of, settings_of
 
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 from natattn.optim.matrix import ROLES
 from natattn.optim.settings import OptimSettings, read_settings
 
@@ -16,11 +16,11 @@ def test_descends_on_a_tiny_transformer(optimizer_name):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_its_file_alone_says_what_the_command_line_composes(optimizer_name):
+def test_its_file_alone_equals_what_the_command_line_composes(optimizer_name):
     assert read_settings(optimizer_name) == settings_of(optimizer_name)
 
 
-def test_says_what_its_last_step_did(optimizer_name):
+def test_reports_metrics_of_its_last_step(optimizer_name):
     trained = Trained(optimizer_name)
     trained.train(range(2))
     trained.backward(2)
@@ -163,7 +163,7 @@ def test_added_parameters_are_trained(optimizer_name):
 
 
 def test_scale_of_the_gradient(optimizer_name):
-    """Adam's relatives do not feel it, Muon's not when it is a power of two, SGD does."""
+    """Only SGD depends on it; Muon and its relatives do not if it is a power of two."""
     results = []
     for scale in (1.0, 4.0):
         trained = Trained(optimizer_name, dtype=torch.float64)
@@ -179,7 +179,7 @@ def test_scale_of_the_gradient(optimizer_name):
 
 
 def test_state_memory_is_as_documented(optimizer_name):
-    """Numbers of state per element of a hidden matrix; beside them, what a direction keeps per factor."""
+    """Count the state tensors per element of a hidden matrix, apart from those that a direction keeps per factor."""
     per_element = {"momentum": 1, "orthogonal": 1, "whitened": 1}
     per_factor = ("root", "inverse", "basis", "left", "right", "levels")
     trained = Trained(optimizer_name)
@@ -197,7 +197,7 @@ def test_state_memory_is_as_documented(optimizer_name):
 
 
 def test_a_gradient_that_is_not_finite_is_not_hidden_and_factors_stay_good(optimizer_name):
-    """The loop stops an arm whose loss is not finite; what is decomposed must never fail with a traceback."""
+    """The training loop stops an arm whose loss is not finite; decompositions must not raise."""
     trained = Trained(optimizer_name)
     trained.train(range(3))
     trained.backward(3)

@@ -1,4 +1,4 @@
-"""An optimizer whose attention term is switched off is its named baseline; what the Fisher metric is invariant to."""
+"""An optimizer without its attention term equals its named baseline; invariances of the Fisher metric."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_switched_on_it_is_not(name):
 
 @pytest.mark.parametrize("scale", [0.25, 3.0])
 def test_the_fisher_directions_are_equivariant(scale):
-    """W_Q → cW_Q, W_K → W_K/c leaves the function as it is; so does the step, up to its norm and the damping."""
+    """W_Q → cW_Q, W_K → W_K/c leaves the function unchanged; so does the step, up to its norm and the damping."""
     from natattn.optim.directions.whitened import refresh
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Every optimizer on models and in situations that are not the usual ones: finite weights or a clear error."""
+"""Every optimizer on unusual models and in unusual situations: finite weights or a clear error."""
 
 import copy
 
@@ -139,7 +139,7 @@ def test_factors_that_are_not_finite(optimizer_name, bad_captures, monkeypatch):
     assert (metrics.get("failed_decompositions", 0) > 0) == reads_factors
 
 
-def test_a_copy_of_the_model_does_not_speak_to_its_probe(optimizer_name):
+def test_a_copy_of_the_model_does_not_reach_its_probe(optimizer_name):
     alone, watched = Trained(optimizer_name), Trained(optimizer_name)
     losses = [alone.train(range(12)), []]
     for step in range(12):
@@ -182,7 +182,7 @@ def test_added_parameters_are_stepped_or_refused(optimizer_name, role, shape):
 
 @pytest.mark.parametrize("kind", ["soap", "orthogonal", "whitened"])
 @pytest.mark.parametrize("role", ["vector", "embedding"])
-def test_directions_for_matrices_refuse_what_is_none(kind, role):
+def test_directions_for_matrices_refuse_other_parameters(kind, role):
     source = {"soap": "soap", "orthogonal": "muon", "whitened": "newton_muon"}[kind]
     settings = settings_of(source, f"+optim.directions.{role}=${{optim.directions.hidden}}")
     model = build_model()

@@ -5,8 +5,8 @@ import contextlib
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from natattn.config import compose as config
 from natattn.optim.settings import OptimSettings
+from natattn.training.settings import compose_run
 
 TOKENS = {
     "vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0,
@@ -14,7 +14,7 @@ TOKENS = {
 
 
 def settings_of(name: str, *overrides: str) -> OptimSettings:
-    return config.settings_of(config.compose([f"optim={name}", *overrides])).optim
+    return compose_run([f"optim={name}", *overrides]).optim
 
 
 def build_model(kind: str = "gpt2", dtype: torch.dtype = torch.float32):

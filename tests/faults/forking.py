@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-# What a run imports on its way, beside what `natattn.cli.commands` does.
+# What a run imports on its way, besides `natattn.cli.run`.
 PRELOADED = (
-    "natattn.cli.commands",
+    "natattn.cli.run",
     "natattn.training.train",
     "natattn.stacked.replicas",
     "natattn.training.resource_errors",
     "natattn.analysis.analyze",
     "natattn.analysis.summary",
-    "natattn.analysis.pictures.run_curves",
+    "natattn.analysis.run_curves",
     "natattn.reproduce.reproduce",
     "natattn.reproduce.study",
-    "natattn.reproduce.show",
+    "natattn.reproduce.ledger",
     "natattn.reproduce.run_report",
     "hydra.main",
     "transformers.models.gpt2.modeling_gpt2",

@@ -9,7 +9,7 @@ import torch
 from fisher_oracles import with_ones
 
 from natattn.attention.energy import AttentionInputs
-from natattn.fisher.rotary import Rotary
+from natattn.fisher.kronecker import Rotary
 
 BATCH, HEADS, LENGTH, HEAD_DIM, WIDTH = 2, 4, 6, 4, 5
 

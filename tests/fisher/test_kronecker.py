@@ -6,12 +6,10 @@ import pytest
 import torch
 from fisher_oracles import key_fisher, query_fisher, rotary_key_error
 
-from natattn.attention.energy import AttentionInputs
-from natattn.attention.streaming import systematic_rows
+from natattn.attention.energy import AttentionInputs, systematic_rows
 from natattn.fisher.decomposition import relative_frobenius_error
-from natattn.fisher.kronecker import FACTORS, first_sequences, kronecker_factors
+from natattn.fisher.kronecker import FACTORS, Rotary, first_sequences, kronecker_factors
 from natattn.fisher.roots import damped_inverse
-from natattn.fisher.rotary import Rotary
 
 
 def _all_rows(inputs):
@@ -19,7 +17,7 @@ def _all_rows(inputs):
 
 
 def _factors_by_loops(layer):
-    """The definitions, one query row after the other; lists of the rows' terms under (factor, head)."""
+    """Return the terms of every query row by the definitions, as lists under (factor, head)."""
     query, key = layer.queries_and_keys()
     turn, pattern, allowed = layer.rotation_matrices(), layer.patterns(), layer.allowed_pairs()
     softcap = layer.options.get("softcap")
@@ -80,7 +78,7 @@ def test_traced_factors_are_partial_traces_of_the_dense_fisher(make_layer):
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_sampled_rows_are_unbiased(layer, count):
-    """⌊(k + offset)·L/count⌋ changes only at multiples of 1/L, so that L midpoints give all the samples that exist."""
+    """⌊(k + offset)·L/count⌋ changes only at multiples of 1/L, so L midpoints give every possible sample."""
     inputs = layer.inputs()
     exact = kronecker_factors(inputs, layer.input, _all_rows(inputs), rotary=layer.rotation)
     offsets = [(part + 0.5) / inputs.length for part in range(inputs.length)]
@@ -121,7 +119,7 @@ def test_only_wanted_factors_are_computed(make_layer):
         kronecker_factors(inputs, layer.input, _all_rows(inputs), wanted=("queries",))
 
 
-def test_rows_counted_before_give_the_same(layer):
+def test_given_row_counts_give_the_same(layer):
     inputs, rows = layer.inputs(), torch.tensor([0, 3, 5])
     _, counted = inputs.count_pairs_and_rows()
     given = kronecker_factors(inputs, layer.input, rows, counted_rows=counted)
@@ -140,8 +138,8 @@ def test_shared_key_input_is_the_mean_over_heads(layer):
     torch.testing.assert_close(shared, own.mean(0, keepdim=True))
 
 
-def test_padded_pairs_and_rows_enter_nothing(make_layer):
-    """Whatever stands at the padded positions, as queries, keys or inputs, the factors are the same."""
+def test_padded_pairs_and_rows_do_not_count(make_layer):
+    """The factors do not depend on queries, keys or inputs at padded positions."""
     allowed = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
     allowed[1, :, :, :3] = False
     layer = make_layer(key_heads=2, allowed=allowed)
@@ -221,7 +219,7 @@ def _products(factors):
 
 @pytest.mark.parametrize("length", [1, 3], ids=["one row", "identical rows"])
 def test_product_is_exact_for_equal_rows(length):
-    """Every row has the same query, so that the mean of products is the product of means."""
+    """Every row has the same query, so the mean of products is the product of means."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 2, 1, 4, generator=generator, dtype=torch.float64).expand(-1, -1, length, -1)
     key = torch.randn(1, 2, 5, 4, generator=generator, dtype=torch.float64)
@@ -259,7 +257,7 @@ def test_query_side_is_exact_under_rotary_embedding_for_one_row(make_layer):
 
 
 def test_rotary_key_error_is_measured(make_layer):
-    """The relative rotation matters, and averaging over the keys that a row reads takes part of it in."""
+    """The relative rotation matters, and averaging over the keys that a row reads captures part of it."""
     layer = make_layer(rotary="halves")
     inputs = layer.inputs(layer.query_weight * 0.3, layer.key_weight * 0.3)
     plain = rotary_key_error(inputs, layer.input, layer.rotation, "plain")
@@ -305,7 +303,7 @@ def test_rotary_is_that_of_transformers():
 
 
 def test_solutions_follow_a_change_of_units(make_layer):
-    """W_Q → c·W_Q, W_K → W_K/c leaves every score as it is; S⁻¹ M A⁻¹ then moves both weights by their own units."""
+    """W_Q → c·W_Q, W_K → W_K/c leaves every score unchanged; S⁻¹ M A⁻¹ then moves both weights in their own units."""
     layer, c = make_layer(), 3.0
     gradient = torch.randn(4, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     steps = []

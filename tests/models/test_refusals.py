@@ -12,10 +12,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from natattn.attention.types.softmax import SoftmaxAttention
 from natattn.errors import UserError
-from natattn.models.attention_types import PublishedAttention, SoftmaxAttention
-from natattn.models.gpt2 import ModelSettings, PretrainedInit, SizeSettings, build_model, context_of
-from natattn.models.vision import build_vit
+from natattn.models.gpt2 import build_model, context_of
+from natattn.models.settings import ModelSettings, PretrainedInit, SizeSettings
+from natattn.models.vit import build_vit
+from natattn.published.attention_type import PublishedAttention
 
 SIZES = ("n_layer", "n_embd", "n_head", "context", "initializer_range")
 PRETRAINED = SizeSettings(name="pretrained", **dict.fromkeys(SIZES))

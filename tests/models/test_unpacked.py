@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, masking_utils
 
-from natattn.models.unpacked import one_sequence_per_row
+from natattn.models.implicit_masks import one_sequence_per_row
 
 PADDED = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 

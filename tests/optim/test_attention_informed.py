@@ -1,4 +1,4 @@
-"""The paper's optimizer: equal to optim=aif, its energies found by itself, clear errors where there are none."""
+"""AttentionInformedOptimizer: equal to optim=aif, finds its energies by itself, clear errors if there are none."""
 
 import copy
 import gc
@@ -9,11 +9,11 @@ import torch
 from learners import gpt2
 
 from natattn.attention.probe import AttentionProbe
-from natattn.config import compose as config
 from natattn.optim.directions.energy_scaled import energy_factor
 from natattn.published.attention import blocks_of
 from natattn.published.model import build_published
 from natattn.published.optimizer import AttentionInformedOptimizer
+from natattn.training.settings import compose_run
 
 LAYERS = 2
 
@@ -44,7 +44,7 @@ def train(model, optimizer, steps: int, probe: AttentionProbe | None = None, fir
 def run_optimizer(model, probe):
     """optim=aif with the published constants, as `natattn train` builds it."""
     overrides = ("optim=aif", "optim.learning_rate=1e-3", "optim.directions.default.inner.betas=[0.9,0.999]")
-    settings = config.settings_of(config.compose([*overrides, "++optim.learning_rates.hidden=1e-3"])).optim
+    settings = compose_run([*overrides, "++optim.learning_rates.hidden=1e-3"]).optim
     return settings.build(model, probe)
 
 
@@ -97,7 +97,7 @@ def test_scales_the_gradients_of_each_block_and_no_others():
     torch.testing.assert_close(optimizer.state[embedding]["exp_avg"], 0.1 * twin.transformer.wte.weight.grad)
 
 
-def test_masked_energies_saturate_the_factor_only_when_asked():
+def test_masked_energies_saturate_the_factor_only_on_request():
     for causal, saturate, saturated in ((True, True, True), (True, False, False), (False, True, False)):
         model = paper_model(causal)
         optimizer = AttentionInformedOptimizer(model.parameters(), masked_energies_saturate=saturate)
@@ -150,7 +150,7 @@ def test_finding_the_blocks_keeps_no_model_alive():
     assert block() is None
 
 
-def test_where_there_is_nothing_to_read():
+def test_missing_energies_raise():
     with pytest.raises(ValueError, match=r"no attention energies to read.*probe="):
         AttentionInformedOptimizer(gpt2().parameters())
     with pytest.raises(ValueError, match="none of these parameters"):
@@ -179,7 +179,7 @@ def test_values_out_of_range_are_named(options, message):
         AttentionInformedOptimizer(paper_model(), **options)
 
 
-def test_parameters_that_are_none_are_refused():
+def test_invalid_parameters_are_refused():
     model = paper_model()
     iterator = model.parameters()
     list(iterator)

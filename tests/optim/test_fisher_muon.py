@@ -1,4 +1,4 @@
-"""FisherMuon and NaturalMuon as a user's own loop sees them."""
+"""FisherMuon and NaturalMuon in a plain training loop."""
 
 import copy
 
@@ -60,7 +60,7 @@ def test_a_copy_is_refused():
 
 
 @pytest.mark.parametrize("kind", [FisherMuon, NaturalMuon])
-def test_its_own_probe_does_what_a_given_one_does(kind):
+def test_its_own_probe_and_a_given_one_give_the_same_losses(kind):
     mine, given = _gpt2(), _gpt2()
     expected = _train(mine, kind(mine), range(12))
     probe = read_settings(kind.entry).build_probe(given)
@@ -157,7 +157,7 @@ def test_an_optimizer_that_cannot_be_made_leaves_the_model_as_it_was(monkeypatch
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_what_cannot_work_is_said():
+def test_invalid_arguments_raise():
     model = _gpt2()
     with pytest.raises(ValueError, match="another GPT2LMHeadModel"):
         FisherMuon(model, probe=FisherProbe(_gpt2(), factors=("query_input",)))

@@ -1,4 +1,4 @@
-"""Optimizers against the libraries that they stand for, and the published factor."""
+"""Optimizers against reference implementations, the published factor, and mistakes in settings."""
 
 import sys
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from learners import gpt2, loss_of
 
-from natattn.config import compose as config
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.energy_scaled import EnergyScaled, energy_factor
 from natattn.optim.directions.orthogonal import Orthogonal
@@ -14,10 +13,11 @@ from natattn.optim.matrix import Matrix
 from natattn.optim.optimizer import DirectionalOptimizer
 from natattn.optim.partition import partition
 from natattn.optim.settings import OptimSettings
+from natattn.training.settings import compose_run
 
 
 def _settings(name: str, *overrides: str) -> OptimSettings:
-    return config.settings_of(config.compose([f"optim={name}", *overrides])).optim
+    return compose_run([f"optim={name}", *overrides]).optim
 
 
 def _matrix(direction, value: torch.Tensor, layer: int | None = None) -> Matrix:
@@ -59,7 +59,7 @@ def test_the_fused_step_equals_the_written_direction():
         torch.testing.assert_close(first.value, second.value, atol=1e-6, rtol=1e-6)
 
 
-def test_muon_equals_torch_on_query_key_and_value_apart():
+def test_muon_equals_torch_on_separate_query_key_and_value():
     model = gpt2()
     settings = _settings("muon", "optim.weight_decay=0.1")
     optimizer = settings.build(model)
@@ -142,7 +142,7 @@ def test_aif_with_constant_energies_is_adamw_almost_exactly():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-def test_aif_without_statistics_says_what_it_needs():
+def test_aif_without_statistics_asks_for_a_probe():
     model = gpt2()
     optimizer = _settings("aif").build(model)
     loss_of(model, 0).backward()
@@ -150,7 +150,7 @@ def test_aif_without_statistics_says_what_it_needs():
         optimizer.step()
 
 
-def test_a_group_that_is_refused_leaves_nothing_behind():
+def test_a_refused_group_leaves_the_optimizer_unchanged():
     optimizer = _settings("muon").build(gpt2())
     matrix, vector = torch.nn.Parameter(torch.ones(4, 6)), torch.nn.Parameter(torch.ones(4))
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 3))]})  # a group of as many entries
@@ -164,20 +164,20 @@ def test_a_group_that_is_refused_leaves_nothing_behind():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"directions": {"heads": {"kind": "adam", "betas": (0.9, 0.99), "eps": 1e-8}}}, "unknown role 'heads'"),
         ({"directions": {"hidden": {"kind": "adam", "betas": (0.9, 0.99), "eps": 1e-8}}}, "no direction for role 'emb"),
         ({"learning_rates": {"attention": 1e-3}}, "unknown role 'attention'"),
     ],
 )
-def test_roles_that_are_not_known_or_not_served_are_named(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_unknown_or_missing_roles_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
         OptimSettings.model_validate(_settings("adamw").model_dump() | changes)
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("natural_muon", {"factors": None}, r"factors: the directions read .*\. Set how they are captured"),
         ("muon", {"placebo": "shuffled"}, "placebo=shuffled: the optimizer does not read attention. Use placebo=null"),
@@ -187,12 +187,12 @@ def test_roles_that_are_not_known_or_not_served_are_named(changes, said):
         ("aif", {"placebo": "shuffled", "placebo_energy": 1.0}, "placebo_energy: only the constant placebo has one"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(name, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_contradict_each_other_are_named(name, changes, message):
+    with pytest.raises(ValueError, match=message):
         OptimSettings.model_validate(_settings(name).model_dump() | changes)
 
 
-def test_parts_that_fit_are_taken():
+def test_options_that_fit_are_accepted():
     for name, changes in (
         ("natural_muon", {"placebo": "plain"}),
         ("aif", {"placebo": "constant", "placebo_energy": 1.0}),

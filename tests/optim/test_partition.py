@@ -1,4 +1,4 @@
-"""Roles of parameters over architectures: complete, disjoint, and what a reader of the model would say."""
+"""Roles of parameters across architectures: complete, disjoint and correct."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_a_parameter_that_is_missed_is_an_error(gpt2):
         check_partition([view for view in views if view.name != "transformer.ln_f.bias"], gpt2)
 
 
-def test_matrices_outside_blocks_are_heads_and_what_is_no_linear_map_is_a_vector():
+def test_matrices_outside_blocks_are_heads_and_other_parameters_vectors():
     model = nn.Module()
     model.pooler = nn.Linear(3, 3)
     model.patches = nn.Conv2d(3, 4, 2)
@@ -91,7 +91,7 @@ def test_unknown_fused_layouts_are_errors(name):
         partition(model)
 
 
-def test_cross_attention_of_gpt2_has_its_queries_apart():
+def test_cross_attention_of_gpt2_has_a_separate_query_weight():
     config = GPT2Config(n_embd=12, n_layer=1, n_head=2, vocab_size=20, n_positions=8, add_cross_attention=True)
     views = {view.name: view for view in partition(GPT2LMHeadModel(config))}
     block = "transformer.h.0.crossattention"

@@ -1,4 +1,4 @@
-"""What placebos show in place of attention's statistics."""
+"""Placebos in place of attention statistics."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from natattn.optim.placebo import PlaceboStatistics
 
 
 class Source:
-    """A probe whose factors say whose they are: layer + head / 10."""
+    """A probe whose factors are layer + head / 10."""
 
     def __init__(self, layers, heads=1):
         self.layers = list(range(layers))
@@ -55,7 +55,7 @@ def test_shuffled_factors_are_never_a_layers_own(layers, heads):
         assert sorted(int(values[0]) for values in shown) == list(range(layers))
         orders.add(tuple(torch.cat(shown).tolist()))
         orders_of_heads |= {tuple(values.sub(values.floor()).mul(10).round().tolist()) for values in shown}
-    assert len(orders) > 1 or (layers, heads) == (2, 1)  # anew at every capture, where there is a choice
+    assert len(orders) > 1 or (layers, heads) == (2, 1)  # another order at every capture, if there is a choice
     assert (len(orders_of_heads) > 1) == (heads > 1)
 
 
@@ -68,7 +68,7 @@ def test_constant_identity_and_plain_factors():
     assert float(plain.average("m0", "covariance")[0, 0, 0]) == 100.0
 
 
-def test_distances_are_shuffled_anew_at_every_step_although_no_energy_is_read():
+def test_distances_are_shuffled_at_every_step_even_if_no_energy_is_read():
     _, found = placebo("shuffled")
     orders = set()
     for step in range(20):
@@ -93,7 +93,7 @@ def test_each_energy_has_a_placebo_of_its_own():
     assert torch.equal(found.mean_energy(1), again.mean_energy(1))
 
 
-def test_energies_of_layers_that_were_not_reached_are_not_asked_for():
+def test_energies_of_layers_that_a_step_did_not_reach_are_not_read():
     source, found = placebo("shuffled")
     source.recorded_layers = [2]
     found.begin(0, ["mean_absolute_energy"])

@@ -1,4 +1,4 @@
-"""Matrix work split over ranks: who owns what, and how updates reach everybody."""
+"""Matrix work split over ranks: ownership, and the exchange of updates."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from natattn.optim import sharded
 from natattn.optim.sharded import exchanged, owners
 
 RANKS = 3
-# Many small matrices are gathered; one large one among many ranks is told by its owner.
+# Many small matrices are gathered; one large matrix among many ranks is broadcast by its owner.
 CASES = {"many": [(4, 6)] * 7 + [(2, 3)] * 2, "one": [(8, 8)], "uneven": [(16, 16), (2, 2), (3, 5)]}
 
 
@@ -55,20 +55,20 @@ def test_every_rank_receives_every_update(tmp_path, bucket):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_work_is_shared_out_evenly(size):
+def test_work_is_split_evenly(size):
     shapes = [(64, 64)] * 12 + [(64, 256)] * 6
-    found = owners(shapes, size)
+    owner_of = owners(shapes, size)
     costs = [shape[0] * shape[1] * 64 for shape in shapes]
-    loads = [sum(cost for cost, owner in zip(costs, found, strict=True) if owner == rank) for rank in range(size)]
-    assert set(found) == set(range(size))
+    loads = [sum(cost for cost, owner in zip(costs, owner_of, strict=True) if owner == rank) for rank in range(size)]
+    assert set(owner_of) == set(range(size))
     assert max(loads) <= sum(costs) / size + max(costs)
 
 
-def test_the_largest_matrix_is_given_away_first():
+def test_the_largest_matrix_is_assigned_first():
     assert owners([(1, 1), (1, 1), (1, 2)], 2) == [1, 1, 0]  # in their own order one rank would have 3 of 4 parts
 
 
-def test_a_rank_alone_asks_nobody():
+def test_a_single_rank_does_not_communicate():
     ranks = Ranks()
     values = [torch.ones(2)]
     assert ranks.sum(values)[0] is values[0]

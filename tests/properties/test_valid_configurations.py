@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property_tools import TRIED, examples, message_of
 
-from natattn.config import compose as config
+from natattn.config.compose import compose, plain_values, train_groups
 from natattn.errors import UserError
 from natattn.tasks.base import BatchSlice
 from natattn.training.build import build_arms, open_task
 from natattn.training.guards import check_guards
 from natattn.training.run_folder import flatten
-from natattn.training.settings import RunSettings
+from natattn.training.settings import RunSettings, compose_run
 
-GROUPS = config.train_groups()
+GROUPS = train_groups()
 NUMBERS = ("learning_rate", "weight_decay", "damping", "momentum", "eps", "energy_scale", "decay", "betas", "initial")
 
 
@@ -85,7 +85,7 @@ def configurations(draw: st.DrawFn) -> list[str]:
 def perturbed(overrides: list[str]) -> st.SearchStrategy[list[str]]:
     """Numbers of the optimizer and the temperature that are not those of the files."""
     try:
-        values: dict[str, Any] = flatten(config.plain_values(config.compose(overrides)))
+        values: dict[str, Any] = flatten(plain_values(compose(overrides)))
     except UserError:
         return st.just([])
     keys = [
@@ -102,7 +102,7 @@ def perturbed(overrides: list[str]) -> st.SearchStrategy[list[str]]:
 def settings_of(overrides: list[str]) -> RunSettings | None:
     """None for a combination that is refused, which must be with one line."""
     try:
-        return config.settings_of(config.compose(overrides))
+        return compose_run(overrides)
     except UserError as error:
         message_of(error)
         return None

@@ -8,23 +8,23 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from property_tools import TRIED, examples, run
 
-from natattn.config import compose as config
-from natattn.config.compose import _escaped
+from natattn.config.compose import _escaped, groups, train_groups
 from natattn.training.run_folder import flatten
+from natattn.training.settings import compose_run
 
 VALID = (
     "size.n_layer=1", "size.n_embd=8", "size.n_head=1", "size.context=8", "tokenizer=byte", "tracker=off",
     "data=grammar", "data.train_tokens=500", "data.validation_tokens=100", "data.test_tokens=0",
     "train.batch_size=1", "train.steps=1", "train.device=cpu",
 )  # fmt: skip
-VALUES = flatten(config.settings_of(config.compose(VALID)).model_dump(mode="json"))
+VALUES = flatten(compose_run(VALID).model_dump(mode="json"))
 # Of what may be negative, and of what an empty list or mapping is a value.
 SIGNED, LISTS = {"data.seed"}, {"tracker.tags", "optim.learning_rates", "reference.learning_rates"}
 NUMBERS = sorted(key for key, value in VALUES.items() if type(value) in (int, float))
 WHOLE = sorted(key for key, value in VALUES.items() if type(value) is int and key not in SIGNED)
 FLAGS = sorted(key for key, value in VALUES.items() if type(value) is bool)
 KINDS = sorted(key for key in VALUES if key.rpartition(".")[2] == "kind")
-GROUPS = sorted(group for group in config.train_groups() if group != "experiment")
+GROUPS = sorted(group for group in train_groups() if group != "experiment")
 HUGE = st.integers(2**63, 10**400) | st.integers(-(10**400), -(2**63))
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 
@@ -83,7 +83,7 @@ def wrong_names(draw: st.DrawFn) -> list[str]:
     if kind == "option":
         option = draw(WORDS)
         group = draw(st.sampled_from(GROUPS))
-        assume(option not in config.groups()[group])
+        assume(option not in groups()[group])
         return [f"{group}={draw(st.sampled_from((option, quoted(option))))}"]
     text = draw(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40))
     assume(not text.startswith(("-", "hydra")) and text.partition("=")[0].strip("+~") not in VALUES)

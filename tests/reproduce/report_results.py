@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
-from natattn.analysis.pictures.figures import drawn
+from natattn.report.figures import drawn
 from natattn.report.section import Picture, table
 from natattn.report.table import Badge, Estimate, Finding, StudyTable
 from natattn.reproduce.claims import Claim

@@ -3,9 +3,8 @@ import re
 
 import pytest
 
-from natattn.report.cells import cell_text, estimate_text, number_text
 from natattn.report.escaping import latex, markdown
-from natattn.report.table import Badge, Estimate
+from natattn.report.table import Badge, Estimate, cell_text, estimate_text, number_text
 from natattn.reproduce.claims import CLAIMS
 
 INF, NAN = math.inf, math.nan

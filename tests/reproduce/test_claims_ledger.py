@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from natattn.analysis.theorems import THEOREMS
+from natattn.analysis.questions import theorems
 from natattn.report.table import Estimate, Finding
 from natattn.reproduce.claims import CLAIMS, Claim
-from natattn.reproduce.judges import theorems
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
 from natattn.reproduce.results import StudyResult
 from natattn.reproduce.study import read_arguments
@@ -76,7 +75,7 @@ def test_a_row_says_what_it_needs_to(claim: Claim) -> None:
 
 
 def test_theorems_are_those_that_are_checked() -> None:
-    checked = {name.split()[0] for name in THEOREMS}
+    checked = {name.split()[0] for name in theorems.THEOREMS}
     assert STUDIES["theorems"] <= checked
     assert set(theorems.CLAIMS) == STUDIES["theorems"]
 

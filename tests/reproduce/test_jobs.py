@@ -9,13 +9,14 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.analysis.runs import read_facts, read_run_config
-from natattn.config import compose as config
+from natattn.config.compose import quote_paths
 from natattn.errors import UserError
 from natattn.reproduce.jobs import DoneRuns, Job, JobMaker, file_overrides, job_key, key_of, repeated_lines
 from natattn.reproduce.runner import _failures, _train, bundled, launch
 from natattn.reproduce.study import CorpusSettings, Repeats
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.run_folder import RUN, RunLock
+from natattn.training.settings import compose_run
 
 TINY = (
     "model=natural", "reference=none", "size=pico", "size.n_embd=16", "size.n_head=2", "size.n_layer=1",
@@ -82,10 +83,10 @@ def test_a_job_composes_to_what_natattn_train_composes(tmp_path: Path):
         ["tracker=off", "optim.directions.default.betas=[0.8,0.9]"],
     ):
         overrides = [*base, *added]
-        assert maker.compose(overrides) == config.settings_of(config.compose(config.quote_paths(overrides)))
+        assert maker.compose(overrides) == compose_run(quote_paths(overrides))
     for wrong in ("sead=3", "train.steps=many", "optim=nobody"):
         with pytest.raises(UserError) as theirs:
-            config.settings_of(config.compose([*base, wrong]))
+            compose_run([*base, wrong])
         with pytest.raises(UserError) as mine:
             maker.compose([*base, wrong])
         assert str(mine.value) == str(theirs.value)
@@ -172,7 +173,7 @@ def test_seeds_of_which_one_has_begun_go_on_one_after_the_other(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     jobs = _jobs_of_seeds(tmp_path, [0, 1])
     assert launch({jobs[1].key: jobs[1]}, tmp_path, ()) == []
-    settings = config.settings_of(config.compose(config.quote_paths((*jobs[0].overrides, "seeds=2"))))
+    settings = compose_run(quote_paths((*jobs[0].overrides, "seeds=2")))
     assert _train(settings, [tmp_path / job.key for job in jobs])
     assert [key_of(tmp_path / job.key) for job in jobs] == [job.key for job in jobs]
 

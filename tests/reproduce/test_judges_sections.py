@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from natattn.analysis.sections import heads, hierarchy, measures, power_laws
-from natattn.analysis.sections.fisher import fisher_section
-from natattn.analysis.sections.scans import finite_size_section, scan_section
+from natattn.analysis.frame import from_json, to_json
+from natattn.analysis.registry import MODEL_QUESTIONS
+from natattn.analysis.sections import heads, hierarchy
 from natattn.analysis.sections.sources import TreeText
 from natattn.analysis.subject import Subject
 from natattn.analysis.verdicts import AnalysisResult
@@ -44,50 +44,59 @@ def cell(table, heading):
     return table.rows[0][table.headings.index(heading)]
 
 
+def answered(judge, subject, *names, seeds=5):
+    """The verdict over the same results five times, each read back from its file."""
+    results = {}
+    for name in names:
+        question = MODEL_QUESTIONS[name]
+        content = json.dumps(to_json(question.measure(subject, SETTINGS, lambda count: None)), allow_nan=False)
+        results[name] = from_json(question.result, json.loads(content))
+        question.section(results[name])
+    return JUDGES[judge]("study", [AnalysisResult("tiny", "text", seed, 10, results) for seed in range(seeds)])
+
+
 def test_fisher(subject):
-    section = fisher_section(subject, SETTINGS, lambda count: None)
-    findings, tables = judged("fisher", section)
+    findings, tables = answered("fisher", subject, "fisher")
     assert {finding.claim for finding in findings} == {"F1", "F3", "F4"}
     assert all(math.isfinite(finding.estimate.value) and finding.count == 5 for finding in findings)
     identity = [row for row in tables[0].rows if row[2:4] == ("F, score space", "identity")]
     assert 0 < identity[0][4].value < 1
-    # One model keeps the intervals over its heads.
-    alone, _ = JUDGES["fisher"]("study", [AnalysisResult("tiny", "text", None, None, {"fisher": section.to_json()})])
-    assert all(finding.estimate.low <= finding.estimate.value <= finding.estimate.high for finding in alone)
-    assert any("6 heads" in finding.note for finding in alone)
 
 
 def test_the_identity_in_score_space(subject):
     """Its cosine with F from eigenvalues, against matrices."""
     from natattn.analysis.fisher_errors import ScoreFisher
     from natattn.analysis.patterns import attention_patterns
-    from natattn.analysis.sections.fisher_parts import ScoreSpace
+    from natattn.analysis.questions.fisher import measure_scores
 
-    space = ScoreSpace.of(subject)
-    pattern = attention_patterns(subject.model, subject.tokens[:4])[1].double()
-    exact = ScoreFisher(pattern).exact
-    expected = exact.diagonal(dim1=-2, dim2=-1).sum(-1) / (exact.flatten(-2).norm(dim=-1) * 32**0.5)
-    assert space.found["identity"].cosine[1].tolist() == pytest.approx(expected.mean(0).tolist())
+    means = []
+    for pattern in attention_patterns(subject.model, subject.tokens[:4]).values():
+        exact = ScoreFisher(pattern.double()).exact
+        cosine = exact.diagonal(dim1=-2, dim2=-1).sum(-1) / (exact.flatten(-2).norm(dim=-1) * 32**0.5)
+        means.append(float(cosine.mean()))
+    assert measure_scores(subject).approximations["identity"].cosine == pytest.approx(np.mean(means))
 
 
 def test_cascades(subject):
-    findings, (table,) = judged("cascades", power_laws.cascades_section(subject, SETTINGS, lambda count: None))
+    findings, (table,) = answered("cascades", subject, "cascades")
     assert [finding.claim for finding in findings] == ["K2", "K2"]
     assert (findings[0].count, findings[1].count) == (5, 0)  # nothing is nine deviations away
     assert cell(table, "τ with a cutoff").value == pytest.approx(findings[0].estimate.value)
     assert cell(table, "τ of the plain power law").value > 1
-    assert "none with a cutoff" not in findings[0].note
 
 
 def test_scans(subject):
-    sections = [scan_section(kind, subject, SETTINGS, lambda count: None) for kind in ("frozen", "propagated")]
-    sections.append(finite_size_section(subject, SETTINGS, lambda count: None))
-    findings, tables = judged("correlation", *sections)
+    findings, tables = answered("correlation", subject, "frozen", "propagated", "sizes")
     assert findings == []
     assert {table.name: len(table.rows) for table in tables} == {
         "correlation_by_temperature": 6, "correlation_by_steps": 1, "peaks_by_context": 4,
     }  # fmt: skip
     assert all(math.isfinite(found.value) for found in tables[1].rows[0][3:])
+
+
+def test_theorems(subject):
+    findings, _ = answered("theorems", subject, "theorems")
+    assert {finding.claim for finding in findings} == {"P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'"}
 
 
 def test_hierarchy(subject, monkeypatch):
@@ -103,8 +112,3 @@ def test_hierarchy(subject, monkeypatch):
     assert [(finding.claim, finding.count) for finding in findings] == [("F2", 5), ("F5", 5)]
     assert findings[0].estimate.value == pytest.approx(row["excess above it"])
     assert [table.name for table in tables] == ["hierarchy_levels", "hierarchy_layers", "hierarchy_slopes"]
-
-
-def test_theorems(subject):
-    findings, _ = judged("theorems", measures.theorems_section(subject, SETTINGS, lambda count: None))
-    assert {finding.claim for finding in findings} == {"P1", "P2", "P3", "P4", "P5", "P6", "D3'", "D4'", "D5'"}

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 
 from natattn.analysis.kept_runs import RECORD, kept_runs
-from natattn.config import compose as config
+from natattn.config.compose import compose, groups, plain_values, validated
 from natattn.errors import UserError
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.jobs import Job
@@ -227,7 +227,7 @@ def test_studies_are_named_once_and_all_of_them_is_all():
         "published", "theorems",
     ]  # fmt: skip
     everything = read_arguments(["study=theorems,all", "budget=smoke", "hydra/launcher=joblib"])
-    assert [each.study.name for each in everything.settings] == list(config.groups()["study"])
+    assert [each.study.name for each in everything.settings] == list(groups()["study"])
     assert (everything.name, everything.launcher) == ("all_smoke", ("hydra/launcher=joblib",))
     assert read_arguments(["study=theorems", "only=trained"]).settings[0].only == ("trained",)
 
@@ -257,19 +257,20 @@ def test_a_study_that_names_what_is_not_there_is_one_line(changes, said: str, mo
         "only": [],
         "output": "o",
     }
-    monkeypatch.setattr("natattn.config.compose.plain_values", lambda _: {"study": made | changes, **keys})
+    monkeypatch.setattr("natattn.reproduce.study.plain_values", lambda _: {"study": made | changes, **keys})
     with pytest.raises(UserError, match=said):
         read_arguments(["study=published"])
-    monkeypatch.setattr("natattn.config.compose.plain_values", lambda _: {"study": made, **keys, "budget": "smoke"})
+    values = {"study": made, **keys, "budget": "smoke"}
+    monkeypatch.setattr("natattn.reproduce.study.plain_values", lambda _: values)
     with pytest.raises(UserError, match="study made has cpu"):
         read_arguments(["study=published"])
 
 
-@pytest.mark.parametrize("study", config.groups()["study"])
+@pytest.mark.parametrize("study", groups()["study"])
 @pytest.mark.parametrize("budget", ["smoke", "cpu", "gpu"])
 def test_every_study_file_composes_at_every_budget(study: str, budget: str):
-    composed = config.compose([f"study={study}", f"budget={budget}"], "reproduce")
-    settings = config.validated(config.plain_values(composed), ReproduceSettings)
+    composed = compose([f"study={study}", f"budget={budget}"], "reproduce")
+    settings = validated(plain_values(composed), ReproduceSettings)
     at = settings.study.at(settings.budget)
     assert at.name == study
     assert {c.claim for c in at.comparisons} - {None} <= set(CLAIMS)

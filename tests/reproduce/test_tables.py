@@ -11,25 +11,18 @@ from urllib.parse import unquote
 import pytest
 from rich.console import Console
 
-from natattn.report.table import Badge, Estimate, Finding, StudyTable
-from natattn.report.tables import (
-    ledger_table,
-    summary_table,
-    to_csv,
-    to_latex,
-    to_markdown,
-    to_terminal,
-    write_tables,
-)
+from natattn.report.table import Badge, Estimate, Finding, Table
+from natattn.report.writers import to_csv, to_latex, to_markdown, to_terminal, write_tables
 from natattn.reproduce.claims import CLAIMS
+from natattn.reproduce.ledger import ledger_table, summary_table
 from natattn.reproduce.results import StudyResult
 
 INF, NAN = math.inf, math.nan
 
 
-def table(rows=(), headings=("arm", "effect", "steps", "verdict"), runs=None, **options) -> StudyTable:
+def table(rows=(), headings=("arm", "effect", "steps", "verdict"), runs=None, **options) -> Table:
     given = {"name": "small", "title": "A title", "caption": "A caption."} | options
-    return StudyTable(**given, headings=headings, rows=tuple(rows), runs=runs or tuple(() for _ in rows))
+    return Table(**given, headings=headings, rows=tuple(rows), runs=runs or tuple(() for _ in rows))
 
 
 ROWS = (

@@ -7,7 +7,7 @@ import pytest
 
 from natattn.analysis.runs import RunSummary, summarise_run
 from natattn.analysis.settings import AnalyzeSettings
-from natattn.config import compose as config
+from natattn.config.compose import compose, plain_values, validated
 from natattn.errors import UserError
 from natattn.reproduce.analyses import AnalysisSpec, kept_analysis, key_of_analysis, wanted_analyses
 from natattn.reproduce.jobs import DoneRuns, JobMaker
@@ -59,8 +59,8 @@ def test_an_analysis_without_its_sections_is_refused_and_one_that_broke_off_is_n
     trials = Trials(study, JobMaker(tmp_path, None), DoneRuns([]))
     with pytest.raises(UserError, match="study=made: analysis x: needs its sections"):
         list(wanted_analyses(trials, plan(study, lambda trial: None)))
-    composed = config.compose(["sections=[frozen,cascades]"], "analyze")
-    options = config.validated(config.plain_values(composed), AnalyzeSettings)
+    composed = compose(["sections=[frozen,cascades]"], "analyze")
+    options = validated(plain_values(composed), AnalyzeSettings)
     wanted = AnalysisSpec("x", analysis, options, (Trial("text", "a", None, 1),), "key")
     (tmp_path / "key").mkdir()
     for sections, is_whole in (({"frozen": {}}, False), ({"frozen": {}, "cascades": {}}, True)):
@@ -70,7 +70,7 @@ def test_an_analysis_without_its_sections_is_refused_and_one_that_broke_off_is_n
 
 def test_the_key_of_an_analysis_does_not_change():
     """A new key of `natattn analyze` must not change the hash of older ones: kept analyses would not be found."""
-    asked = config.validated(config.plain_values(config.compose([], "analyze")), AnalyzeSettings)
+    asked = validated(plain_values(compose([], "analyze")), AnalyzeSettings)
     assert key_of_analysis("run", asked, ["a run"]) == "bc30c1fad691da70"  # as when the analyses were kept
     of_text = asked.model_copy(update={"tower": "text"})
     assert key_of_analysis("run", of_text, ["a run"]) == "91b987475fa6545e"

@@ -11,7 +11,7 @@ from run_metrics import records
 from small_tasks import TASKS
 
 from natattn.cli.main import main
-from natattn.config import compose as config
+from natattn.config.compose import groups
 from natattn.distributed.ranks import Ranks
 from natattn.errors import UserError
 from natattn.tasks import BatchSlice
@@ -20,6 +20,7 @@ from natattn.training.build import build_arms, open_task
 from natattn.training.evaluate import attention_metrics, split_metrics
 from natattn.training.guards import check_guards, check_independence
 from natattn.training.run_folder import config_hash
+from natattn.training.settings import compose_run
 
 MODELS = {
     "natural": [],
@@ -32,7 +33,7 @@ MODELS = {
 
 
 def arms_of(overrides: list[str], *more: str) -> list[Arm]:
-    settings = config.settings_of(config.compose([*overrides, *more]))
+    settings = compose_run([*overrides, *more])
     return build_arms(settings, open_task(settings, progress=False))
 
 
@@ -66,7 +67,7 @@ def test_every_attention_type_learns(model, small):
 
 
 OF_PAIRS = ("aif", "aif_blend", "multiscale", "critical", "fisher_muon", "natural_muon", "soap_muon")
-OPTIMIZERS = [("vision", name) for name in config.groups()["optim"]] + [("multimodal", name) for name in OF_PAIRS]
+OPTIMIZERS = [("vision", name) for name in groups()["optim"]] + [("multimodal", name) for name in OF_PAIRS]
 
 
 @pytest.mark.parametrize(("task", "optim"), OPTIMIZERS)
@@ -97,7 +98,7 @@ def test_stabilisers_bound_the_energies_of_both_arms(option, small):
 
 
 def test_parts_of_a_batch_are_the_batch(small):
-    task = open_task(config.settings_of(config.compose(small)), progress=False)
+    task = open_task(compose_run(small), progress=False)
     whole = task.batch(3, BatchSlice())
     parts = [task.batch(3, BatchSlice(rank, 2, index, 2)) for rank in range(2) for index in range(2)]
     assert equal(whole, {name: torch.cat([part[name] for part in parts]) for name in whole})
@@ -121,7 +122,7 @@ def test_an_untrained_arm_is_near_chance(small):
 
 def test_examples_must_not_see_each_other(small):
     arms = arms_of(small)
-    assert check_guards(arms, attention=config.settings_of(config.compose(small)).model.attention) == []
+    assert check_guards(arms, attention=compose_run(small).model.attention) == []
     arm = arms[1]
     tower = arm.model.vit if arm.task.kind == "vision" else arm.model.vision_model
 
@@ -152,7 +153,7 @@ def test_a_run_is_written_reported_and_goes_on_exactly(small, tmp_path, monkeypa
     assert main(["analyze", "run=whole", "sections=[heads,patterns,spectra]", "law_replicas=0"]) == 0
     capsys.readouterr()
     for command, said in {
-        ("sample", "run=whole"): "its arms do not write text",
+        ("sample", "run=whole"): "its arms do not generate text",
         ("analyze", "run=whole", "sections=[cascades]"): "cascades is not of ViT",
     }.items():
         assert main(list(command)) == 2
@@ -178,7 +179,7 @@ def test_a_saved_arm_computes_the_same(model, small, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     assert main(["train", *small, f"model={model}", *MODELS[model], "hydra.run.dir=run"]) == 0
-    settings = config.settings_of(config.compose([*small, f"model={model}", *MODELS[model]]))
+    settings = compose_run([*small, f"model={model}", *MODELS[model]])
     task = open_task(settings, progress=False)
     folder = tmp_path / "run" / "arms" / model / "model"
     auto = AutoModelForImageClassification if task.kind == "vision" else AutoModel
@@ -206,7 +207,7 @@ WRONG = {
     "published": (["task=vision", "model=published"], "model=published: is a language model"),
     "seeds": (["task=vision", "seeds=2"], "its models cannot be stacked"),
     "slices of pairs": (["task=multimodal", "train.accumulation_steps=2"], "valid for task=multimodal: 1"),
-    "pretrained pairs": (["task=multimodal", "init=pretrained", "init.path=x"], "not for task=multimodal"),
+    "pretrained pairs": (["task=multimodal", "init=pretrained", "init.path=x"], "not supported by task=multimodal"),
     "no such task": (["task=vison"], "did you mean vision?"),
     "no such key": (["task=vision", "+task.patches=2"], "task.patches: unknown key"),
 }
@@ -224,7 +225,7 @@ def test_what_does_not_fit_is_one_line(name, tmp_path, monkeypatch, capsys):
 
 
 def test_a_language_run_keeps_the_hash_it_had_before_there_were_tasks(tiny):
-    values = config.settings_of(config.compose(tiny)).model_dump(mode="json")
+    values = compose_run(tiny).model_dump(mode="json")
     assert values["task"] == {"kind": "language"}
     assert config_hash(values) == config_hash({key: value for key, value in values.items() if key != "task"})
 

@@ -9,21 +9,21 @@ import json
 import sys
 from pathlib import Path
 
-from natattn.cli.exit_codes import leave
-from natattn.cli.torchrun import together
-from natattn.config import compose as config
+from natattn.cli.exit_codes import hard_exit
+from natattn.cli.torchrun import run_on_all_ranks
 from natattn.errors import UserError
+from natattn.training.settings import compose_run
 from natattn.training.train import train
 
 
 def work(ranks, _):
     for overrides, folder in json.loads(Path(sys.argv[1]).read_text()):
         try:
-            train(config.settings_of(config.compose(overrides)), Path(folder), ranks=ranks)
+            train(compose_run(overrides), Path(folder), ranks=ranks)
         except UserError as error:
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"error_{ranks.rank}.txt").write_text(str(error))
     return 0
 
 
-leave(together(work))
+hard_exit(run_on_all_ranks(work))

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from natattn.config import compose as config
+from natattn.attention.types.natural import NaturalAttention
+from natattn.config.compose import groups
 from natattn.data import TokenSplit
 from natattn.errors import UserError
-from natattn.models.attention_types import NaturalAttention
 from natattn.training.arm import Arm, identical, weights_hash
 from natattn.training.build import build_arms, open_task
 from natattn.training.evaluate import attention_metrics, split_metrics
 from natattn.training.guards import causality_leak, check_causality, check_guards, check_label_shift
+from natattn.training.settings import compose_run
 
 
 def _arms(tiny, *overrides) -> tuple[list[Arm], int]:
-    settings = config.settings_of(config.compose([*tiny, *overrides]))
+    settings = compose_run([*tiny, *overrides])
     task = open_task(settings, progress=False)
     return build_arms(settings, task), task.context
 
@@ -228,7 +229,7 @@ def test_a_scheduled_temperature_follows_the_step(kind, tiny, tokens):
 
 
 def test_every_attention_type_learns_and_the_untempered_start_where_the_standard_does(tiny, tokens):
-    for name in config.groups()["model"]:
+    for name in groups()["model"]:
         if name in ("standard", "published"):  # published begins with weights of its own
             continue
         values = ["model.attention.temperature.values=[1,1]"] if name == "tempered_per_head" else []
@@ -287,7 +288,7 @@ def test_an_optimizer_that_does_not_fit_the_model_is_refused(tiny):
 
 def test_only_the_published_model_may_leak_and_the_leak_is_named(tiny):
     arms, _ = _arms(tiny, "model=published")
-    published = config.settings_of(config.compose([*tiny, "model=published"])).model.attention
+    published = compose_run([*tiny, "model=published"]).model.attention
     assert [arm.task.label_shift for arm in arms] == [2, 2]
     assert check_guards(arms, attention=published) == ["published"]
     with pytest.raises(UserError):

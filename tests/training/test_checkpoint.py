@@ -8,16 +8,16 @@ import shutil
 import pytest
 import torch
 
-from natattn.config import compose as config
 from natattn.errors import UserError
 from natattn.training import checkpoint
 from natattn.training.build import build_arms, open_task
 from natattn.training.checkpoint import Progress, load_newest, read_arm, save_checkpoint
+from natattn.training.settings import compose_run
 
 
 @pytest.fixture
 def arms(tiny):
-    settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
+    settings = compose_run([*tiny, "optim=muon", "reference=muon"])
     arms = build_arms(settings, open_task(settings, progress=False))
     tokens = torch.randint(256, (2, 17))
     for arm in arms:
@@ -32,7 +32,7 @@ def _save(folder, arms, step, keep=2, best=False):
 
 def test_weights_and_optimizer_come_back_to_the_bit(arms, tiny, tmp_path):
     _save(tmp_path, arms, 5)
-    settings = config.settings_of(config.compose([*tiny, "optim=muon", "reference=muon"]))
+    settings = compose_run([*tiny, "optim=muon", "reference=muon"])
     others = build_arms(settings, open_task(settings, progress=False))
     path, state, warnings = load_newest(tmp_path)
     assert (path.name, state["step"], state["metrics_position"], warnings) == ("step-000005", 5, 35, [])
@@ -91,7 +91,7 @@ def test_without_checkpoints_there_is_nothing_to_load(tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused(arms, tiny, tmp_path):
     path = _save(tmp_path, arms, 1)
-    settings = config.settings_of(config.compose([*tiny, "optim=muon", "size.n_embd=32"]))
+    settings = compose_run([*tiny, "optim=muon", "size.n_embd=32"])
     others = build_arms(settings, open_task(settings, progress=False))
     _, state, _ = load_newest(tmp_path)
     with pytest.raises(UserError, match=r"transformer\.wte\.weight has shape"):

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from natattn.config import compose as config
+from natattn.config.compose import groups
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.checkpoint import load_newest
+from natattn.training.settings import compose_run
 from natattn.training.train import train
 
 NAMED_BY_THE_PLAN = ("adamw", "aif", "muon", "fisher_muon", "natural_muon")
-OPTIMIZERS = config.groups()["optim"]
+OPTIMIZERS = groups()["optim"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 TOLERANCE = 1e-8
 # The null space of a first gradient's covariance has no basis of its own: SOAP's is whatever the last bit makes it.
@@ -37,7 +38,7 @@ def _run_jobs(folder, jobs, *options):
 
 
 def _alone(overrides, folder):
-    train(config.settings_of(config.compose(overrides)), folder)
+    train(compose_run(overrides), folder)
 
 
 def _values(folder):
@@ -214,7 +215,7 @@ def test_a_rank_that_dies_ends_the_job_with_one_line(tiny, tmp_path, victim):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert errors.count("natattn: another rank has ended") == 1
-    assert "natattn/training/loop.py" not in errors  # no traceback of ours
+    assert "natattn/training/train.py" not in errors  # no traceback of ours
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")

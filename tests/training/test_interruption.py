@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from natattn.cli.exit_codes import guarded
+from natattn.cli.exit_codes import run_guarded
 from natattn.training.interruption import BrokenOffError, Interruption
 
 
@@ -42,6 +42,6 @@ def test_nothing_is_broken_off_outside_or_where_others_have_to_agree():
 def test_sigterm_ends_a_command_in_a_line(capsys):
     before = signal.getsignal(signal.SIGTERM)
 
-    assert guarded(lambda: receive(signal.SIGTERM)) == 143
+    assert run_guarded(lambda: receive(signal.SIGTERM)) == 143
     assert capsys.readouterr().err == "natattn: stopped by SIGTERM\n"
     assert signal.getsignal(signal.SIGTERM) is before

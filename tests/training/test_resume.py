@@ -14,8 +14,8 @@ import pytest
 from run_metrics import lines, records
 
 from natattn.cli.main import main
-from natattn.cli.resume import resumed_settings
-from natattn.config import compose as config
+from natattn.cli.run import resumed_settings
+from natattn.training.settings import compose_run
 
 
 def _weights(folder: Path) -> dict[str, bytes]:
@@ -189,7 +189,7 @@ def test_what_cannot_go_on_is_refused_and_left_as_it_was(damage, tiny, tmp_path,
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(["train", f"resume={folder}", "train.steps=500"]) == 2
-    said = {"cut": "it was changed", "metrics gone": "is missing", "checkpoints gone": "no checkpoint is left"}
+    said = {"cut": "it was changed", "metrics gone": "is missing", "checkpoints gone": "no checkpoint to resume from"}
     assert said[damage] in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -258,7 +258,7 @@ def test_a_sweep_cannot_resume(uninterrupted, capsys):
 
 
 def test_the_tracker_of_a_resumed_run_may_change_in_parts_or_as_a_whole():
-    saved = config.settings_of(config.compose([])).model_dump(mode="json")
+    saved = compose_run([]).model_dump(mode="json")
     assert resumed_settings(saved, ["tracker=online"]).tracker.mode == "online"
     assert resumed_settings(saved, ["tracker=online"]).tracker.project == "natattn"
     assert resumed_settings(saved, ["tracker.project=mine"]).tracker.project == "mine"

@@ -15,9 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from natattn.attention.critical_exponents import Exponents, critical_temperatures
 from natattn.attention.energy import working_dtype
-from natattn.attention.exponents import Exponents
-from natattn.attention.temperature import critical_temperatures
 from natattn.config.base import Decay, Positive, Settings
 from natattn.optim.directions.adam import Adam
 from natattn.optim.directions.base import Direction, FactorStatistics, Statistics, factor_statistics

@@ -9,17 +9,9 @@ from collections.abc import Mapping
 
 from natattn.analysis.registry import VERDICTS
 from natattn.analysis.verdicts import Judge
-from natattn.reproduce.judges.cascades import judge_cascades
-from natattn.reproduce.judges.criticality import judge_correlation
-from natattn.reproduce.judges.fisher import judge_fisher
 from natattn.reproduce.judges.hierarchy import judge_hierarchy
-from natattn.reproduce.judges.theorems import judge_theorems
 
 JUDGES: Mapping[str, Judge] = {
     **VERDICTS,
-    "cascades": judge_cascades,
-    "correlation": judge_correlation,
-    "fisher": judge_fisher,
     "hierarchy": judge_hierarchy,
-    "theorems": judge_theorems,
 }

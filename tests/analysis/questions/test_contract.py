@@ -16,7 +16,7 @@ from natattn.analysis.registry import MODEL_QUESTIONS, RUN_QUESTIONS
 from natattn.analysis.run_set import load_runs
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
-from natattn.config import compose as config
+from natattn.config.compose import compose, plain_values, validated
 from natattn.report.page import render_analysis
 from natattn.report.section import Section
 
@@ -29,8 +29,8 @@ KEPT = sorted((Path(__file__).parents[3] / "docs" / "results" / "analyses").glob
 
 def settings(*arguments: str) -> AnalyzeSettings:
     fast = ["text.sequences=4", "text.batch_size=2", "temperatures.count=5", "replicas=4", "law_replicas=3"]
-    composed = config.compose([*fast, "processes=1", "thresholds=[1.0,2.0]", *arguments], "analyze")
-    return config.validated(config.plain_values(composed), AnalyzeSettings)
+    composed = compose([*fast, "processes=1", "thresholds=[1.0,2.0]", *arguments], "analyze")
+    return validated(plain_values(composed), AnalyzeSettings)
 
 
 @pytest.fixture(scope="module")
