@@ -27,7 +27,7 @@ from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.comparisons import judge
 from natattn.reproduce.done import DoneRuns
 from natattn.reproduce.execution import launch
-from natattn.reproduce.figures import ledger_figure
+from natattn.reproduce.figures import differences_figure, ledger_figure, study_profile_figure
 from natattn.reproduce.jobs import Job, JobMaker
 from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.ledger import claims_of, ledger_table, summary_table
@@ -35,7 +35,6 @@ from natattn.reproduce.plan import Plan
 from natattn.reproduce.report import write_report
 from natattn.reproduce.results import StudyResult
 from natattn.reproduce.settings import ReproduceSettings
-from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
 from natattn.reproduce.trials import Trials
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM
@@ -140,7 +139,7 @@ class Studies:
         judged = judge(study, lambda *asked: trials.measure(plan, *asked), _leaky(trials, plan))
         tables = [arms_table(trials, plan), differences_table(trials, plan, judged)] if judged else []
         tables += [] if (tuning := tuning_table(trials, plan)) is None else [tuning]
-        drawn = (differences_picture(trials, plan, judged), profile_picture(trials, plan))
+        drawn = (differences_figure(trials, plan, judged), study_profile_figure(trials, plan))
         read = self._analyses(trials, plan, analyse)
         return StudyResult(
             study.name,
