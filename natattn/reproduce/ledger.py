@@ -1,4 +1,4 @@
-"""The ledger: findings by the claims that they bear on, the strongest of each claim, and both as tables."""
+"""The claims ledger: findings by claim, the strongest finding of each claim, and tables of both."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from natattn.statistics.paired import Verdict
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 NOT_MEASURED = "not measured"
 _WIDTH_WITHOUT_TERMINAL = 160
-_MOST_LINES = 8  # about missing runs
+_MOST_LINES = 8  # most lines about missing runs
 
 
 def by_claim(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> list[tuple[Claim, tuple[Finding, ...]]]:
@@ -134,7 +134,7 @@ def summary_table(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
 
 
 def print_results(results: Sequence[StudyResult], *, stream: TextIO) -> None:
-    """Print the tables of one study and its part of the ledger, or the summary of several; and what is missing."""
+    """Print one study's tables and its part of the ledger, or a summary of several studies; then missing runs."""
     from rich.console import Console
 
     width = None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL
