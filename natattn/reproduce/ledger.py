@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """From runs to verdicts: differences between a study's arms judged by the protocol, and findings sorted by claim."""
+=======
+"""The claims ledger: findings by claim, the strongest finding of each claim, and tables of both."""
+>>>>>>> main
 
 import math
 from collections import Counter
@@ -20,7 +24,7 @@ Measure = Callable[[Metric, str, str, str, int], float | None]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 NOT_MEASURED = "not measured"
 _WIDTH_WITHOUT_TERMINAL = 160
-_MOST_LINES = 8  # about missing runs
+_MOST_LINES = 8  # most lines about missing runs
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,7 @@ def summary_table(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
 
 
 def print_results(results: Sequence[StudyResult], *, stream: TextIO) -> None:
-    """Print the tables of one study and its part of the ledger, or the summary of several; and what is missing."""
+    """Print one study's tables and its part of the ledger, or a summary of several studies; then missing runs."""
     from rich.console import Console
 
     width = None if stream.isatty() else _WIDTH_WITHOUT_TERMINAL

@@ -23,7 +23,7 @@ from natattn.reproduce.analyses import (
     wanted_analyses,
 )
 from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.figures import ledger_figure
+from natattn.reproduce.figures import differences_figure, ledger_figure, study_profile_figure
 from natattn.reproduce.jobs import DoneRuns, Job, JobMaker
 from natattn.reproduce.judges import JUDGES
 from natattn.reproduce.ledger import claims_of, judge, ledger_table, summary_table
@@ -32,7 +32,6 @@ from natattn.reproduce.report import write_report
 from natattn.reproduce.results import StudyResult
 from natattn.reproduce.runner import launch
 from natattn.reproduce.study import ReproduceSettings, Request
-from natattn.reproduce.study_pictures import differences_picture, profile_picture
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM
 from natattn.training.run_folder import announce
@@ -181,7 +180,7 @@ class Studies:
         judged = judge(study, lambda *names: trials.measure(plan, *names), leaky)
         tables = [arms_table(trials, plan), differences_table(trials, plan, judged)] if judged else []
         tables += [] if (tuning := tuning_table(trials, plan)) is None else [tuning]
-        drawn = (differences_picture(trials, plan, judged), profile_picture(trials, plan))
+        drawn = (differences_figure(trials, plan, judged), study_profile_figure(trials, plan))
         analyses = self._analyses(trials, plan, analyse)
         return StudyResult(
             study.name,
