@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """From runs to verdicts: differences between a study's arms judged by the protocol, and findings sorted by claim."""
-=======
-"""The claims ledger: findings by claim, the strongest finding of each claim, and tables of both."""
->>>>>>> main
 
 import math
 from collections import Counter
