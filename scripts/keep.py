@@ -13,9 +13,9 @@ from natattn.analysis.analyze import FIGURES, RESULTS
 from natattn.analysis.kept_runs import KEPT_METRICS, RECORD, keep_runs
 from natattn.errors import UserError
 from natattn.reproduce.analyses import kept_analysis, wanted_analyses
-from natattn.reproduce.arguments import read_arguments
-from natattn.reproduce.done import DoneRuns
+from natattn.reproduce.jobs import DoneRuns
 from natattn.reproduce.reproduce import ANALYSES, Studies, reproduce
+from natattn.reproduce.study import read_arguments
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "results"

@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from transformers import GPT2LMHeadModel
 
 from natattn.cli.main import main
-from natattn.cli.sweep_callback import ReleaseJob
 
 # By default submitit has a folder for each job, and makes it after it has started the process that opens its log
 # there: on a busy machine that process may be first, and the job is lost. One folder for all jobs is there before.
@@ -48,20 +48,19 @@ def test_a_sweep_on_a_launcher(tiny, tmp_path, launcher):
     assert finished == ["finished"]
 
 
-def test_what_a_job_of_a_sweep_leaves_is_let_go_of(tiny, tmp_path, monkeypatch):
+def test_the_models_of_a_job_are_freed_before_the_next(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    left, returned, release = [], [], ReleaseJob.on_job_end
+    left, collect = [], gc.collect
 
-    def watched(self, config, job_return, **more):
-        returned.append(job_return)
-        release(self, config, job_return, **more)
-        left.append(sum(type(each) is GPT2LMHeadModel for each in gc.get_objects()))
+    def models():
+        return sum(type(each) is GPT2LMHeadModel for each in gc.get_objects())
 
-    monkeypatch.setattr(ReleaseJob, "on_job_end", watched)
-    gc.collect()
-    before = sum(type(each) is GPT2LMHeadModel for each in gc.get_objects())
+    def watched():
+        collect()
+        left.append(models())
+
+    collect()
+    before = models()
+    monkeypatch.setattr("natattn.cli.run.gc", SimpleNamespace(collect=watched))
     assert main(["train", "-m", *tiny, "train.steps=2", "seed=0,1"]) == 0
     assert left == [before, before]
-    assert [(each.cfg, each.hydra_cfg, each.return_value) for each in returned] == [(None, None, None)] * 2
-    assert main(["train", *tiny, "train.steps=2"]) == 0
-    assert returned[-1].cfg is not None  # of a single run Hydra is left what it had

@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from natattn.cli.main import main
-from natattn.cli.sweep_callback import ReleaseJob
 from natattn.training import train as training
 from natattn.training.signals import requested
 
@@ -23,9 +22,10 @@ def test_a_signal_while_a_run_is_saved_ends_the_sweep_after_it(number, tiny, tmp
     monkeypatch.chdir(tmp_path)
     export = training._export
 
-    def signalled(*arguments):
-        os.kill(os.getpid(), number)
-        export(*arguments)
+    def signalled(run, arm):
+        if arm is run.arms[-1]:  # a second signal would end the run at once
+            os.kill(os.getpid(), number)
+        export(run, arm)
 
     monkeypatch.setattr(training, "_export", signalled)
     assert main(["train", "-m", *tiny, "train.steps=2", "seed=0,1,2"]) == 128 + number
@@ -33,7 +33,7 @@ def test_a_signal_while_a_run_is_saved_ends_the_sweep_after_it(number, tiny, tmp
     assert "interrupted; the sweep ends here" in capsys.readouterr().err
     assert requested() is None
     assert main(["train", *tiny, "train.steps=2"]) == 128 + number  # nor does what follows it in a script begin
-    assert "when all was done" in capsys.readouterr().err
+    assert "after the command had finished" in capsys.readouterr().err
 
 
 def test_an_interruption_that_is_swallowed_between_jobs_ends_the_sweep(tiny, tmp_path, monkeypatch, capsys):
@@ -43,7 +43,7 @@ def test_an_interruption_that_is_swallowed_between_jobs_ends_the_sweep(tiny, tmp
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(ReleaseJob, "on_job_end", swallows)
+    monkeypatch.setattr("natattn.cli.run.plot_curves", swallows)  # the last step of a job
     assert main(["train", "-m", *tiny, "train.steps=2", "seed=0,1,2"]) == 130
     assert finished(tmp_path) == 1
     assert len(list(tmp_path.glob("outputs/*_sweep/*_seed*"))) == 1
@@ -58,7 +58,7 @@ def test_an_interruption_is_no_mistake_of_the_user(monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         raise UserError("ConfigCompositionException")
 
-    monkeypatch.setattr("natattn.config.compose.compose", composes)
+    monkeypatch.setattr("natattn.cli.analyze.compose", composes)
     assert main(["analyze", "init=pretrained"]) == 130
     assert capsys.readouterr().err == "natattn: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""The quantities of an arm: for each, its name and unit, its value, and how it is written."""
+"""Quantities of an arm: name, unit, value and number format of each."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from natattn.analysis.data_facts import UNITS
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.report.table import NOTHING
 
-# What a quantity is measured in; "nats" are nats/token, nats/image or nats/pair, as the run's unit says.
+# Unit of a quantity; "nats" are nats/token, nats/image or nats/pair, depending on the run's unit.
 Unit = Literal["", "nats", "nats/byte", "share", "s", "bytes", "ratio"]
 Value = Callable[[RunSummary, ArmSummary], float | None]
 

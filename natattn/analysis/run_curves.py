@@ -1,4 +1,4 @@
-"""The figure of a run: loss curves of its arms, what its task measures, and the difference of the arms."""
+"""The figure of a run: loss curves of its arms, the metric of its task, and the difference between the arms."""
 
 import csv
 import io
@@ -29,15 +29,15 @@ Series = tuple[NDArray[Any], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class _Look:
-    """How an arm is drawn: lines of validation and training losses, and the colour of its text."""
+    """The look of an arm: lines of its validation and training losses, and the colour of its text."""
 
     strong: dict[str, Any]
     thin: dict[str, Any]
     ink: str
 
 
-# Okabe and Ito's blues, and a darkened vermilion of theirs: told apart by every kind of colour vision. The reference is
-# a broad pale line and the candidate a narrow dark one above it: both are seen where they agree, and in grey.
+# Blues of Okabe and Ito's palette and a darkened version of its vermilion, which are safe for colour blindness. The
+# reference is a broad pale line and the candidate a narrow dark one above it, so both show if they agree, and in grey.
 _REFERENCE = _Look(
     {"color": "#56B4E9", "linewidth": 5.0}, {"color": "#56B4E9", "linewidth": 1.8, "alpha": 0.6}, "#0072B2"
 )
@@ -46,11 +46,11 @@ _CANDIDATE = _Look(
 )
 _DASHES = {"unigram entropy": (0, (1, 2)), "bigram model": (0, (5, 2)), "floor": (0, (8, 2, 1, 2)),
            "chance": (0, (5, 2))}  # fmt: skip
-# {unit: (metric of the validation split, its name)} of tasks that have a panel of it.
+# {unit: (validation metric, its label)} of tasks with a panel of their own.
 _TASK_PANELS = {"image": ("accuracy", "accuracy"), "pair": ("image_to_text_recall_1", "image → text\nrecall@1")}
-_TRAINING_POINTS = 120  # that a curve of training losses is averaged to
-_MOST_MARKED = 25  # evaluations that are marked one by one
-_WARM_UP = 0.1  # share of the run whose losses do not stretch the axis
+_TRAINING_POINTS = 120  # most points of a curve of training losses, which is averaged
+_MOST_MARKED = 25  # most evaluations of a curve that get markers
+_WARM_UP = 0.1  # share of the run at its start that the limits of the axis ignore
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _read_arm(name: str, facts: dict[str, Any], metrics: Metrics) -> _Arm:
 
 
 def _averaged(steps: NDArray[Any], values: NDArray[np.float64]) -> Series:
-    """Means over equal numbers of consecutive steps; the rest at the end is a mean of its own."""
+    """Means over equal numbers of consecutive steps; the remainder at the end has a mean of its own."""
     length = max(1, math.ceil(len(steps) / _TRAINING_POINTS))
     starts = np.arange(0, len(steps), length)
     if not starts.size:
@@ -216,7 +216,7 @@ def _draw_losses(panel: "Axes", arms: list[_Arm], levels: dict[str, float], unit
 
 
 def _limits(arms: list[_Arm], levels: dict[str, float]) -> tuple[float, float]:
-    """Limits of the losses after the first fall, with the levels that are not far from them."""
+    """Limits of the losses after the initial drop, extended to nearby levels."""
     steady = [arm for arm in arms if arm.diverged_at is None and arm.validation[0].size] or arms
     last = max(int(arm.validation[0][-1]) for arm in steady if arm.validation[0].size)
     curves = _loss_curves(steady)

@@ -1,4 +1,4 @@
-"""The tables that are printed for runs: of one run, and of many with mean and spread over seeds."""
+"""Printed tables of one run, and of many runs with mean and spread over seeds."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

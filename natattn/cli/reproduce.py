@@ -14,9 +14,9 @@ def reproduce(arguments: list[str]) -> int:
         studies = "".join(f"  {name:<12} {description('study', name)}\n" for name in groups()["study"])
         print(REPRODUCE_HELP.format(studies=studies, keys=indent(command_defaults("reproduce"), "  ")), end="")
         return 0
-    from natattn.reproduce.arguments import read_arguments
     from natattn.reproduce.ledger import print_results
     from natattn.reproduce.reproduce import reproduce as reproduce_studies
+    from natattn.reproduce.study import read_arguments
 
     page, results = reproduce_studies(read_arguments(arguments))
     print_results(results, stream=sys.stdout)

@@ -120,11 +120,12 @@ def parse(overrides: Sequence[str]) -> list["Override"]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create(config_loader=_GroupOptions())  # type: ignore[arg-type]
+    parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         try:
             override = parser.parse_override(text)
+            override.config_loader = _GroupOptions()  # type: ignore[assignment]  # for optim=glob(*)
         except HydraException:
             raise UserError(f"{text}: not understood; write key=value, with quotes around unusual values") from None
         _check_option(override)
@@ -249,7 +250,7 @@ def plain_values(config: "DictConfig") -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "experiment")])
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "experiment")])
     unresolved = OmegaConf.to_container(config, resolve=False)
     missing = [key for key, value in _walk(unresolved) if value == "???"]
     if missing:
@@ -267,8 +268,13 @@ def refuse_secrets(settings: Settings) -> None:
 
     Raises: UserError with the key, not the value.
     """
-    for key, value in _walk(settings.model_dump(mode="json")):
-        if not isinstance(value, dict) and (found := secret_in(str(value))):
+    values = [
+        (key, str(value)) for key, value in _walk(settings.model_dump(mode="json")) if not isinstance(value, dict)
+    ]
+    if secret_in("\n".join(value for _, value in values)) is None:
+        return  # one search instead of a hundred
+    for key, value in values:
+        if found := secret_in(value):
             raise UserError(f"{key}: holds {found}, and would be saved with the run; valid: a value without it")
 
 

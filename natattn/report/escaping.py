@@ -1,4 +1,4 @@
-"""Plain text, Unicode formulas included, as Markdown and as LaTeX."""
+"""Escaping of plain text, including Unicode formulas, for Markdown and LaTeX."""
 
 import re
 import unicodedata
@@ -20,13 +20,13 @@ _LATEX_TEXT = {
     "✓": "yes", "✗": "no", "\u2009": r"\,", "\u202f": r"\,",
 }  # fmt: skip
 _ACCENTS = {"\u0304": r"\=", "\u0302": r"\^", "\u0303": r"\~", "\u0307": r"\.", "\u0300": r"\`", "\u0301": r"\'"}
-_LATIN = 0x024F  # up to here letters are those that LaTeX's own UTF-8 input knows
+_LATIN = 0x024F  # last letter that LaTeX's own UTF-8 input knows
 # Greek capitals that look like Latin ones have no command of their own.
 _AS_LATIN = dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True))
 
 
 def latex(text: str) -> str:
-    """Text for the body of a LaTeX document, its packages only the base ones; line breaks become spaces.
+    """Return text for the body of a LaTeX document that needs only the base packages; line breaks become spaces.
 
     A character without a known command becomes its number, as in [U+2603], so that the document still compiles.
     """
@@ -50,13 +50,13 @@ def latex(text: str) -> str:
 
 
 def _script(letter: str) -> str:
-    """``super`` or ``sub`` for a raised or lowered character, else nothing."""
+    """``super`` or ``sub`` for a superscript or subscript, else an empty string."""
     decomposition = unicodedata.decomposition(letter)
     return next((kind for kind in ("super", "sub") if decomposition.startswith(f"<{kind}>")), "")
 
 
 def _lowered(letter: str) -> str:
-    """A raised or lowered character as LaTeX writes it on the line."""
+    """The LaTeX of a superscript or subscript, moved to the baseline."""
     return "".join(map(_latex_character, unicodedata.normalize("NFKC", letter)))
 
 
@@ -79,7 +79,7 @@ def _latex_character(letter: str) -> str:
 
 
 def _greek(letter: str) -> str:
-    """Its command: lambda, Sigma; empty for what is no Greek letter."""
+    """The command of a Greek letter (lambda, Sigma); empty for any other character."""
     named = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(letter, ""))
     if named is None:
         return ""
@@ -88,7 +88,7 @@ def _greek(letter: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text for a cell of a Markdown table, so that nothing in it is read as markup; line breaks become spaces."""
+    """Return text for a cell of a Markdown table, with markup escaped and line breaks as spaces."""
     text = re.sub(r"([\\`*|~$<&\[\]])", r"\\\1", " ".join(text.split("\n")))
-    # Inside a word an underscore is no emphasis, and names of runs stay legible.
+    # An underscore inside a word is not emphasis; unescaped, names of runs stay readable.
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)

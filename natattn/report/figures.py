@@ -1,4 +1,4 @@
-"""Figures: one style, colours that every kind of vision tells apart, readable in grey.
+"""Figures in one style, with colours that are safe for colour blindness and readable in grey.
 
 Each function returns a PNG. matplotlib is imported when the first figure is drawn.
 """
@@ -42,8 +42,8 @@ LINES = ("-", "--", "-.", ":")
 GREY = "#555555"  # of levels and notes
 _SEQUENTIAL = "cividis"
 _WIDEST_WITH_STEPS = 5000.0  # largest over smallest value of a logarithmic axis that also has ticks at 2 and 5
-_MOST_WRITTEN = 8  # heads side by side whose numbers do not run into each other
-_MOST_MARKED = 25  # points of a curve that are marked one by one
+_MOST_WRITTEN = 8  # most heads side by side whose numbers do not overlap
+_MOST_MARKED = 25  # most points of a curve that get markers
 
 
 def drawn(draw: "Callable[[Figure], None]", size: tuple[float, float]) -> bytes:
@@ -52,7 +52,7 @@ def drawn(draw: "Callable[[Figure], None]", size: tuple[float, float]) -> bytes:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")  # not pyplot's: it draws with Agg and is not kept
+        figure = Figure(figsize=size, layout="constrained")  # not pyplot's, which would keep the figure in memory
         draw(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130)

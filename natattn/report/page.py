@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, rendered from the templates beside this file.
+"""Self-contained HTML pages, rendered from the templates next to this file.
 
 A page opens offline, in light and dark, loads nothing and runs no script but its own. Jinja2 escapes every string.
 """
@@ -27,7 +27,7 @@ MOST_LINES = 12  # lines about missing runs that are shown without a click
 _SIGNS: Mapping[Verdict, str] = {"supported": "✓", "refuted": "✗", "no effect": "=", "inconclusive": "?"}
 _SHORT = 28  # characters of a cell that stays on one line
 _LETTERS = 10  # of a run's folder name in a link
-# cividis, by its ends and middle: from dark blue over grey to yellow.
+# The ends and the middle of the colour map cividis: dark blue, grey, yellow.
 _STOPS = ((0, 32, 77), (124, 123, 120), (255, 234, 70))
 
 
@@ -80,7 +80,7 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True)
 class CellView:
-    """A cell as a page shows it: its text, and the attributes of its element."""
+    """A cell of a page: its text, and the attributes of its element."""
 
     text: str
     attributes: Mapping[str, str]
@@ -99,7 +99,7 @@ def cell_view(value: str | int | float | Estimate | None, digits: int) -> CellVi
 
 
 def _precise(value: int | float | Estimate) -> str:
-    """Every digit."""
+    """Every digit of a number."""
     if isinstance(value, Estimate):
         is_known = not (math.isnan(value.low) and math.isnan(value.high))
         return _precise(value.value) + (f" [{_precise(value.low)}, {_precise(value.high)}]" if is_known else "")
@@ -165,7 +165,7 @@ def heat_rows(head_map: HeadMap) -> Iterator[tuple[int, list[HeatCell]]]:
 
 
 def _colours(share: float) -> tuple[str, str]:
-    """Background at a share of the scale, and letters that can be read on it."""
+    """The background at a share of the scale, and a text colour that is readable on it."""
     position = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
     index = min(int(position), len(_STOPS) - 2)
     mixed = (round(a + (b - a) * (position - index)) for a, b in zip(_STOPS[index], _STOPS[index + 1], strict=True))

@@ -92,7 +92,7 @@ class Finding:
     against: float = 0.0
 
 
-# How cells are written: numbers have the digits that their interval supports.
+# Number format of cells: as many digits as the interval supports.
 
 NOTHING = "—"
 _DIGITS = 4  # significant digits of a number without an interval
@@ -140,7 +140,7 @@ def estimate_text(estimate: Estimate) -> str:
         return number_text(value)
     finite = [abs(number) for number in (value, low, high) if math.isfinite(number)]
     half = half_width(estimate)
-    if not finite or not half > 0:  # nothing that could support digits
+    if not finite or not half > 0:  # no interval to derive digits from
         return f"{number_text(value)} [{number_text(low)}, {number_text(high)}]"
     largest = _exponent(max(finite), _MOST_DIGITS)
     decimals = min(_DIGITS_OF_INTERVAL - 1 - _exponent(half, _DIGITS_OF_INTERVAL), _MOST_DIGITS - 1 - largest)

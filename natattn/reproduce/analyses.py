@@ -18,10 +18,8 @@ from natattn.config.compose import compose, plain_values, quote_paths, validated
 from natattn.errors import UserError
 from natattn.report.section import Picture, Section, table
 from natattn.reproduce.jobs import KEY_LENGTH
-from natattn.reproduce.plan import Plan, final_trial
-from natattn.reproduce.settings import AnalysisSettings, StudySettings
-from natattn.reproduce.studies import Trial
-from natattn.reproduce.trials import Trials
+from natattn.reproduce.plan import Plan, Trials, final_trial
+from natattn.reproduce.study import AnalysisSettings, StudySettings, Trial
 from natattn.storage.documents import read_json
 
 _YOUNGER = frozenset({"tower"})

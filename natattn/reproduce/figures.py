@@ -1,4 +1,4 @@
-"""The pictures of a reproduction: what was found of every claim, and performance profiles of arms."""
+"""Figures of a reproduction: the claims ledger, differences between arms, and performance profiles."""
 
 import math
 import textwrap
@@ -8,32 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natattn.report.figures import COLOURS, drawn
+from natattn.report.figures import COLOURS, MARKERS, drawn
 from natattn.report.section import Picture, table
 from natattn.report.table import Cell, Finding, Table, estimate_text, half_width
 from natattn.reproduce.claims import Claim
-from natattn.reproduce.ledger import NOT_MEASURED, by_claim, standardised, strongest, tally
+from natattn.reproduce.ledger import NOT_MEASURED, Comparison, by_claim, standardised, strongest, tally
+from natattn.reproduce.plan import Plan, Trials
 from natattn.reproduce.results import StudyResult, overall
+from natattn.reproduce.study_tables import steps_to_target, targets_of, unit_of_corpus
 from natattn.statistics.paired import Verdict, bootstrap_interval
 from natattn.statistics.profiles import LARGEST_RATIO, performance_profile, profile_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FARTHEST = 6.0  # half-widths of an interval from what is claimed; beyond, an arrow
+FARTHEST = 6.0  # limit of the ledger's axis, in half-widths; an arrow marks effects beyond it
 _ROW_INCHES = 0.33
-_TALLEST = 2.5  # rows that a claim with many findings takes
-_FINDING = 0.2  # of a row's height
-_STATEMENT = 64  # characters of a line
+_TALLEST = 2.5  # largest height of a claim with many findings, in rows
+_FINDING = 0.2  # height of a finding, in rows
+_STATEMENT = 64  # characters per line
 _FAINT = "#595959"
-# Left edges of what is written beside the panel, in points from its left and its right.
+# Left edges of the text columns next to the panel, in points from its left and its right edge.
 _LEFT = {"id": -300, "statement": -270}
 _RIGHT = {"mark": 18, "verdict": 28, "effect": 92}
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Of a verdict: colour, marker and filling all differ, so that each tells it alone."""
+    """The look of a verdict: colour, marker and filling all differ, so that any one of them identifies it."""
 
     colour: str
     marker: str
@@ -41,6 +43,7 @@ class _Look:
     is_bold: bool
 
 
+_TICKS = (-1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the axis of differences
 _LOOKS: Mapping[Verdict, _Look] = {
     "supported": _Look("#0072B2", "o", True, True),
     "refuted": _Look("#A23B00", "X", True, True),
@@ -50,9 +53,9 @@ _LOOKS: Mapping[Verdict, _Look] = {
 
 
 def ledger_figure(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -> Picture:
-    """A forest of all findings, a row for each claim: effects in half-widths of their intervals, and the verdict.
+    """Return a forest plot of all findings, one row per claim: effects in half-widths of their intervals, and verdicts.
 
-    Raises: ValueError for a finding of a claim that is not among ``claims``.
+    Raises: ValueError for a finding whose claim is not in ``claims``.
     """
     rows = by_claim(results, claims)
     heights = [min(_TALLEST, max(1.0, _FINDING * len(findings))) for _, findings in rows]
@@ -67,7 +70,7 @@ def ledger_figure(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
                 _draw_finding(panel, place + 0.85 * height * float(offset), finding, small=len(findings) > 3)
             _write_verdict(panel, place, findings)
         for place, height in list(zip(places, heights, strict=True))[1::2]:
-            # Across the page, so that the eye finds its way from the claim to its verdict.
+            # The stripe spans the page, to lead the eye from the claim to its verdict.
             stripe = panel.axhspan(place - height / 2, place + height / 2, xmin=-3, xmax=4, color="#f3f3f0",
                                    linewidth=0, zorder=0, clip_on=False)  # fmt: skip
             stripe.set_in_layout(False)
@@ -90,7 +93,7 @@ def ledger_figure(results: Sequence[StudyResult], claims: Mapping[str, Claim]) -
 
 
 def _numbers(rows: Sequence[tuple[Claim, Sequence[Finding]]]) -> Table:
-    """What the picture of the ledger shows."""
+    """The data of the ledger's figure."""
     headings = ("claim", "statement", "what", "where", "effect", "low", "high", "unit", "n", "half-widths", "verdict")
     numbers: list[list[Cell]] = []
     for claim, findings in rows:
@@ -112,14 +115,14 @@ def _write_claim(panel: "Axes", place: float, claim: Claim, is_measured: bool) -
 
 
 def _beside(panel: "Axes", points: float, place: float, text: str, **options: Any) -> None:
-    """Text that starts so far from the panel's left (below zero) or right."""
+    """Write text ``points`` to the left (below zero) or right of the panel."""
     style: dict[str, Any] = {"fontsize": 7.5, "va": "center", "annotation_clip": False}
     panel.annotate(text, (float(points > 0), place), (points, 0), ("axes fraction", "data"),
                    textcoords="offset points", **(style | options))  # fmt: skip
 
 
 def _draw_finding(panel: "Axes", height: float, finding: Finding, *, small: bool) -> None:
-    """The mark with its interval, cut at the edges of the axis; an arrow there for what is beyond."""
+    """Draw a mark with its interval, clipped to the axis; an arrow if the mark itself is beyond."""
     look, centre, estimate = _LOOKS[finding.verdict], standardised(finding), finding.estimate
     if math.isnan(centre):
         return
@@ -127,7 +130,7 @@ def _draw_finding(panel: "Axes", height: float, finding: Finding, *, small: bool
     low, high = (centre + (bound - estimate.value) / unit for bound in (estimate.low, estimate.high))
     shown = float(np.clip(centre, -FARTHEST, FARTHEST))
     if shown == centre:
-        # An interval that is open on one side goes to the edge there.
+        # A one-sided interval extends to the edge of the axis.
         ends = np.clip([-FARTHEST if math.isnan(low) else low, FARTHEST if math.isnan(high) else high],
                        -FARTHEST, FARTHEST)  # fmt: skip
         panel.plot(ends, [height, height], color=look.colour, linewidth=1.0, zorder=2)
@@ -191,13 +194,13 @@ def _add_legend(figure: Any) -> None:
 def profile_figure(
     times: Mapping[str, Sequence[float]], *, name: str = "profile", largest: float = LARGEST_RATIO
 ) -> Picture:
-    """Performance profiles: over r, the share of workloads that an arm needs at most r times the best arm's time for.
+    """Return performance profiles: for each r, the share of workloads solved within r times the best arm's time.
 
     Args:
-        times: as ``performance_profile`` takes them; the legend is in the order of the scores.
-        largest: r up to which it is drawn and scored.
+        times: the argument of ``performance_profile``. The legend is sorted by score.
+        largest: the largest r that is drawn and scored.
 
-    Raises: ValueError as there.
+    Raises: ValueError if ``performance_profile`` does.
     """
     scores = profile_scores(times, largest)
     areas = {arm: float(of_arm.mean()) for arm, of_arm in scores.items()}
@@ -210,7 +213,7 @@ def profile_figure(
     def draw(figure: Any) -> None:
         panel = figure.subplots()
         for place, arm in enumerate(order):
-            # Arms that agree would hide each other: each is drawn a little above the one before.
+            # Equal curves would hide each other, so each is drawn slightly above the previous one.
             lift = 0.004 * (place - (len(order) - 1) / 2)
             panel.plot(
                 ratios, shares[arm] + lift, drawstyle="steps-post", linewidth=1.8,
@@ -233,3 +236,73 @@ def profile_figure(
 def _score(arm: str, area: float, interval: tuple[float, float]) -> str:
     low, high = interval
     return f"{arm}  ({area:.2f})" if math.isnan(low) else f"{arm}  ({area:.2f} [{low:.2f}, {high:.2f}])"
+
+
+def differences_figure(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> Picture | None:
+    """Return a forest plot of final-loss differences with their intervals, one panel per data set."""
+    rows = [row for row in judged if row.comparison.metric == "final_loss" and row.difference.count > 1]
+    corpora = list(dict.fromkeys(row.corpus for row in rows))
+    if not rows:
+        return None
+    names = list(dict.fromkeys(f"{row.arm} − {row.other}" for row in rows))
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(corpora), sharey=True, squeeze=False)[0]
+        for index, (panel, corpus) in enumerate(zip(panels, corpora, strict=True)):
+            panel.axvline(0, color="#555555", linewidth=0.9)
+            panel.axvspan(-trials.study.indifference, trials.study.indifference, color="#dddddd", linewidth=0)
+            for row in (row for row in rows if row.corpus == corpus):
+                height, (low, high) = names.index(f"{row.arm} − {row.other}"), row.difference.interval
+                panel.plot([low, high], [height, height], color=COLOURS[index % len(COLOURS)])
+                panel.plot(
+                    row.difference.mean, height, MARKERS[index % len(MARKERS)], color=COLOURS[index % len(COLOURS)]
+                )
+            panel.set_xscale(
+                "symlog", linthresh=2 * trials.study.indifference or 0.02
+            )  # outliers would squeeze the rest
+            low, high = panel.get_xlim()
+            ticks = [tick for tick in _TICKS if low <= tick <= high]
+            panel.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+            panel.set_xticks([], minor=True)
+            panel.set(title=corpus, xlabel=f"final loss difference, nats/{unit_of_corpus(trials, plan, corpus)}")
+        panels[0].set_yticks(range(len(names)), names, fontsize=8)
+        panels[0].invert_yaxis()
+
+    data = table(
+        ("data", "difference", "mean", "low", "high", "pairs"),
+        [
+            (r.corpus, f"{r.arm} − {r.other}", r.difference.mean, *r.difference.interval, r.difference.count)
+            for r in rows
+        ],
+    )
+    return Picture(
+        f"{trials.study.name}_differences",
+        "Differences of the last validation loss with Holm-adjusted 95 % intervals; left of zero the first is better. "
+        f"Grey: ±δ = {trials.study.indifference:g}.",
+        data,
+        drawn(draw, (3.2 + 3.2 * len(corpora), 1.2 + 0.26 * len(names))),
+    )
+
+
+def study_profile_figure(trials: Trials, plan: Plan) -> Picture | None:
+    """Return performance profiles of steps to the target; None with fewer than two workloads or two arms.
+
+    A workload is a data set with a seed. Placebos are included, since an arm should beat them. A missing run counts as
+    one that did not reach the target. An arm without any run on some data set (the study is unfinished) is left out.
+    """
+    if trials.study.target is None:
+        return None
+    times: dict[str, list[float]] = {}
+    for corpus in trials.study.corpora:
+        targets = targets_of(trials, plan, corpus)
+        arms = [arm for arm in trials.arms.values() if corpus in arm.corpora]
+        members = {arm.name: {run.seed: (run, a) for run, a in trials.finals(plan, corpus, arm.name)} for arm in arms}
+        trained = [name for name in members if members[name]]
+        for seed in sorted(seed for seed in targets if seed is not None):
+            for name in trained:
+                member = members[name].get(seed)
+                reached = steps_to_target([member], targets).for_profile if member is not None else (math.inf,)
+                times.setdefault(name, []).extend(reached)
+    most = max((len(of_arm) for of_arm in times.values()), default=0)
+    complete = {name: of_arm for name, of_arm in times.items() if len(of_arm) == most}
+    return profile_figure(complete, name=f"{trials.study.name}_profile") if most > 1 and len(complete) > 1 else None

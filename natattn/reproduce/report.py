@@ -200,8 +200,8 @@ def read_views(folders: Sequence[Path], base: Path, known: Sequence[RunSummary] 
 
 
 def _for_comparison(views: Sequence[RunView]) -> list[dict[str, Any]]:
-    """The runs for JSON, without the keys of the configuration that are equal in all of them."""
-    known = [view.config for view in views if view.config]  # a run that cannot be read differs in nothing
+    """The runs for JSON, without the configuration keys that are equal in all runs."""
+    known = [view.config for view in views if view.config]  # unreadable runs have no configuration to compare
     keys = sorted({key for config in known for key in config})
     differing = [key for key in keys if len({config.get(key) for config in known}) > 1]
     return [
@@ -239,7 +239,7 @@ def _arm(arm: ArmSummary, metrics: Metrics, *, is_reference: bool) -> ArmView:
 
 
 def _curve(metrics: Metrics, arm: str) -> tuple[list[int], list[float]]:
-    """The finite validation losses, thinned evenly with both ends kept; of a step that was logged twice the last."""
+    """The finite validation losses, thinned evenly between both ends; the last value of a step logged twice."""
     steps, losses, _ = metrics.select(arm=arm, name="validation/loss")
     last = {int(step): float(loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)}
     points = sorted(last.items())
@@ -249,7 +249,7 @@ def _curve(metrics: Metrics, arm: str) -> tuple[list[int], list[float]]:
 
 
 def _config(config: dict[str, Any] | None) -> dict[str, str]:
-    """Dotted keys and values as text; a key that is newer than the run has the value that the run had."""
+    """Dotted keys and values as text; a key added since the run gets the value that the run had."""
     if not config:
         return {}
     flat = ADDED_LATER | {str(key): value for key, value in flatten(config).items()}
@@ -257,10 +257,10 @@ def _config(config: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    """A value, short enough for a page; one that is cut keeps its hash, so that it still differs from others."""
+    """A value short enough for a page; a cut value is shown with its hash, to tell it from others."""
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    except TypeError:  # YAML has keys that JSON does not
+    except TypeError:  # YAML allows keys that JSON does not
         text = str(value)
     if len(text) <= _MOST_LETTERS:
         return text

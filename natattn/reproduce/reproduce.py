@@ -1,6 +1,6 @@
 """`natattn reproduce`: train what is missing, analyse, compare, judge, and write tables, figures and a page.
 
-Everything is made of finished runs, so that it can be stopped and started at will: what is done is not done again.
+Everything is made from finished runs, so that it can be interrupted and restarted at any time: finished work is reused.
 """
 
 import traceback
@@ -22,37 +22,77 @@ from natattn.reproduce.analyses import (
     reads_models,
     wanted_analyses,
 )
-from natattn.reproduce.arguments import Request
 from natattn.reproduce.claims import CLAIMS
-from natattn.reproduce.comparisons import judge
-from natattn.reproduce.done import DoneRuns
-from natattn.reproduce.execution import launch
-from natattn.reproduce.figures import ledger_figure
-from natattn.reproduce.jobs import Job, JobMaker
+from natattn.reproduce.figures import differences_figure, ledger_figure, study_profile_figure
+from natattn.reproduce.jobs import DoneRuns, Job, JobMaker
 from natattn.reproduce.judges import JUDGES
-from natattn.reproduce.ledger import claims_of, ledger_table, summary_table
-from natattn.reproduce.plan import Plan
+from natattn.reproduce.ledger import claims_of, judge, ledger_table, summary_table
+from natattn.reproduce.plan import Plan, Trials
 from natattn.reproduce.report import write_report
 from natattn.reproduce.results import StudyResult
-from natattn.reproduce.settings import ReproduceSettings
-from natattn.reproduce.study_pictures import differences_picture, profile_picture
+from natattn.reproduce.runner import launch
+from natattn.reproduce.study import ReproduceSettings, Request
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table
-from natattn.reproduce.trials import Trials
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM
 from natattn.training.run_folder import announce
 
-RUNS, ANALYSES = "runs", "analyses"  # folders, here and of what is kept
+RUNS, ANALYSES = "runs", "analyses"  # folders of the output; published analyses are in a folder of the same name
+
+
+def reproduce(request: Request) -> tuple[Path, list[StudyResult]]:
+    """Do what is missing of the studies and write their results to a folder. Return the page and the results.
+
+    Raises: UserError for what the user can fix.
+    """
+    settings = request.settings
+    try:
+        Path(settings[0].output).mkdir(parents=True, exist_ok=True)
+        studies = Studies.of(settings)
+        if settings[0].train:
+            studies.train(request.launcher)
+        results = [prefixed(result) for result in studies.results(analyse=settings[0].train)]
+        folder = studies.folder / request.name
+        claims = claims_of(results, CLAIMS)
+        tables = [ledger_table(results, claims), summary_table(results, claims)]
+        write_tables(folder / "tables", [*tables, *(table for result in results for table in result.tables)])
+        pictures = [picture for result in results for picture in result.pictures]
+        write_figures(folder / "figures", [*pictures, ledger_figure(results, claims)])
+        page = folder / "report.html"
+        write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, claims)
+        return page, results
+    except OSError as error:
+        raise UserError(f"{error.filename or settings[0].output}: cannot be used: {error.strerror}") from error
+
+
+def prefixed(result: StudyResult) -> StudyResult:
+    """Return the result with the study's name before its file names, so that files of several studies differ."""
+
+    def named(name: str) -> str:
+        return name if name.startswith(result.name) else f"{result.name}_{name}"
+
+    return replace(
+        result,
+        pictures=tuple(replace(picture, name=named(picture.name)) for picture in result.pictures),
+        tables=tuple(replace(table, name=named(table.name)) for table in result.tables),
+    )
+
+
+def write_figures(folder: Path, pictures: Iterable[Picture]) -> None:
+    """Write every picture as PNG, with its numbers as CSV. Raises: OSError if the folder cannot be written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        picture.write(folder)
 
 
 @dataclass
 class Studies:
-    """Studies that are reproduced together: they share runs.
+    """Studies that are reproduced together, because they share runs.
 
     Attributes:
         folder: for runs, analyses, texts and results.
         trials: of each study.
-        only_arms, only_corpora: what is trained in this process; empty for all.
-        failures: one line each, of jobs and analyses that failed in this process.
+        only_arms, only_corpora: those to train in this process; empty for all.
+        failures: one line for each job and analysis that failed in this process.
     """
 
     settings: Sequence[ReproduceSettings]
@@ -65,28 +105,35 @@ class Studies:
 
     @classmethod
     def of(cls, settings: Sequence[ReproduceSettings]) -> "Studies":
-        """Studies at their budgets, with the runs that are done. Raises: UserError for what cannot be composed."""
+        """Return the studies at their budgets, with the finished runs. Raises: UserError for an invalid override."""
         first = settings[0]
-        folder, kept = Path(first.output), Path(first.kept)
-        done = DoneRuns([folder / RUNS, *first.runs, kept / RECORD], named=first.runs)
+        folder = Path(first.output)
+        done = DoneRuns([folder / RUNS, *first.runs, Path(first.kept) / RECORD], named=first.runs)
         maker = JobMaker(folder, first.wikitext)
-        trials = [Trials(each.study.at(each.budget), maker, done) for each in settings]
-        arms = {name for each in trials for name in each.study.arms}
-        corpora = {name for each in trials for name in each.study.corpora}
+        trials = [Trials(of_one.study.at(of_one.budget), maker, done) for of_one in settings]
+        arms = {name for of_one in trials for name in of_one.study.arms}
+        corpora = {name for of_one in trials for name in of_one.study.corpora}
         if unknown := [name for name in first.only if name not in arms | corpora]:
             valid = ", ".join(sorted(arms | corpora))
-            raise UserError(f"only: {unknown[0]} is no arm or corpus of these studies; valid: {valid}")
+            raise UserError(f"only: {unknown[0]} is not an arm or corpus of these studies; valid: {valid}")
         only = frozenset(first.only)
         studies = cls(settings, folder, done, trials, only & arms, only & corpora)
-        studies._want_models()
-        for each in trials:
-            for trial in each.plan().trials:
-                each.job(trial)
-        maker.save()
+        for of_one in trials:
+            # Train with weights what an analysis that has not been made needs them of.
+            for wanted in wanted_analyses(of_one, of_one.plan()):
+                if reads_models(wanted) and kept_analysis(wanted, studies.analysis_folders) is None:
+                    of_one.with_model |= {trial.arm for trial in wanted.trials}
+            for trial in of_one.plan().trials:
+                of_one.job(trial)  # an invalid override is an error before anything is trained
         return studies
 
+    @property
+    def analysis_folders(self) -> list[Path]:
+        """Where finished analyses are looked for."""
+        return [self.folder / ANALYSES, Path(self.settings[0].kept) / ANALYSES]
+
     def train(self, launcher: Sequence[str]) -> None:
-        """Run what is missing, in rounds: what tuning finds decides what follows."""
+        """Run what is missing, in rounds, because the results of tuning decide what follows."""
         tried: set[str] = set()
         while todo := {label: job for label, job in self._missing().items() if job.key not in tried}:
             tried |= {job.key for job in todo.values()}
@@ -95,108 +142,99 @@ class Studies:
                 self.done.add(self.folder / RUNS / job.key)
         for label, job in self._missing().items():
             if job.key in tried and self.done.find(job.key) is not None:
-                self._failed(f"{label}: {self.folder / RUNS / job.key} has ended without what the study needs of it")
+                self._fail(f"{label}: {self.folder / RUNS / job.key} has ended without what the study needs of it")
 
-    def _failed(self, line: str) -> None:
+    def _missing(self) -> dict[str, Job]:
+        """Return jobs that can be run and are not finished, each once, by their labels."""
+        jobs: dict[str, tuple[str, Job]] = {}
+        for trials in self.trials:
+            for trial in trials.plan().trials:
+                if trials.is_among(trial, self.only_arms, self.only_corpora):
+                    job = trials.job(trial)
+                    if isinstance(job, Job) and trials.run(trial) is None:
+                        jobs.setdefault(job.key, (trials.label(trial), job))
+        return dict(jobs.values())
+
+    def _fail(self, line: str) -> None:
         self.failures.append(line)
         announce(f"natattn: failed: {line}")
 
     def results(self, *, analyse: bool) -> list[StudyResult]:
-        """What each study found by what is done now.
+        """Return the result of each study, given what is finished now.
 
         Args:
-            analyse: make the analyses that are not there; else they are listed as missing.
+            analyse: make analyses that do not exist; otherwise they are listed as missing.
         """
         return [
-            self._result(settings, trials, analyse)
-            for settings, trials in zip(self.settings, self.trials, strict=True)
-        ]  # fmt: skip
-
-    def _missing(self) -> dict[str, Job]:
-        """Jobs that can be run and are not done, each once, in words."""
-        jobs: dict[str, tuple[str, Job]] = {}
-        for trials in self.trials:
-            for trial in trials.plan().trials:
-                if not trials.is_among(trial, self.only_arms, self.only_corpora):
-                    continue
-                job = trials.job(trial)
-                if isinstance(job, Job) and trials.run(trial) is None:
-                    jobs.setdefault(job.key, (trials.label(trial), job))
-        return dict(jobs.values())
-
-    def _want_models(self) -> None:
-        """Ask for trained weights where an analysis needs them that has not been made."""
-        for trials in self.trials:
-            for wanted in wanted_analyses(trials, trials.plan()):
-                if reads_models(wanted) and kept_analysis(wanted, self.analysis_folders) is None:
-                    trials.with_model |= {trial.arm for trial in wanted.trials}
-
-    @property
-    def analysis_folders(self) -> list[Path]:
-        return [self.folder / ANALYSES, Path(self.settings[0].kept) / ANALYSES]
+            self._result(of_one, trials, analyse) for of_one, trials in zip(self.settings, self.trials, strict=True)
+        ]
 
     def _result(self, settings: ReproduceSettings, trials: Trials, analyse: bool) -> StudyResult:
         plan, study = trials.plan(), trials.study
-        judged = judge(study, lambda *asked: trials.measure(plan, *asked), _leaky(trials, plan))
+        leaky = {
+            (corpus, name)
+            for corpus in study.corpora
+            for name in trials.arms
+            if any(arm.leaky for _, arm in trials.finals(plan, corpus, name))
+        }
+        judged = judge(study, lambda *names: trials.measure(plan, *names), leaky)
         tables = [arms_table(trials, plan), differences_table(trials, plan, judged)] if judged else []
         tables += [] if (tuning := tuning_table(trials, plan)) is None else [tuning]
-        drawn = (differences_picture(trials, plan, judged), profile_picture(trials, plan))
-        read = self._analyses(trials, plan, analyse)
+        drawn = (differences_figure(trials, plan, judged), study_profile_figure(trials, plan))
+        analyses = self._analyses(trials, plan, analyse)
         return StudyResult(
             study.name,
             settings.budget,
             study.title,
             _facts(trials, plan),
-            (*findings(trials, plan, judged), *read.findings),
-            (*tables, *read.tables),
-            (*(picture for picture in drawn if picture is not None), *read.pictures),
-            (*_lines_of_missing(trials, plan), *read.missing),
+            (*findings(trials, plan, judged), *analyses.findings),
+            (*tables, *analyses.tables),
+            (*(picture for picture in drawn if picture is not None), *analyses.pictures),
+            (*_missing_runs(trials, plan), *analyses.missing),
             tuple(failure for failure in self.failures if failure.startswith(f"{study.name}:")),
         )
 
-    def _analyses(self, trials: Trials, plan: Plan, analyse: bool) -> "_Read":
-        """What the study's analyses say, made where they are not there yet."""
-        read, inputs, shown = _Read(), dict[str, list[AnalysisResult]](), set[tuple[str, ...]]()
+    def _analyses(self, trials: Trials, plan: Plan, analyse: bool) -> "_Analyses":
+        """Return the results of the study's analyses; make those that do not exist."""
+        made, inputs, shown = _Analyses(), dict[str, list[AnalysisResult]](), set[tuple[str, ...]]()
         for wanted in wanted_analyses(trials, plan):
             folder = kept_analysis(wanted, self.analysis_folders)
             if folder is None:
                 label = f"{trials.study.name}: analysis {wanted.name} of {len(wanted.trials)} runs"
                 if not analyse or any(trials.run(trial) is None for trial in wanted.trials):
-                    read.missing.append(f"{label} is missing")
+                    made.missing.append(f"{label} is missing")
                     continue
                 try:
                     folder = make_analysis(wanted, trials, self.folder / ANALYSES)
                 except UserError as error:
-                    self._failed(f"{label}: {error}")
+                    self._fail(f"{label}: {error}")
                     continue
-                except Exception as error:  # one that breaks stops no other
+                except Exception as error:  # a broken analysis does not stop the others
                     traceback.print_exc()
-                    self._failed(f"{label}: {type(error).__name__}: {error}")
+                    self._fail(f"{label}: {type(error).__name__}: {error}")
                     continue
             for name in wanted.settings.judges:
                 inputs.setdefault(name, []).append(analysed(wanted, folder, trials))
             if wanted.kind not in shown:
                 shown.add(wanted.kind)
-                read.pictures += pictures_of(wanted, folder)
-        for name, of_judge in inputs.items():
-            found, made = JUDGES[name](trials.study.name, of_judge)
-            read.findings += found
-            read.tables += made
-        return read
+                made.pictures += pictures_of(wanted, folder)
+        for name, analyses in inputs.items():
+            of_judge, tables = JUDGES[name](trials.study.name, analyses)
+            made.findings += of_judge
+            made.tables += tables
+        return made
 
 
 @dataclass
-class _Read:
-    """What analyses gave."""
-
+class _Analyses:
     findings: list[Finding] = field(default_factory=list)
     tables: list[StudyTable] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
-def _lines_of_missing(trials: Trials, plan: Plan) -> list[str]:
-    """What is not there, by study and arm, and why."""
+def _missing_runs(trials: Trials, plan: Plan) -> list[str]:
+    """Return a line for each arm and corpus with missing runs, with their number and the reason."""
     lines: dict[str, int] = {}
     for trial in plan.trials:
         if trials.run(trial) is None:
@@ -204,16 +242,6 @@ def _lines_of_missing(trials: Trials, plan: Plan) -> list[str]:
             line = f"{trials.study.name}: runs of {trial.arm} on {trial.corpus} are missing{why}"
             lines[line] = lines.get(line, 0) + 1
     return [f"{line}: {count}" for line, count in lines.items()]
-
-
-def _leaky(trials: Trials, plan: Plan) -> set[tuple[str, str]]:
-    """(corpus, arm) that see what they predict."""
-    return {
-        (corpus, name)
-        for corpus in trials.study.corpora
-        for name in trials.arms
-        if any(arm.leaky for _, arm in trials.finals(plan, corpus, name))
-    }
 
 
 def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
@@ -231,52 +259,3 @@ def _facts(trials: Trials, plan: Plan) -> dict[str, str]:
     if study.comparisons and len(study.seeds) < LEAST_FOR_A_CLAIM:
         facts["no verdicts"] = f"a difference needs at least {LEAST_FOR_A_CLAIM} seeds: all here are inconclusive"
     return {name: value for name, value in facts.items() if value}
-
-
-def write_figures(folder: Path, pictures: Iterable[Picture]) -> None:
-    """Every picture as PNG, with its numbers as CSV. Raises: OSError where the folder cannot be written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        picture.write(folder)
-
-
-def prefixed(result: StudyResult) -> StudyResult:
-    """With the study's name before those of its files that lack it, so that files of several studies stay apart."""
-
-    def named(name: str) -> str:
-        return name if name.startswith(result.name) else f"{result.name}_{name}"
-
-    return replace(
-        result,
-        pictures=tuple(replace(picture, name=named(picture.name)) for picture in result.pictures),
-        tables=tuple(replace(table, name=named(table.name)) for table in result.tables),
-    )
-
-
-def reproduce(asked: Request) -> tuple[Path, list[StudyResult]]:
-    """Do what is missing of the studies and write their results to a folder; the page, and the results.
-
-    Raises: UserError for what the user can mend.
-    """
-    settings = asked.settings
-    try:
-        Path(settings[0].output).mkdir(parents=True, exist_ok=True)
-        studies = Studies.of(settings)
-        if settings[0].train:
-            studies.train(asked.launcher)
-        results = [prefixed(result) for result in studies.results(analyse=settings[0].train)]
-        return _write(studies.folder / asked.name, settings, results), results
-    except OSError as error:
-        raise UserError(f"{error.filename or settings[0].output}: cannot be used: {error.strerror}") from error
-
-
-def _write(folder: Path, settings: Sequence[ReproduceSettings], results: Sequence[StudyResult]) -> Path:
-    """Tables, figures and the page, which is returned."""
-    claims = claims_of(results, CLAIMS)
-    tables = [ledger_table(results, claims), summary_table(results, claims)]
-    write_tables(folder / "tables", [*tables, *(table for result in results for table in result.tables)])
-    pictures = [picture for result in results for picture in result.pictures]
-    write_figures(folder / "figures", [*pictures, ledger_figure(results, claims)])
-    page = folder / "report.html"
-    write_report(page, settings[0].study.title if len(settings) == 1 else "The claims", results, claims)
-    return page

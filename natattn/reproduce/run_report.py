@@ -1,4 +1,4 @@
-"""The page of `natattn report`: a table of the runs of each data set, their curves, and two runs side by side."""
+"""The page of `natattn report`: a table and curves of the runs on each data set, and any two runs side by side."""
 
 import glob
 import math
@@ -32,7 +32,7 @@ from natattn.statistics.paired import mean
 
 FILE_NAME = "report.html"
 _MOST_DRAWN = 6  # curves in one figure
-_LEGEND_LETTERS = 46  # of a curve's name: more would cover the curves
+_LEGEND_LETTERS = 46  # of a curve's name; a longer one would cover the curves
 _MOST_NAMED = 8  # values of a fact
 _CAPTION = (
     "Means over seeds, with 95 % Student t intervals from three seeds on; the intervals are not adjusted for their "
@@ -81,7 +81,7 @@ def write_run_report(path: Path, folders: Sequence[str], runs: Sequence[RunSumma
 
     Raises: UserError if it cannot be written.
     """
-    # A page may be moved to where a path of this machine means nothing.
+    # The page may be moved to another machine, on which absolute paths mean nothing.
     names = _listed(Path(folder).name if Path(folder).is_absolute() else folder for folder in folders)
     title = f"Run {names}" if len(runs) == 1 else f"Runs of {names}"
     write_report(path, title, [run_result(runs)], {}, known=runs)
@@ -114,7 +114,7 @@ def run_result(runs: Sequence[RunSummary]) -> StudyResult:
 
 
 def _table(groups: list[Group], number: int) -> Table:
-    """A row for each arm of each group; all groups have the same data."""
+    """The table of groups on the same data: a row for each arm of each group."""
     quantities = [quantity for quantity in known_quantities(groups) if quantity.heading is not None]
     unit = groups[0].runs[0].unit
     bigram = ("below the bigram model",) if unit == "token" else ()
@@ -160,7 +160,7 @@ def _cell(quantity: Quantity, group: Group, name: str) -> Cell:
         missing = quantity.missing(*arms[0])
         return None if missing == NOTHING else missing
     if len(values) < len(arms):
-        # An interval of the remaining runs would be read as one of all.
+        # Readers would take an interval of the remaining runs for one of all runs.
         return f"{number_text(mean(values))} ({len(values)} of {len(arms)})"
     return _estimate(values)
 
@@ -193,7 +193,7 @@ def _every_run(runs: Sequence[RunSummary]) -> Table:
 
 
 def _curves(groups: Sequence[Group], number: int) -> Picture | None:
-    """Validation losses with bands over seeds; of many arms those with the lowest final loss."""
+    """Validation losses with bands over seeds, of the arms with the lowest final losses."""
     treatments = sorted(treatments_of(groups), key=_final)
     curves = ((_name(treatment), band(treatment, "validation/loss")) for treatment in treatments[:_MOST_DRAWN])
     drawn = [(name, curve) for name, curve in curves if curve is not None]
@@ -201,7 +201,7 @@ def _curves(groups: Sequence[Group], number: int) -> Picture | None:
         return None
     in_full, names = "", [name for name, _ in drawn]
     if any(len(name) > _LEGEND_LETTERS for name in names):
-        # The part that is cut may be the only difference between two of them.
+        # The cut part of a name may be all that tells it from another, so the caption has the full names.
         in_full = " " + "; ".join(f"{number}: {name}" for number, name in enumerate(names, 1)) + "."
         names = [f"{number}: {name[:_LEGEND_LETTERS]}" for number, name in enumerate(names, 1)]
     lines = [
@@ -240,7 +240,7 @@ def _final(treatment: Treatment) -> float:
 
 
 def _listed(values: Iterable[object]) -> str:
-    """The distinct known values in the order of the runs; of many the first few."""
+    """The distinct known values in the order of the runs, at most eight of them."""
     found = [str(value) for value in dict.fromkeys(values) if value not in (None, "")]
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return ", ".join(found[:_MOST_NAMED]) + more

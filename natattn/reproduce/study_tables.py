@@ -1,4 +1,4 @@
-"""The tables of a study that compares arms: tuning, what each arm reached, and differences."""
+"""Tables of a study that compares arms: tuning, the results of each arm, and differences."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +11,15 @@ from natattn.analysis.differences import PAIRED_QUANTITIES, late_divergence
 from natattn.analysis.quantities import TASK_METRICS, task_metric
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
-from natattn.reproduce.comparisons import Comparison
-from natattn.reproduce.plan import Plan
-from natattn.reproduce.trials import Trials
+from natattn.reproduce.ledger import Comparison
+from natattn.reproduce.plan import Plan, Trials
 from natattn.statistics.profiles import TimesToTarget, times_to_target
 from natattn.tasks import LanguageTask, MultimodalTask, VisionTask
 
 Members = Sequence[tuple[RunSummary, ArmSummary]]
 Quantity = Callable[[RunSummary, ArmSummary], float | None]
 UNITS = {task.kind: task.unit for task in (LanguageTask, VisionTask, MultimodalTask)}
-# Columns of the table of arms.
+# {heading: quantity} of the table of arms, in its order.
 QUANTITIES: tuple[tuple[str, Quantity], ...] = (
     ("final loss", lambda run, arm: arm.final_loss),
     ("test loss", lambda run, arm: arm.test_loss),
@@ -33,7 +32,7 @@ TIMES = ("steps to target", "seconds to target", "reached")
 
 
 def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
-    """Mean last losses of the tuning seeds over the grid, and the value that won."""
+    """Return the mean last losses of the tuning seeds over the grid, and the best value; None without tuning."""
     if not plan.tuned or trials.study.tuning is None:
         return None
     rates = sorted({rate for found in plan.tuned.values() for rate in found.losses})
@@ -56,7 +55,7 @@ def tuning_table(trials: Trials, plan: Plan) -> StudyTable | None:
 
 
 def arms_table(trials: Trials, plan: Plan) -> StudyTable:
-    """What each arm reached on the table's seeds: quality, convergence, stability and cost."""
+    """Return quality, convergence, stability and cost of each arm on the study's seeds."""
     rows, runs = [], []
     for corpus in trials.study.corpora:
         targets = targets_of(trials, plan, corpus)
@@ -71,7 +70,7 @@ def arms_table(trials: Trials, plan: Plan) -> StudyTable:
             runs.append(trials.folders(plan, corpus, arm.name))
     heads = ["data", "arm", "tuned", "seeds", *(title for title, _ in QUANTITIES), *TIMES, "status"]
     always = ("data", "arm", "seeds", "status")
-    kept = [place for place, head in enumerate(heads) if head in always or _is_known(rows, place)]
+    kept = [i for i, head in enumerate(heads) if head in always or any(row[i] is not None for row in rows)]
     against = f"the final loss of {trials.study.target}" if trials.study.target else "no arm's loss"
     seeds = ", ".join(map(str, trials.study.seeds))
     return StudyTable(
@@ -81,14 +80,14 @@ def arms_table(trials: Trials, plan: Plan) -> StudyTable:
         "restricted means, a run that does not reach it counting with its end. Pattern "
         "divergence: mean Jensen–Shannon divergence of a fixed batch's patterns between evaluations, second half, "
         "nats. Seconds are of machines that did other work too.",
-        tuple(heads[place] for place in kept),
-        tuple(tuple(row[place] for place in kept) for row in rows),
+        tuple(heads[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in rows),
         tuple(runs),
     )
 
 
 def differences_table(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> StudyTable:
-    """Every difference with its interval, adjusted within data and metric."""
+    """Return every difference with its interval, adjusted within one data set and metric."""
     rows: list[tuple[Cell, ...]] = []
     runs = []
     for row in judged:
@@ -113,7 +112,7 @@ def differences_table(trials: Trials, plan: Plan, judged: Sequence[Comparison]) 
 
 
 def unit_of_corpus(trials: Trials, plan: Plan, corpus: str) -> str:
-    """What the losses of a corpus's runs are means over: token, image or pair; until there are any, by its task."""
+    """Return the unit of a corpus's losses (token, image or pair), from its runs or, without any, from its task."""
     runs = (trials.run(trial) for trial in plan.trials if trial.corpus == corpus)
     if (done := next((run for run in runs if run is not None), None)) is not None:
         return done.unit
@@ -128,25 +127,25 @@ def _loss_units(trials: Trials, plan: Plan) -> str:
 
 
 def _says(row: Comparison) -> Cell:
-    """The verdict on a claim; of a row without one where its interval lies: no placebo stands behind that."""
+    """The verdict on a claim; without a claim, the side of zero, since no placebo was tested."""
     if row.verdict is None or row.comparison.claim is not None:
         return Badge(row.verdict) if row.verdict is not None else None
     return {"supported": row.comparison.claimed, "refuted": "the other way"}.get(row.verdict, row.verdict)
 
 
 def _other_deltas(trials: Trials) -> str:
-    """δ of the comparisons that declare their own."""
+    """The δ of comparisons that override the study's."""
     own = {c.metric: c.indifference for c in trials.study.comparisons if c.indifference is not None}
     return "".join(f" ({PAIRED_QUANTITIES[metric].title}: {delta:g})" for metric, delta in own.items())
 
 
 def findings(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> list[Finding]:
-    """The differences that bear on claims."""
-    found = []
+    """Return the differences that bear on claims, as findings."""
+    result = []
     for row in judged:
         if row.verdict is None or row.comparison.claim is None:
             continue
-        found.append(
+        result.append(
             Finding(
                 claim=row.comparison.claim,
                 study=trials.study.name,
@@ -161,7 +160,7 @@ def findings(trials: Trials, plan: Plan, judged: Sequence[Comparison]) -> list[F
                 runs=trials.folders(plan, row.corpus, row.arm, row.other),
             )
         )
-    return found
+    return result
 
 
 def _over_seeds(members: Members, quantity: Quantity) -> Cell:
@@ -169,12 +168,8 @@ def _over_seeds(members: Members, quantity: Quantity) -> Cell:
     return Estimate.of_mean(values) if values else None
 
 
-def _is_known(rows: Sequence[Sequence[Cell]], place: int) -> bool:
-    return any(row[place] is not None for row in rows)
-
-
 def targets_of(trials: Trials, plan: Plan, corpus: str) -> dict[int | None, float]:
-    """{seed: final loss of the study's target arm}."""
+    """Return {seed: final loss of the study's target arm}."""
     if trials.study.target is None:
         return {}
     return {
@@ -185,7 +180,7 @@ def targets_of(trials: Trials, plan: Plan, corpus: str) -> dict[int | None, floa
 
 
 def steps_to_target(members: Members, targets: Mapping[int | None, float]) -> TimesToTarget:
-    """Steps until the loss of the target arm with the same seed, censored at the end; of the runs that have one."""
+    """Return the steps to the target arm's loss with the same seed, censored at the end; skip runs without a target."""
     return times_to_target(
         (*series(run, arm, "validation/loss"), targets[run.seed], run.planned_steps or 1)
         for run, arm in members
@@ -194,20 +189,20 @@ def steps_to_target(members: Members, targets: Mapping[int | None, float]) -> Ti
 
 
 def seconds_to_target(members: Members, targets: Mapping[int | None, float]) -> TimesToTarget:
-    """As ``steps_to_target``, in seconds of training; evaluations do not count.
+    """Return the training seconds to the target, without evaluations; otherwise as ``steps_to_target``.
 
-    A run that broke off is censored at what its whole length would have taken: stopping early is no gain.
+    An interrupted run is censored at the time that all of its planned steps would take, so stopping early is no gain.
     """
-    found = []
+    measured = []
     for run, arm in members:
         steps, losses = series(run, arm, "validation/loss")
         at, seconds = series(run, arm, "time/train_seconds")
         both = np.intersect1d(steps, at)
         if run.seed in targets and len(both) > 1:
             at_both = seconds[np.isin(at, both)]
-            whole = float(at_both[-1]) * max(1.0, (run.planned_steps or both[-1]) / max(1, both[-1]))
-            found.append((at_both, losses[np.isin(steps, both)], targets[run.seed], whole))
-    return times_to_target(found)
+            planned = float(at_both[-1]) * max(1.0, (run.planned_steps or both[-1]) / max(1, both[-1]))
+            measured.append((at_both, losses[np.isin(steps, both)], targets[run.seed], planned))
+    return times_to_target(measured)
 
 
 def _reached(times: TimesToTarget) -> Cell:
@@ -223,7 +218,7 @@ def _status(members: Members) -> str:
 
 
 def _note(trials: Trials, plan: Plan, row: Comparison) -> str:
-    """What bars or explains the verdict."""
+    """The reasons for a verdict or for its absence."""
     members = [trials.finals(plan, row.corpus, arm) for arm in (row.arm, row.other)]
     notes = [f"{row.missing} of {len(trials.arms[row.arm].seeds)} seeds missing or diverged"] * bool(row.missing)
     for name, found in zip((row.arm, row.other), members, strict=True):

@@ -20,7 +20,7 @@ from natattn.tracking import DIVERGED, Record
 
 _REFRESH_SECONDS = 0.25
 _TRAIN, _VALIDATION = "train/loss", "validation/loss"
-# What tasks other than language measure next to the loss, and its name in the display.
+# {metric that a task other than language reports next to the loss: its name in the display}.
 _SHARES = {"validation/accuracy": "accuracy", "validation/image_to_text_recall_1": "recall@1"}
 _WIDE_COLUMNS = 60  # narrower terminals get fewer columns
 
@@ -40,7 +40,7 @@ class Console:
     def __init__(self, run_facts: dict[str, Any], *, total_steps: int, stream: TextIO | None = None) -> None:
         stream = stream or sys.stdout
         if "utf" not in (getattr(stream, "encoding", None) or "utf").lower() and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # without Unicode "?" is shown; training does not end for it
+            stream.reconfigure(errors="replace")  # shows "?" without Unicode rather than ending the training
         # The stream alone decides: FORCE_COLOR and the like ask for colours, not for a live display.
         self._console = _RichConsole(
             file=stream, highlight=False, soft_wrap=not stream.isatty(), force_terminal=stream.isatty()
@@ -56,8 +56,8 @@ class Console:
             self._live = Live(
                 self._view,
                 console=self._console,
-                auto_refresh=False,  # drawn from `log`: no thread that takes time from training
-                redirect_stdout=_is_terminal(sys.stdout),  # what the user sent to a file stays there
+                auto_refresh=False,  # drawn from `log`, since a thread would take time from training
+                redirect_stdout=_is_terminal(sys.stdout),  # output redirected to a file stays there
                 redirect_stderr=_is_terminal(sys.stderr),
             )
             before = [sys.stdout, sys.stderr]
@@ -84,7 +84,7 @@ class Console:
             self._refreshed_at = time.monotonic()
 
     def flush(self) -> None:
-        """Do nothing: there is nothing to wait for."""
+        """Do nothing, since there is no output to wait for."""
 
     def message(self, text: str) -> None:
         """Print a line, above the live display if there is one."""
@@ -103,7 +103,7 @@ class Console:
 
 class _RichConsole(rich.console.Console):
     def on_broken_pipe(self) -> None:
-        """Print no more. rich would end the program."""
+        """Stop printing on a broken pipe, for which rich would end the program."""
         self.quiet = True
         _send_to_null(self.file)
 
@@ -142,7 +142,7 @@ class _View:
         )
 
     def line(self, step: int) -> str:
-        """The evaluation at ``step``: losses in nats, what the task measures next to them, speed and time left."""
+        """The evaluation at ``step``: losses in nats, the metric of the task, speed and time left."""
         parts = [f"step {step}/{self._total_steps}"]
         for arm in self._arms:
             value = self._value(arm, _VALIDATION, step)

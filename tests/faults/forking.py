@@ -25,7 +25,7 @@ PRELOADED = (
     "natattn.analysis.summary",
     "natattn.analysis.run_curves",
     "natattn.reproduce.reproduce",
-    "natattn.reproduce.arguments",
+    "natattn.reproduce.study",
     "natattn.reproduce.ledger",
     "natattn.reproduce.run_report",
     "hydra.main",

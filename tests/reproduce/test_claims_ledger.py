@@ -6,10 +6,10 @@ import pytest
 
 from natattn.analysis.questions import theorems
 from natattn.report.table import Estimate, Finding
-from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS, Claim
 from natattn.reproduce.ledger import by_claim, standardised, strongest, tally
 from natattn.reproduce.results import StudyResult
+from natattn.reproduce.study import read_arguments
 from natattn.statistics.paired import Verdict
 
 LEDGER = [

@@ -11,12 +11,9 @@ from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.analysis.runs import read_facts, read_run_config
 from natattn.config.compose import quote_paths
 from natattn.errors import UserError
-from natattn.reproduce.bundles import bundled
-from natattn.reproduce.done import DoneRuns, key_of
-from natattn.reproduce.execution import _failures, _train, launch
-from natattn.reproduce.jobs import Job, JobMaker, job_key
-from natattn.reproduce.settings import CorpusSettings, Repeats
-from natattn.reproduce.texts import file_overrides, repeated_lines
+from natattn.reproduce.jobs import DoneRuns, Job, JobMaker, file_overrides, job_key, key_of, repeated_lines
+from natattn.reproduce.runner import _failures, _train, bundled, launch
+from natattn.reproduce.study import CorpusSettings, Repeats
 from natattn.tracking.metrics_file import read_metrics
 from natattn.training.run_folder import RUN, RunLock
 from natattn.training.settings import compose_run
@@ -65,7 +62,7 @@ def test_a_key_says_what_is_computed_and_not_where(tmp_path: Path):
 def test_a_text_that_is_not_the_studys_is_refused_and_one_that_is_not_given_leaves_the_key(tmp_path: Path):
     maker = JobMaker(tmp_path, None)
     other = LINES.model_copy(update={"fingerprint": "0" * 64})
-    with pytest.raises(UserError, match="it is another text"):
+    with pytest.raises(UserError, match="Use the study's text"):
         maker.job(other, [*TINY, *LINES.overrides])
     corpus = CorpusSettings.model_validate(
         {"overrides": ["data=text"], "files": {"train": {"of": "valid.txt"}}, "fingerprint": "0" * 64}
@@ -75,14 +72,24 @@ def test_a_text_that_is_not_the_studys_is_refused_and_one_that_is_not_given_leav
         JobMaker(tmp_path, str(tmp_path / "nowhere")).job(corpus, [*TINY, "data=text"])
 
 
-def test_what_was_composed_is_remembered_and_a_damaged_memory_is_made_anew(tmp_path: Path):
+def test_a_job_composes_to_what_natattn_train_composes(tmp_path: Path):
+    """Only options go through Hydra; single values are set in a copy of what it returned."""
     maker = JobMaker(tmp_path, None)
-    first = maker.job(LINES, [*TINY, *LINES.overrides])
-    maker.save()
-    assert len(json.loads((tmp_path / "composed.json").read_text())["composed"]) == 1
-    assert JobMaker(tmp_path, None).job(LINES, [*TINY, *LINES.overrides]) == first
-    (tmp_path / "composed.json").write_text("{")
-    assert JobMaker(tmp_path, None).job(LINES, [*TINY, *LINES.overrides]) == first
+    base = [*TINY, "data=stdlib"]
+    for added in (
+        ["seed=3", "optim=muon", "++optim.learning_rates.hidden=0.01"],
+        ["packing=lines", "size.context=24"],
+        ["optim=fisher_muon", "optim.placebo=shuffled", "train.max_seconds=1e3"],
+        ["tracker=off", "optim.directions.default.betas=[0.8,0.9]"],
+    ):
+        overrides = [*base, *added]
+        assert maker.compose(overrides) == compose_run(quote_paths(overrides))
+    for wrong in ("sead=3", "train.steps=many", "optim=nobody"):
+        with pytest.raises(UserError) as theirs:
+            compose_run([*base, wrong])
+        with pytest.raises(UserError) as mine:
+            maker.compose([*base, wrong])
+        assert str(mine.value) == str(theirs.value)
 
 
 def test_published_runs_are_found_by_their_key_and_only_with_what_is_wanted_of_them():
@@ -134,7 +141,7 @@ def test_a_run_that_another_process_makes_is_waited_for(tmp_path: Path, monkeypa
             lock.__exit__(None, None, None)
         waited.append(seconds)
 
-    monkeypatch.setattr("natattn.reproduce.execution.time.sleep", let_go)
+    monkeypatch.setattr("natattn.reproduce.runner.time.sleep", let_go)
     assert launch({"held": made}, tmp_path / "runs", ()) == []
     assert waited
     assert key_of(tmp_path / "runs" / made.key) == made.key
@@ -218,7 +225,7 @@ def test_a_job_that_breaks_is_one_line_and_leaves_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("natattn.reproduce.execution._train", _broken)
+    monkeypatch.setattr("natattn.reproduce.runner._train", _broken)
     (failure,) = launch({"made: adam": Job("0123", TINY)}, tmp_path / "runs", ())
     log = Path("runs") / "0123" / "log.txt"
     assert failure == f"made: adam: RuntimeError: it broke (see {log})"
@@ -247,6 +254,6 @@ def test_runs_that_have_no_folder_are_one_line(tmp_path: Path, monkeypatch: pyte
 def test_jobs_are_launched_from_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Python lets the main thread alone handle signals."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("natattn.reproduce.execution._train", lambda *arguments: True)
+    monkeypatch.setattr("natattn.reproduce.runner._train", lambda *arguments: True)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(launch, {"made": Job("0123", TINY)}, tmp_path / "runs", ()).result() == []

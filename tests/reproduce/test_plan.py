@@ -5,8 +5,7 @@ import math
 import pytest
 
 from natattn.reproduce.plan import Plan, final_trial, plan
-from natattn.reproduce.settings import StudySettings
-from natattn.reproduce.studies import Trial, arms_of, placebos_of
+from natattn.reproduce.study import StudySettings, Trial, arms_of, placebos_of
 
 TWICE = {"arm": "tuned", "baseline": "fixed"}
 

@@ -19,11 +19,10 @@ from hydra.plugins.launcher import Launcher
 from natattn.analysis.kept_runs import RECORD, kept_runs
 from natattn.config.compose import compose, groups, plain_values, validated
 from natattn.errors import UserError
-from natattn.reproduce.arguments import read_arguments
 from natattn.reproduce.claims import CLAIMS
 from natattn.reproduce.jobs import Job
 from natattn.reproduce.reproduce import Studies, reproduce
-from natattn.reproduce.settings import ReproduceSettings
+from natattn.reproduce.study import ReproduceSettings, read_arguments
 
 # Sums of floats depend on how many threads share them, and processes of joblib have fewer.
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -200,7 +199,7 @@ def test_what_is_kept_makes_the_same_tables_without_the_runs(everything: Path, t
         (("study=optimizer",), "study=optimizer: no such option; did you mean optimizers"),
         (("study=published", "budget=tiny"), "budget=tiny: valid: 'smoke', 'cpu' or 'gpu'"),
         (("study=published", "bugdet=smoke"), "bugdet: unknown key; did you mean budget?"),
-        (("study=optimizers", "only=[nobody]"), "only: nobody is no arm or corpus of these studies; valid: adamw"),
+        (("study=optimizers", "only=[nobody]"), "only: nobody is not an arm or corpus of these studies; valid: adamw"),
         (("study=published", "wikitext=nowhere"), "wikitext=nowhere: valid.txt cannot be read"),
         (("study=published", "budget=smoke", "hydra/launcher=nobody"), "hydra/launcher=nobody"),
         (("study=published", "budget=smoke", "hydra.launcher.n_jobs=2"), "hydra.launcher.n_jobs"),
@@ -258,10 +257,11 @@ def test_a_study_that_names_what_is_not_there_is_one_line(changes, said: str, mo
         "only": [],
         "output": "o",
     }
-    monkeypatch.setattr("natattn.config.compose.plain_values", lambda _: {"study": made | changes, **keys})
+    monkeypatch.setattr("natattn.reproduce.study.plain_values", lambda _: {"study": made | changes, **keys})
     with pytest.raises(UserError, match=said):
         read_arguments(["study=published"])
-    monkeypatch.setattr("natattn.config.compose.plain_values", lambda _: {"study": made, **keys, "budget": "smoke"})
+    values = {"study": made, **keys, "budget": "smoke"}
+    monkeypatch.setattr("natattn.reproduce.study.plain_values", lambda _: values)
     with pytest.raises(UserError, match="study made has cpu"):
         read_arguments(["study=published"])
 

@@ -7,15 +7,12 @@ import pytest
 
 from natattn.analysis.runs import RunSummary, summarise_run
 from natattn.report.table import Badge
-from natattn.reproduce.comparisons import Comparison, judge
-from natattn.reproduce.done import DoneRuns
-from natattn.reproduce.jobs import JobMaker
-from natattn.reproduce.plan import Plan
-from natattn.reproduce.settings import StudySettings
-from natattn.reproduce.studies import Trial
-from natattn.reproduce.study_pictures import differences_picture, profile_picture
+from natattn.reproduce.figures import differences_figure, study_profile_figure
+from natattn.reproduce.jobs import DoneRuns, JobMaker
+from natattn.reproduce.ledger import Comparison, judge
+from natattn.reproduce.plan import Plan, Trials
+from natattn.reproduce.study import StudySettings, Trial
 from natattn.reproduce.study_tables import arms_table, differences_table, findings, tuning_table, unit_of_corpus
-from natattn.reproduce.trials import Trials
 
 MakeRun = Callable[..., Path]
 TASKS = {"text": "language", "pictures": "vision", "pairs": "multimodal"}
@@ -107,7 +104,7 @@ def test_a_study_of_text_alone_has_no_such_columns(made) -> None:
 
 
 def test_pictures_have_a_panel_for_each_corpus(made, monkeypatch: pytest.MonkeyPatch) -> None:
-    from natattn.reproduce import study_pictures
+    from natattn.reproduce import figures
 
     labels: list[str] = []
 
@@ -119,11 +116,11 @@ def test_pictures_have_a_panel_for_each_corpus(made, monkeypatch: pytest.MonkeyP
         labels.extend(panel.get_xlabel() for panel in figure.axes)
         return b""
 
-    monkeypatch.setattr(study_pictures, "drawn", drawn)
+    monkeypatch.setattr(figures, "drawn", drawn)
     trials, plan, judged = made(tuple(TASKS))
-    assert differences_picture(trials, plan, judged) is not None
+    assert differences_figure(trials, plan, judged) is not None
     assert labels == [f"final loss difference, nats/{unit}" for unit in UNITS.values()]
-    assert profile_picture(trials, plan) is not None
+    assert study_profile_figure(trials, plan) is not None
 
 
 def test_until_there_are_runs_the_unit_is_that_of_the_task(made) -> None:

@@ -10,12 +10,9 @@ from natattn.analysis.settings import AnalyzeSettings
 from natattn.config.compose import compose, plain_values, validated
 from natattn.errors import UserError
 from natattn.reproduce.analyses import AnalysisSpec, kept_analysis, key_of_analysis, wanted_analyses
-from natattn.reproduce.done import DoneRuns
-from natattn.reproduce.jobs import JobMaker
-from natattn.reproduce.plan import plan
-from natattn.reproduce.settings import AnalysisSettings, StudySettings
-from natattn.reproduce.studies import Trial
-from natattn.reproduce.trials import Trials
+from natattn.reproduce.jobs import DoneRuns, JobMaker
+from natattn.reproduce.plan import Trials, plan
+from natattn.reproduce.study import AnalysisSettings, StudySettings, Trial
 
 STUDY = StudySettings.model_validate(
     {

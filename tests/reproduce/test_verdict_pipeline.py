@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from natattn.report.table import Estimate, Finding
-from natattn.reproduce.comparisons import judge
+from natattn.reproduce.ledger import judge
 from natattn.reproduce.plan import Plan, final_trial, plan
 from natattn.reproduce.results import overall
-from natattn.reproduce.settings import StudySettings
-from natattn.reproduce.studies import Trial, arms_of
+from natattn.reproduce.study import StudySettings, Trial, arms_of
 
 STUDIES = 1000
 ALPHA = 0.05

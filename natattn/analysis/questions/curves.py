@@ -9,10 +9,10 @@ import numpy as np
 from natattn.analysis.bands import Band, band, difference_band, metrics_of
 from natattn.analysis.convergence import Convergence, convergence
 from natattn.analysis.frame import Question
-from natattn.analysis.pictures import run_figures
-from natattn.analysis.pictures.run_figures import Line
 from natattn.analysis.run_set import RunSet, Treatment
 from natattn.analysis.settings import AnalyzeSettings
+from natattn.report import figures
+from natattn.report.figures import Line
 from natattn.report.section import Advance, Cell, Picture, Section, Table, shown, table
 from natattn.statistics.paired import mean, t_interval
 
@@ -127,7 +127,7 @@ def _levels(runs: RunSet) -> dict[str, float]:
 
 def draw(panels: Sequence[Panel]) -> bytes:
     """Draw the curves of every panel with their bands, as PNG."""
-    return run_figures.bands([
+    return figures.bands([
         (
             panel.quantity,
             [Line(c.label, np.array(c.steps), *(np.array(v) for v in (c.mean, c.low, c.high))) for c in panel.curves],

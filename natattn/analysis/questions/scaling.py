@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc, stdtrit
 
 from natattn.analysis.frame import Question
-from natattn.analysis.pictures import run_figures
-from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.verdicts import AnalysisResult, Fit, adjusted, known, near
 from natattn.errors import UserError
+from natattn.report import figures
+from natattn.report.figures import Points
 from natattn.report.section import Advance, Picture, Section, interval_text, shown, table
 from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM, mean, t_interval
@@ -361,12 +361,12 @@ def section(result: Scaling) -> Section:
         Picture(
             "scaling_losses", "Loss over N·d, mean over heads and seeds, one curve for every context. The claim says "
             "that the valley moves to the right with the context and with the entropy.", point_table,
-            run_figures.powers(_valleys(points), x_label="N·d", logarithmic="x", joined=True),
+            figures.powers(_valleys(points), x_label="N·d", logarithmic="x", joined=True),
         ),
         Picture(
             "scaling", "Best N·d over L·H(x), a point for every curve that has its valley inside the grid; the line is "
             "the claim, √(L·H), through their middle.", optimum_table,
-            run_figures.powers([("best N·d", _optimum_points(result))], x_label="L·H(x)"),
+            figures.powers([("best N·d", _optimum_points(result))], x_label="L·H(x)"),
         ),
     )  # fmt: skip
     tables = (law_table, optimum_table, point_table)

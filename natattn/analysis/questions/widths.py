@@ -19,8 +19,6 @@ from scipy.special import fdtrc
 
 from natattn.analysis.criticality import PEAKS, FiniteSize, Peak, PeakOf, critical_temperatures, finite_size, power_of
 from natattn.analysis.frame import Question, from_json, to_json
-from natattn.analysis.pictures import run_figures
-from natattn.analysis.pictures.run_figures import Points
 from natattn.analysis.run_set import RunSet, Treatment
 from natattn.analysis.runs import ArmSummary, RunSummary
 from natattn.analysis.settings import AnalyzeSettings
@@ -28,6 +26,8 @@ from natattn.analysis.subject import load_subject
 from natattn.analysis.temperature_scan import ScanKind, scan_temperatures
 from natattn.analysis.verdicts import AnalysisResult, Fit, adjusted, known, one_sided
 from natattn.errors import UserError
+from natattn.report import figures
+from natattn.report.figures import Points
 from natattn.report.section import Advance, Picture, Section, interval_text, shown, table
 from natattn.report.table import Badge, Cell, Estimate, Finding, StudyTable
 from natattn.statistics.paired import LEAST_FOR_A_CLAIM
@@ -360,11 +360,11 @@ def section(result: Widths) -> Section:
     pictures = (
         Picture(
             "widths", "Geometric mean of T_c over heads, a point for every model, by layer, with the fitted powers. "
-            "The claim is one falling straight line for each k.", data, run_figures.powers(panels, x_label="width d"),
+            "The claim is one falling straight line for each k.", data, figures.powers(panels, x_label="width d"),
         ),
         Picture(
             "widths_heights", "Height of the peaks over the width: a transition's would grow with the system, and its "
-            "width in log T shrink.", data, run_figures.powers(heights, x_label="width d"),
+            "width in log T shrink.", data, figures.powers(heights, x_label="width d"),
         ),
     )  # fmt: skip
     return Section("widths", title, tuple(findings), tables, (), pictures)

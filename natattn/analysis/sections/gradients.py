@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from natattn.analysis.gradient_noise import ALL, NoiseScale, gradient_moments, noise_scale
-from natattn.analysis.pictures import figures
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.errors import UserError
+from natattn.report import figures
 from natattn.report.section import Advance, Cell, Picture, Section, interval_text, shown, table
 
 

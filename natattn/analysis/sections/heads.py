@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natattn.analysis.patterns import attention_patterns, pattern_statistics
-from natattn.analysis.pictures import figures
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.attention.probe import AttentionProbe
 from natattn.attention.quantities import QUANTITIES
+from natattn.report import figures
 from natattn.report.section import Advance, Picture, Section, Table, head_map, shown, table
 
 Floats = NDArray[np.float64]

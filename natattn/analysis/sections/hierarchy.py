@@ -9,11 +9,11 @@ from torch import Tensor
 
 from natattn.analysis.hierarchy import BlockAffinity, block_affinity
 from natattn.analysis.patterns import LONGEST_PATTERN, attention_patterns
-from natattn.analysis.pictures import figures
 from natattn.analysis.sections.sources import Tree, TreeText, grammar_texts, html_texts, python_texts
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.subject import Subject
 from natattn.data.text.grammar import GrammarSettings
+from natattn.report import figures
 from natattn.report.section import (
     Advance,
     Cell,

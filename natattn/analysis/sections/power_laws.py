@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from natattn.analysis.pictures import figures
 from natattn.analysis.powerlaw import PowerLaw
 from natattn.analysis.settings import AnalyzeSettings
 from natattn.analysis.spectra import weight_spectra
 from natattn.analysis.subject import Subject
+from natattn.report import figures
 from natattn.report.section import Advance, Picture, Section, interval_text, table
 
 Floats = NDArray[np.float64]

@@ -1,7 +1,7 @@
-"""Jobs on Hydra's launchers: in this process, on several (joblib), on a Ray cluster or on Slurm.
+"""Running jobs on Hydra's launchers: in this process, on several (joblib), on a Ray cluster or on Slurm.
 
-What is complete is skipped by whoever asks; what broke off is resumed here; a job that fails says so when it does and
-does not stop the others. An interruption ends the study, and the next start goes on.
+The caller skips what is finished; an interrupted run is resumed here. A job that fails is reported when it fails and
+does not stop the others. An interruption ends the study, and the next start resumes it.
 """
 
 import contextlib
@@ -12,24 +12,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from natattn.config.compose import plain_values, quote_paths
 from natattn.config.messages import first_line
 from natattn.errors import UserError
-from natattn.reproduce.bundles import bundled, overrides_of
-from natattn.reproduce.done import ENDED
-from natattn.reproduce.jobs import Job
+from natattn.models.settings import RandomInit
+from natattn.reproduce.jobs import ENDED, Job
 from natattn.storage.atomic import CONFIG_NAME, conf_folder
 from natattn.training.run_folder import CONFIG, RunIsBusyError, announce, check_contained, read_config, read_run
-from natattn.training.settings import run_settings
+from natattn.training.settings import NoReference, compose_run, run_settings
 from natattn.training.signals import note, raise_requested, requested
 
 if TYPE_CHECKING:
@@ -38,20 +37,75 @@ if TYPE_CHECKING:
     from natattn.training.settings import RunSettings
 
 _PARENT = os.getppid()  # of this process, when it began
-LOG = "log.txt"  # of a run folder: what the run would have shown
+LOG = "log.txt"  # of a run folder: what the run would have printed
 REFRESH_SECONDS = 0.5
 BUSY_SECONDS = 2.0
 SILENT_LAUNCHER = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+_SEED = "seed="
+# On a CPU, 8 stacked seeds take 2.7 to 6.9 times as long as one up to this width (docs/performance.md). Wider models
+# and GPUs have not been measured.
+WIDEST = 128
+MOST_SEEDS = 8
+
+
+def bundled(jobs: Iterable[Job], folder: Path) -> list[tuple[Job, ...]]:
+    """Group jobs that are faster as one computation: they differ only in consecutive seeds, and none has begun.
+
+    Args:
+        folder: holds a run folder for each job, named by its key.
+    """
+    bundles: list[tuple[Job, ...]] = []
+    alike: dict[tuple[str, ...], dict[int, Job]] = {}
+    for job in jobs:
+        seeds = [override.removeprefix(_SEED) for override in job.overrides if override.startswith(_SEED)]
+        if len(seeds) == 1 and seeds[0].isdigit() and not (folder / job.key / CONFIG).exists():
+            rest = tuple(override for override in job.overrides if not override.startswith(_SEED))
+            alike.setdefault(rest, {})[int(seeds[0])] = job
+        else:
+            bundles.append((job,))
+    for by_seed in alike.values():
+        stretches: list[list[int]] = []
+        for seed in sorted(by_seed):
+            if stretches and seed == stretches[-1][-1] + 1 and len(stretches[-1]) < MOST_SEEDS:
+                stretches[-1].append(seed)
+            else:
+                stretches.append([seed])
+        for stretch in stretches:
+            members = tuple(by_seed[seed] for seed in stretch)
+            bundles += [members] if _is_faster(members) else [(member,) for member in members]
+    return bundles
+
+
+def _is_faster(members: tuple[Job, ...]) -> bool:
+    """Return whether stacking the members has been measured to pay. Arms that are compared by time share a run."""
+    if len(members) == 1:
+        return False
+    try:
+        settings = compose_run(quote_paths(_bundle_overrides(members)))
+    except UserError:
+        return False
+    return (
+        isinstance(settings.reference, NoReference)
+        and isinstance(settings.init, RandomInit)
+        and settings.device.type == "cpu"
+        and settings.size.n_embd is not None
+        and settings.size.n_embd <= WIDEST
+    )
+
+
+def _bundle_overrides(members: tuple[Job, ...]) -> tuple[str, ...]:
+    first = members[0].overrides  # the lowest seed
+    return first if len(members) == 1 else (*first, f"seeds={len(members)}")
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What a launcher calls, here or on another machine; made of what can be pickled.
+    """The function that a launcher calls, here or on another machine. Its fields can be pickled.
 
     Attributes:
         labels: {name of the run folder: the job in words}.
-        members: {name of the run folder: those of all the runs that are made with it}.
-        started_by: process that launches.
+        members: {name of the run folder: run folders of all runs of the same bundle}.
+        started_by: id of the process that launches.
     """
 
     labels: Mapping[str, str]
@@ -59,46 +113,50 @@ class TrainJob:
     started_by: int
 
     def __call__(self, composed: "DictConfig") -> str | None:
-        """Train or resume the run of one composed configuration; None, or why it failed."""
+        """Train or resume the run of one composed configuration. Return None, or why it failed."""
         from hydra.core.hydra_config import HydraConfig
 
         if os.getpid() != self.started_by and os.getppid() != _PARENT:
-            os._exit(1)  # a worker whose study was killed: nobody waits for what it would do
+            os._exit(1)  # the study that started this worker was killed: nobody waits for the result
         folder = Path(HydraConfig.get().runtime.output_dir)
         with contextlib.suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
-        label = self.labels.get(folder.name, folder.name)
-        failure = None
         try:
             folders = [folder.with_name(name) for name in self.members[folder.name]]
             while not _train(run_settings(plain_values(composed)), folders):
-                time.sleep(BUSY_SECONDS)  # another study makes the same run: it is ours too
+                time.sleep(BUSY_SECONDS)  # another study makes the same run, which counts for this one too
             if requested() is not None:
-                raise_requested()  # it came when the run had ended
+                raise_requested()  # the signal came when the run had ended
+            return None
         except UserError as error:
             failure = str(error)
         except Exception as error:
             with (folder / LOG).open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             failure = f"{type(error).__name__}: {first_line(error)} (see {folder / LOG})"
-        if failure is not None:
-            failure = f"{label}: {failure}"
-            announce(f"natattn: failed: {failure}")
-        return failure
+        return _report_failure(f"{self.labels.get(folder.name, folder.name)}: {failure}")
+
+
+def _report_failure(failure: str) -> str:
+    announce(f"natattn: failed: {failure}")
+    return failure
 
 
 def launch(
     jobs: Mapping[str, Job], folder: Path, launcher: Sequence[str], *, seeds_together: bool = False
 ) -> list[str]:
-    """Run jobs, and say in a line each which failed.
+    """Run jobs. Return one line for each that failed.
 
     Args:
-        jobs: {what it is, in words: the job}.
+        jobs: {the job in words: the job}.
         folder: holds a run folder for each job, named by its key.
         launcher: Hydra's overrides, such as hydra/launcher=joblib hydra.launcher.n_jobs=4; none for this process.
-        seeds_together: train those that differ in their seed alone as one computation, where that is faster.
-    Raises: UserError for a launcher that is not there, or overrides that it does not know.
+        seeds_together: train jobs that differ only in their seed as one computation, if that is faster.
+
+    Raises: UserError for a launcher that is not installed, or overrides that it does not know.
     """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
     from hydra.types import HydraContext, RunMode
@@ -108,9 +166,16 @@ def launch(
     bundles = bundled(jobs.values(), folder) if seeds_together else [(job,) for job in jobs.values()]
     members = {bundle[0].key: [job.key for job in bundle] for bundle in bundles}
     labels |= {b[0].key: f"{labels[b[0].key]} to {len(b) - 1} seeds later" for b in bundles if len(b) > 1}
-    with _hydra() as hydra, _ended_by_sigterm(), _progress(folder, list(labels)):
+    GlobalHydra.instance().clear()
+    with (
+        initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=CONFIG_NAME),
+        _ended_by_sigterm(),
+        _progress(folder, list(labels)),
+    ):
         from hydra._internal.callbacks import Callbacks
 
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
         overrides = [*launcher, f"hydra.sweep.dir='{folder.resolve()}'", *SILENT_LAUNCHER]
         try:
             composed = hydra.compose_config(CONFIG_NAME, overrides, run_mode=RunMode.MULTIRUN)
@@ -118,13 +183,15 @@ def launch(
             plugin = Plugins.instance().instantiate_launcher(context, TrainJob(labels, members, os.getpid()), composed)
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise UserError(f"{' '.join(launcher)}: {first_line(error)}") from error
-        # Quoted: a key such as 12e4567890123456 would be read as a number.
-        batch = [[*quote_paths(overrides_of(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"] for bundle in bundles]
+        # Quoted, because a key such as 12e4567890123456 would be read as a number.
+        batch = [
+            [*quote_paths(_bundle_overrides(bundle)), f"hydra.sweep.subdir='{bundle[0].key}'"] for bundle in bundles
+        ]
         try:
             returned = plugin.launch(batch, initial_job_idx=0)
         except OSError as error:
             raise UserError(f"{error.filename or folder}: cannot be written to: {error.strerror or error}") from error
-        except Exception as error:  # the launcher's own, such as of a worker that was killed: other jobs may be done
+        except Exception as error:  # the launcher's own, such as for a worker that was killed: other jobs may be done
             why = f"the launcher broke off: {type(error).__name__}: {first_line(error)}"
             announce(f"natattn: failed: {why}")
             return [f"{labels[b[0].key]}: {why}" for b in bundles if not _has_ended(folder / b[0].key)]
@@ -132,36 +199,33 @@ def launch(
 
 
 def _failures(bundles: Sequence[Sequence[Job]], returned: Sequence[Any], labels: Mapping[str, str]) -> list[str]:
-    """A line for each job that failed, by what the launcher returned of it."""
     failures = []
     for bundle, result in zip(bundles, returned, strict=True):
         try:
             failure = result.return_value
-        except Exception as error:  # raised by the launcher around the job, on whatever machine
-            failure = f"{labels[bundle[0].key]}: {first_line(error)}"
-            announce(f"natattn: failed: {failure}")
+        except Exception as error:  # raised by the launcher around the job, on any machine
+            failure = _report_failure(f"{labels[bundle[0].key]}: {first_line(error)}")
         failures += [failure] if failure is not None else []
     return failures
 
 
 def _has_ended(folder: Path) -> bool:
-    """Whether a folder's run has, whoever made it."""
     return read_run(folder).get("status") in ENDED
 
 
 def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
-    """The run of each seed in its folder, together where all begin, else one after the other.
+    """Train the run of each seed in its folder: stacked if all begin, else one after the other.
 
-    Returns: False where another process makes one of them.
-    Raises: KeyboardInterrupt, or SystemExit after SIGTERM, where one was interrupted and has saved where it stands.
+    Returns False if another process makes one of them. Raises: KeyboardInterrupt, or SystemExit after SIGTERM, if one
+    was interrupted (and has saved a checkpoint).
     """
     from natattn.stacked.replicas import train_in_folders
     from natattn.training.train import train
 
     runs = settings.per_seed()
     if len(runs) > 1 and any((folder / CONFIG).exists() for folder in folders):
-        made = [_train(run, [folder]) for run, folder in zip(runs, folders, strict=True)]
-        return all(made)
+        are_made = [_train(run, [folder]) for run, folder in zip(runs, folders, strict=True)]
+        return all(are_made)
     if _has_ended(folders[0]):
         return True  # another process was faster
     if (folders[0] / CONFIG).exists():
@@ -184,19 +248,8 @@ def _train(settings: "RunSettings", folders: Sequence[Path]) -> bool:
 
 
 @contextlib.contextmanager
-def _hydra() -> Iterator[Any]:
-    """Hydra, initialised on our configuration."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3", job_name=CONFIG_NAME):
-        yield GlobalHydra.instance().hydra
-
-
-@contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the launcher as an exception does, so that it takes its workers with it."""
+    """Turn SIGTERM into an exception, so that the launcher ends its workers too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         note(number)
@@ -214,29 +267,30 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(folder: Path, keys: Sequence[str]) -> Iterator[None]:
-    """A bar that counts the runs that have ended, whoever makes them; a line for each tenth where nobody watches."""
+    """Show how many runs have ended, in any process: as a bar, or as a line for each tenth if not on a terminal."""
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    stopped, console = threading.Event(), Console(file=sys.stderr)
+    ended, console = threading.Event(), Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("runs", total=len(keys))
-        watcher = threading.Thread(target=_watch, args=(progress, task, folder, keys, stopped), daemon=True)
+
+        def watch() -> None:
+            waiting, started, tenths = set(keys), time.monotonic(), 0
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(REFRESH_SECONDS)
+                waiting -= {key for key in waiting if _has_ended(folder / key)}
+                done = len(keys) - len(waiting)
+                progress.update(task, completed=done)
+                if not console.is_terminal and done * 10 // max(1, len(keys)) > tenths:
+                    tenths = done * 10 // len(keys)
+                    print(
+                        f"{done} of {len(keys)} runs, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
+                    )
+
+        watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
             yield
         finally:
-            stopped.set()
+            ended.set()
             watcher.join()
-
-
-def _watch(progress: Progress, task: TaskID, folder: Path, keys: Sequence[str], stopped: threading.Event) -> None:
-    waiting, started, said = set(keys), time.monotonic(), 0
-    while True:
-        last = stopped.wait(REFRESH_SECONDS)
-        waiting -= {key for key in waiting if _has_ended(folder / key)}
-        done = len(keys) - len(waiting)
-        progress.update(task, completed=done)
-        if not progress.console.is_terminal and done * 10 // max(1, len(keys)) > said:
-            said = done * 10 // len(keys)
-            print(f"{done} of {len(keys)} runs, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        if last:
-            return
