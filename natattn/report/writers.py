@@ -153,9 +153,7 @@ def to_csv(table: Table, folder: Path | None = None) -> str:
             else:
                 cells += [_csv_cell(cell), "", ""] if is_estimated else [_csv_cell(cell)]
         if table.runs:
-            paths = (
-                run.as_posix() if folder is None else _relative(link_target(run), folder) for run in table.runs[index]
-            )
+            paths = (run.as_posix() if folder is None else _relative(run, folder) for run in table.runs[index])
             cells.append(";".join(paths))
         writer.writerow(cells)
     return text.getvalue()
