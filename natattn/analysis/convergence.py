@@ -1,4 +1,4 @@
-"""How a run converged: steps, area and slope of its loss (claim R1)."""
+"""Convergence of a run: steps, area and slope of its loss (claim R1)."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Convergence:
-    """How one arm converged; losses are in nats per the run's unit: token, image or pair.
+    """Convergence of one arm; losses are in nats per the run's unit: token, image or pair.
 
     Attributes:
         area: mean loss over the steps, by the trapezoidal rule.

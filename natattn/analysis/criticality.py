@@ -56,7 +56,7 @@ class PowerOf:
 
 @dataclass(frozen=True)
 class FiniteSize:
-    """How peaks move with a size: powers of it for temperature, height and width, and what that means."""
+    """Scaling of peaks with a size: powers for temperature, height and width, and their interpretation."""
 
     sizes: tuple[float, ...]
     temperature: PowerOf
@@ -123,7 +123,7 @@ def correlation_lengths(lag_profile: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finite_size(sizes: Sequence[float], peaks: Sequence[Sequence[Peak | None]]) -> FiniteSize | None:
-    """Whether peaks grow and sharpen with the size.
+    """Test whether peaks grow and sharpen with the size.
 
     Args:
         sizes: context lengths or widths.

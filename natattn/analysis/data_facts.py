@@ -42,7 +42,7 @@ class DataFacts:
 
 
 def unit_of(facts: dict[str, Any]) -> str:
-    """What the losses of a run are means over: token (of runs older than the other tasks too), image or pair.
+    """Return what the losses of a run are means over: token (of runs older than the other tasks too), image or pair.
 
     Raises: ValueError for anything else.
     """
@@ -53,7 +53,7 @@ def unit_of(facts: dict[str, Any]) -> str:
 
 
 def data_of(facts: dict[str, Any]) -> DataFacts:
-    """What run.json says of the data.
+    """Return the description of the data in run.json.
 
     Raises: KeyError or ValueError where that is missing or of another kind.
     """

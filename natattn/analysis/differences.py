@@ -1,4 +1,4 @@
-"""What is compared between two arms of a pair of runs, candidate and baseline: below zero is better for each."""
+"""Quantities that are compared between a candidate and a baseline; a negative difference is better for each."""
 
 import math
 from collections.abc import Callable, Mapping

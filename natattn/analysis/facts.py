@@ -1,4 +1,4 @@
-"""What run.json may say, value by value: of the right type, finite, and text that no terminal or page stumbles over."""
+"""Checks of the values in run.json: the right type, finite, and printable text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def text(value: Any) -> str:
 
 
 def optional_text(value: Any) -> str | None:
-    """The same, or null."""
+    """Return a text, or None for null."""
     return None if value is None else text(value)
 
 

@@ -1,4 +1,4 @@
-"""What the Fisher of W_Q is made of, read off a model: rows of its heads, and gradients of labels that it draws."""
+"""Capture of the parts of the Fisher information of W_Q: rows of heads, and gradients of sampled labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,7 +149,7 @@ def _watched(model: nn.Module, names: Iterable[str], seen: dict[str, tuple[Tenso
 
 
 def _is_query(output: Tensor, query_BHLD: Tensor) -> bool:
-    """Whether what the projection gave is what enters the softmax."""
+    """Return whether the projection's output is the query that enters the softmax."""
     batch, heads, length, dim = query_BHLD.shape
     made = output[..., : heads * dim].view(batch, length, heads, dim).transpose(1, 2)
     return bool((made - query_BHLD).norm() <= SAME_QUERY * query_BHLD.norm())

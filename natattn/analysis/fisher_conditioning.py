@@ -1,4 +1,4 @@
-"""What preconditioning does to the spectrum of attention's Fisher of W_Q: claim F4.
+"""Effect of preconditioning on the spectrum of the attention-Fisher information of W_Q (claim F4).
 
 The damped Fisher F + λI has λ = ``DAMPING``² of F's mean eigenvalue. What a preconditioner P makes of it is the
 spectrum of P^(−1/2) (F + λI) P^(−1/2), where all eigenvalues would be equal for a perfect one. The Kronecker product is
@@ -82,7 +82,7 @@ class Preconditioner:
 
 
 def preconditioners(rows: QueryRows, damping: float = DAMPING) -> dict[str, Preconditioner]:
-    """Those of ``PRECONDITIONERS``, from the rows' own factors.
+    """Return the preconditioners of ``PRECONDITIONERS``, from the factors of the rows.
 
     Args:
         damping: δ, in units of each factor's mean eigenvalue; the diagonal takes δ² of F's.

@@ -1,4 +1,4 @@
-"""How far approximations of attention's Fisher are from it: claims F1 and F3, in score space and in W_Q.
+"""Errors of approximations of the attention-Fisher information, in score space and of W_Q (claims F1, F3).
 
 Score space, from a pattern A [L, L] whose rows are queries: F = mean_i (diag(a_i) − a_i a_iᵀ) = diag(ā) − AᵀA/L, keys
 by keys. Parameter space, for W_Q of one head (note D, D1-Q): F = mean_i C_i ⊗ x_i x_iᵀ with C_i = (scaling/T)²
@@ -69,7 +69,7 @@ class ScoreFisher:
         return values.clamp_min(0.0), vectors
 
     def approximants(self) -> dict[str, Tensor]:
-        """What claim F1 is read as, all divided as a mean over rows is, [..., L, L]."""
+        """Return the readings of claim F1, all normalised like a mean over rows, [..., L, L]."""
         length = self.pattern.shape[-1]
         return {
             KEY_GRAM: self.pattern.mT @ self.pattern / length,
@@ -150,7 +150,7 @@ class Products:
     input_square: Tensor
 
     def agreements(self) -> dict[str, Agreement]:
-        """Of every approximant with F; identity and I ⊗ A have no scale of their own."""
+        """Return the agreement of every approximant with F; identity and I ⊗ A have no scale of their own."""
         found = {}
         for name, inner in self.inner.items():
             square = self.square[name]

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """Of some parameters.
+    """The noise scale of some parameters.
 
     Attributes:
         squared_norm: unbiased estimate of |G|²; may be negative.
@@ -48,7 +48,7 @@ class NoiseScale:
 
 @dataclass(frozen=True, eq=False)
 class GradientMoments:
-    """What is kept of N sequences' gradients, by blocks of sequences.
+    """Moments of the gradients of N sequences, by blocks of sequences.
 
     Attributes:
         gram: scalar products of the blocks' sums of gradients, [blocks, blocks].
@@ -61,7 +61,7 @@ class GradientMoments:
     counts: Floats
 
     def __add__(self, other: "GradientMoments") -> "GradientMoments":
-        """Of both groups of parameters together; of the same sequences."""
+        """Combine two groups of parameters over the same sequences."""
         return GradientMoments(self.gram + other.gram, self.squares + other.squares, self.counts)
 
 
@@ -147,7 +147,7 @@ def gradient_moments(
 
 
 def _gradients(model: Any, parameters: Sequence[nn.Parameter], sequence: Tensor) -> Sequence[Tensor]:
-    """Of the mean loss over a sequence's predictions; zeros for parameters that it does not depend on."""
+    """Return gradients of a sequence's mean loss; zeros for parameters that it does not depend on."""
     logits = model(input_ids=sequence[None], use_cache=False).logits[0, :-1].float()
     loss = torch.nn.functional.cross_entropy(logits, sequence[1:])
     return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)

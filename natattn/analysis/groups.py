@@ -27,12 +27,12 @@ class Group:
 
     @property
     def arm_names(self) -> list[str]:
-        """Of every run of the group, the reference first."""
+        """Return the arms of the group, the reference first."""
         return [arm.name for arm in self.runs[0].arms]
 
     @property
     def reference(self) -> str | None:
-        """What the others are compared with; None where nothing is."""
+        """Return the arm that the others are compared with; None if there is none."""
         return self.runs[0].reference
 
     @property
@@ -42,7 +42,7 @@ class Group:
 
     @property
     def data(self) -> DataFacts | None:
-        """What all runs were trained on."""
+        """Return the data that all runs were trained on."""
         return self.runs[0].data
 
     def arms(self, name: str) -> list[tuple[RunSummary, ArmSummary]]:

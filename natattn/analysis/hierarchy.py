@@ -53,12 +53,12 @@ class BlockAffinity:
 
     @property
     def within_moved(self) -> Tensor:
-        """What ``within`` would be for blocks that were moved."""
+        """Return ``within`` for shifted blocks."""
         return self.within - self.excess
 
 
 def block_affinity(pattern_HLS: Tensor, labels: Labels, *, seed: int = 0) -> BlockAffinity | None:
-    """How much of attention stays in blocks, against blocks turned round by random offsets.
+    """Return the share of attention that stays in blocks, against blocks shifted cyclically by random offsets.
 
     Turned by o, the text's ends meet between tokens o − 1 and o. The comparison leaves out attention across that place,
     for the blocks as they are too: else they would have one boundary fewer than the turned ones, and all attention to

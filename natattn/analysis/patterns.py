@@ -107,7 +107,7 @@ def pattern_divergence(first: Patterns, second: Patterns) -> Tensor:
 
 
 def model_inputs(batch: Tensor) -> dict[str, Tensor]:
-    """What a model is called with: int64 tokens [sequences, L], or pixels [images, channels, height, width]."""
+    """Return the inputs of a model: int64 tokens [sequences, L], or pixels [images, channels, height, width]."""
     return {"pixel_values": batch} if batch.ndim == 4 else {"input_ids": batch}
 
 

@@ -54,7 +54,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """What a sample says about a power law.
+    """Evidence of a sample about a power law.
 
     Attributes:
         fit: the best fit; None where there are too few different values.

@@ -63,7 +63,7 @@ class RunSet:
 
     @property
     def unit(self) -> str:
-        """What their losses are means over: token, image or pair; of several tasks all of these."""
+        """Return what their losses are means over: token, image or pair; of several tasks all of these."""
         return " or ".join(dict.fromkeys(run.unit for treatment in self.treatments for run, _ in treatment.runs))
 
 

@@ -26,7 +26,7 @@ def _several(value: Any) -> Any:
 
 
 class TextSample(Settings):
-    """How much text is looked at; ``context`` None is the model's own context, at most 256 tokens."""
+    """Amount of text to analyse; ``context`` None is the model's own context, at most 256 tokens."""
 
     sequences: int = Field(ge=2, le=4096)
     context: Annotated[int, Field(ge=8)] | None
@@ -57,7 +57,7 @@ class TemperatureGrid(Settings):
 
 
 class AnalyzeSettings(Settings):
-    """What to look at, and how closely."""
+    """Subject and resolution of an analysis."""
 
     run: str | None
     runs: Annotated[tuple[NotEmpty, ...], Field(min_length=1), BeforeValidator(_several)] | None

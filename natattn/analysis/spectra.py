@@ -41,7 +41,7 @@ def weight_spectra(
     processes: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> list[WeightSpectrum]:
-    """Of every attention matrix of a model, layer by layer; a fused weight counts as its matrices.
+    """Return the spectra of all attention matrices, layer by layer; a fused weight counts as its matrices.
 
     Args:
         replicas: of the bootstrap of every power law.

@@ -1,4 +1,4 @@
-"""What `natattn analyze` looks at: a model, from a run or pretrained, and what it reads: text as tokens, or images."""
+"""Subject of `natattn analyze`: a model, from a run or pretrained, and its inputs: tokens or images."""
 
 import hashlib
 import os
@@ -74,7 +74,7 @@ class Subject:
         return bool(getattr(self.model.config, "is_encoder_decoder", False))
 
     def inputs(self, batch: Tensor) -> dict[str, Tensor]:
-        """What the model is called with for a part of ``tokens``."""
+        """Return the model's inputs for a part of ``tokens``."""
         inputs = model_inputs(batch)
         return {**inputs, "decoder_input_ids": batch} if self.is_encoder_decoder else inputs
 
@@ -164,7 +164,7 @@ def _check_weights(model: Any, folder: str) -> None:
 
 
 def _vocabulary(model: Any, folder: str) -> int:
-    """How many tokens the model knows.
+    """Return the size of the model's vocabulary.
 
     Raises: UserError for one that reads no tokens, has no attention or numbers that are none.
     """

@@ -1,4 +1,4 @@
-"""What is looked at of a run of another task than language: a vision transformer and its images, or a pair's tower."""
+"""Subjects of runs of other tasks: a vision transformer with its images, or one tower of a pair."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -115,7 +115,7 @@ def scan_temperatures(
 
 @dataclass(eq=False)
 class _LayerSums:
-    """What a scan accumulates of one layer."""
+    """Sums that a scan accumulates for one layer."""
 
     values: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in ROW_MEANS})  # of [T, H, B]
     order: list[Tensor] = field(default_factory=list)  # of m_i, float32 [T, H, B, L]

@@ -153,7 +153,7 @@ class Group:
 
     @property
     def steps(self) -> int | None:
-        """How long they were trained."""
+        """Return the number of training steps."""
         return self.members[0].steps
 
     @property

@@ -1,4 +1,4 @@
-"""What the energies of attention are: pure functions of queries, keys and mask.
+"""Energies of attention: pure functions of queries, keys and mask.
 
 The energy E_ij is the score that enters the softmax before masking: scaling · q_i·k_j, soft-capped where the
 architecture does that, plus its position bias. It is defined on allowed pairs only: a masked or padded pair has no
@@ -19,7 +19,7 @@ FORBIDDEN_BELOW = -1e8
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """What one attention layer's softmax is made of.
+    """Inputs of the softmax of one attention layer.
 
     Attributes:
         query: [B, H, L, D] and key: [B, G, S, D], of any floating dtype, after rotary embedding.
@@ -63,7 +63,7 @@ class AttentionInputs:
 
     @property
     def masks_the_future(self) -> bool:
-        """Whether the causal rule, and no explicit mask, decides which pairs are allowed."""
+        """Return whether the causal rule alone, without an explicit mask, decides which pairs are allowed."""
         return self.attention_mask is None and self.is_causal and self.length > 1
 
     @property
@@ -97,7 +97,7 @@ class AttentionInputs:
         return energy
 
     def allowed(self, rows_R: Tensor) -> Tensor:
-        """Which keys the given query rows may attend to, bool [B or 1, H or 1, R, S]."""
+        """Return which keys the given query rows may attend to, bool [B or 1, H or 1, R, S]."""
         return allowed_pairs(self.attention_mask, rows_R, self.length, self.key_length, self.is_causal)
 
     def count_pairs_and_rows(self) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def is_allowed(mask: Tensor) -> Tensor:
 def allowed_pairs(
     attention_mask: Tensor | None, rows_R: Tensor, query_length: int, key_length: int, is_causal: bool
 ) -> Tensor:
-    """Which keys the given query rows may attend to; arguments as in ``AttentionInputs``.
+    """Return which keys the given query rows may attend to; arguments as in ``AttentionInputs``.
 
     Args:
         rows_R: int64 [R], indices of query rows.

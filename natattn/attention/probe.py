@@ -136,7 +136,7 @@ class AttentionProbe:
 
     @property
     def recorded_layers(self) -> list[int]:
-        """Those of ``layers`` that the last recorded step has seen; a layer may be skipped or frozen in a step."""
+        """Layers that the last recorded step has reached; a layer may be skipped or frozen in a step."""
         return [site.layer for site in self.sites if site.statistics is not None]
 
     def statistics(self, layer: int) -> EnergyStatistics:

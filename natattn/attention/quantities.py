@@ -46,7 +46,7 @@ class AttentionRows:
 
     @computed_once
     def present(self) -> Tensor:
-        """Whether the row has an allowed key."""
+        """Return whether the row has an allowed key."""
         return self.allowed.any(-1, keepdim=True)
 
     @computed_once

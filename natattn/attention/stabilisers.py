@@ -165,7 +165,7 @@ class StabiliserSettings(Settings):
 
     @property
     def in_forward(self) -> Stabilisers:
-        """Those that change the function which attention computes."""
+        """Return the stabilisers that change the function that attention computes."""
         return Stabilisers(self.qk_norm, self.softcap)
 
     def check(self, attention: AttentionType) -> None:

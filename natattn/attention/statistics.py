@@ -65,7 +65,7 @@ class EnergyStatistics:
         return tuple(name for name, quantity in QUANTITIES.items() if recorded >= set(quantity.terms))
 
     def is_biased(self, name: str) -> bool:
-        """Whether this value is only an approximation, even on average: see ``BIASED_WHEN_SAMPLED``."""
+        """Return whether this value is biased, an approximation even on average: see ``BIASED_WHEN_SAMPLED``."""
         return QUANTITIES[name].biased_when_sampled and any(term in self.sampled for term in QUANTITIES[name].terms)
 
     def __add__(self, other: "EnergyStatistics") -> "EnergyStatistics":
@@ -81,7 +81,7 @@ class EnergyStatistics:
         )
 
     def with_totals_of(self, other: "EnergyStatistics") -> "EnergyStatistics":
-        """The same batch's statistics with the other's totals added to them, or in place of them."""
+        """Return the statistics with the totals of another record of the same batch added or replaced."""
         return replace(
             self, totals={**self.totals, **other.totals}, sampled=(self.sampled - other.totals.keys()) | other.sampled
         )

@@ -75,7 +75,7 @@ def _locate(location: Sequence[int | str], values: Any) -> tuple[str, Any]:
 
 
 def _place_in(experiments: Path, key: str) -> str:
-    """Where an experiment file names a key, for files that have gone stale: " (experiment/quick.yaml, line 3)"."""
+    """Return where an experiment file names a key, for outdated files: " (experiment/quick.yaml, line 3)"."""
     for path in sorted(experiments.glob("*.yaml")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if re.match(rf"\s*{re.escape(key)}\s*:", line):
@@ -84,6 +84,6 @@ def _place_in(experiments: Path, key: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of any library says, on one line: its first that is not blank, else the name of its type."""
+    """Return the first non-blank line of an error, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -91,12 +91,12 @@ class OptimSettings(Settings):
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether a direction needs a probe."""
+        """Return whether a direction needs a probe."""
         return bool(self.quantities or self._factors)
 
     @property
     def reads_attention(self) -> bool:
-        """Whether a direction reads attention, so that the model must be observable; plain inputs do not count."""
+        """Return whether a direction reads attention (not only plain inputs), so the model must be observable."""
         return bool(self.quantities or self._factors & set(FACTORS))
 
     def build(

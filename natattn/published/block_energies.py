@@ -32,7 +32,7 @@ class BlockEnergies:
 
     @classmethod
     def of(cls, model: nn.Module, *, masked_energies_saturate: bool = False) -> Self:
-        """Of all the paper's attention layers in a model.
+        """Return the energies of all published attention layers of a model.
 
         Raises: ValueError where there is none.
         """

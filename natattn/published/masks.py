@@ -1,4 +1,4 @@
-"""What masks a caller may give to the paper's attention, made into what an attention function takes."""
+"""Conversion of the masks that callers may pass to the published attention."""
 
 import math
 

@@ -47,7 +47,7 @@ class PaperSettings(Settings):
     save_every: int = Field(ge=1)  # epochs between checkpoints
 
     def overrides(self) -> list[str]:
-        """The same as overrides of conf/train.yaml, with the constants of the published experiment.
+        """Return the configuration as overrides of conf/train.yaml, with the constants of the published experiment.
 
         Not as published: both models are causal, have GPT-2's blocks without dropout, and labels are shifted once.
         """
@@ -155,7 +155,7 @@ def _data_overrides(data: str | Path) -> list[str]:
 
 
 def _is_text(option: str) -> bool:
-    """Whether an option of data= is for language models."""
+    """Return whether an option of data= is for language models."""
     import yaml
 
     from natattn.training.settings import DATA_KINDS

@@ -41,12 +41,12 @@ class AnalysisSpec:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What repetitions over seeds share; the pictures of one of them are enough to look at."""
+        """Return what repetitions over seeds share; the pictures of one of them suffice."""
         return self.name, self.trials[0].corpus, self.trials[0].arm
 
     @property
     def sections(self) -> tuple[SectionName, ...]:
-        """What the analysis has once it is whole."""
+        """Return the sections of the complete analysis."""
         return self.options.sections or ()
 
 
@@ -71,7 +71,7 @@ def wanted_analyses(trials: Trials, plan: Plan) -> Iterator[AnalysisSpec]:
 
 
 def reads_models(wanted: AnalysisSpec) -> bool:
-    """Whether the analysis needs the trained weights, beside what the runs' files say."""
+    """Return whether the analysis needs the trained weights in addition to the runs' files."""
     if wanted.settings.of == "run":
         return True
     return any(question.reads_models for name, question in RUN_QUESTIONS.items() if name in wanted.sections)
@@ -105,7 +105,7 @@ def make_analysis(wanted: AnalysisSpec, trials: Trials, folder: Path) -> Path:
 
 
 def analysed(wanted: AnalysisSpec, folder: Path, trials: Trials) -> AnalysisResult:
-    """What the analysis in a folder said."""
+    """Return the result of the analysis in a folder."""
     content = _read(folder)
     assert content is not None
     runs = [run for trial in wanted.trials if (run := trials.run(trial)) is not None]
@@ -155,7 +155,7 @@ def _options(study: StudySettings, name: str, settings: AnalysisSettings) -> Ana
 
 
 def key_of_analysis(of: str, options: AnalyzeSettings, keys: Sequence[str]) -> str:
-    """What was asked, without where it goes and how it is computed.
+    """Return a key of the request, without its output folder and technical settings.
 
     A key of the settings that is younger than kept analyses counts where it says something: theirs do not have it.
     """

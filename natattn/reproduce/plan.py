@@ -1,4 +1,4 @@
-"""Which trials a study needs now: tuning on seeds of its own, then the seeds of the table at the values that won.
+"""The trials that a study needs now: tuning on seeds of its own, then the seeds of the table at the values that won.
 
 Every tuned arm gets the same grid (protocol, 2). If the best value is at the edge, the grid of that arm and corpus gets
 one more value beyond it, in the ratio of the last two, as often as the study allows. A best value that is still at the

@@ -129,7 +129,7 @@ class Studies:
 
     @property
     def analysis_folders(self) -> list[Path]:
-        """Where finished analyses are looked for."""
+        """Return the folders that are searched for finished analyses."""
         return [self.folder / ANALYSES, Path(self.settings[0].kept) / ANALYSES]
 
     def train(self, launcher: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ class StackedGPT2(nn.Module):
         return losses_S.detach()
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """What the output embeddings read of embedded tokens, both [S·B, L, N]."""
+        """Return the input of the output embeddings for embedded tokens, both [S·B, L, N]."""
         transformer = self.template.transformer
         positions_SLN = self.stacks[_POSITIONS][:, : embedded.shape[1]]
         hidden = embedded.view(len(self.models), -1, *embedded.shape[1:]) + positions_SLN[:, None]
@@ -95,7 +95,7 @@ class StackedGPT2(nn.Module):
         return final
 
     def _rows(self, tokens: Tensor) -> Tensor:
-        """Where the tokens [S·B, L] are in the tables of all models, one below the other."""
+        """Return the rows of the tokens [S·B, L] in the concatenated tables of all models."""
         count, size, _ = self.stacks[_TOKENS].shape
         first = torch.arange(0, count * size, size, device=tokens.device)
         return (tokens.reshape(count, -1) + first[:, None]).view(tokens.shape)
@@ -144,7 +144,7 @@ def _template(model: Any) -> Any:
 
 
 def _stacked_module(module: nn.Module, own: dict[str, nn.Parameter]) -> nn.Module:
-    """What computes a leaf of all models at once.
+    """Return the module that computes a leaf of all models at once.
 
     Raises: ValueError for a leaf of an unknown kind.
     """
@@ -204,7 +204,7 @@ def _forward_hooks(stacked: nn.Module, originals: list[nn.Module]) -> None:
 
 
 def _dress(stacked: nn.Module, originals: list[nn.Module]) -> None:
-    """What hangs on the models' attention layers: parameters and stabilisers, alike in all, and the sites of each."""
+    """Attach the models' attention parameters and stabilisers, equal in all, and the sites of each."""
     for attribute in (PARAMETERS_ATTRIBUTE, STABILISERS_ATTRIBUTE):
         if attribute in vars(originals[0]):
             setattr(stacked, attribute, vars(originals[0])[attribute])

@@ -102,7 +102,7 @@ class CorpusTask:
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test split."""
+        """Return whether there is a test split."""
         return self.corpus.test is not None
 
     def held_out(self, split: HeldOut) -> Any:

@@ -39,7 +39,7 @@ class VisionSettings(Settings):
 
 
 class ImageOptions(CorpusTask):
-    """What tasks on images share."""
+    """Common settings and data of tasks on images."""
 
     dtype: torch.dtype
 

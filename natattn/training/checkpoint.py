@@ -47,7 +47,7 @@ _KINDS = ("model", "optimizer", "probe", "patterns")
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         evaluated_step: last step whose evaluation is in the metrics file; -1 for none.

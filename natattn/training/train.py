@@ -26,7 +26,7 @@ from natattn.training.settings import RunSettings
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """Outcome of a run.
 
     Attributes:
         signal: number of the signal that interrupted it.

@@ -46,7 +46,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Trained:
-    """How the runs of one treatment converged.
+    """Convergence of the runs of one treatment.
 
     Attributes:
         runs: number of them.

@@ -38,7 +38,7 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Lead:
-    """Where a quantity peaked in training and where the loss fell fastest, in steps.
+    """Steps at which a quantity peaked in training and at which the loss fell fastest.
 
     Both are on the grid of evaluations, so a lead below its ``spacing`` there (of the logarithm) shows nothing.
     ``is_inside`` is false if the maximum is at the first or last evaluation, which is not a peak.

@@ -118,7 +118,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Growth:
-    """How the peaks of one observable in one scan move with the width; None with fewer than three widths."""
+    """Scaling of one observable's peaks in one scan with the width; None with fewer than three widths."""
 
     kind: ScanKind
     of: PeakOf

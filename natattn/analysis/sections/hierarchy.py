@@ -44,7 +44,7 @@ _CAPTION = (
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """What was found at one level of one kind of tree: one entry for each source that has more than one block."""
+    """Results at one level of one kind of tree, with one entry per source with more than one block."""
 
     tree: Tree
     name: str
@@ -94,7 +94,7 @@ class _Found:
     floors: dict[tuple[Tree, str], list[Tensor]] = field(default_factory=dict)  # excess of ``DECAYS``, by source
 
     def levels(self) -> list[_Level]:
-        """Those with sources enough to tell anything."""
+        """Return the levels with enough sources."""
         return [
             _Level(tree, name, self.layers, affinities, self.floors[tree, name])
             for (tree, name), affinities in self.affinities.items()
@@ -178,7 +178,7 @@ def _of_distance_alone(length: int, is_causal: bool) -> Tensor:
 
 
 def _floor_finding(found: _Found) -> str:
-    """What patterns that know no tree have at the same levels of the same texts: blocks of a text are no sample."""
+    """Return the values of patterns without tree information at the same levels of the same texts."""
     kept = [of_sources for of_sources in found.floors.values() if len(of_sources) >= FEWEST_SOURCES]
     excess = torch.stack([torch.stack(of_sources).mean(0) for of_sources in kept])
     decays = " and ".join(f"exp(−d/{decay:g})" for decay in DECAYS)
@@ -232,7 +232,7 @@ def _by_tree(levels: list[_Level]) -> dict[Tree, list[_Level]]:
 
 
 def _largest_by_layer(levels: list[_Level]) -> list[str]:
-    """Of each layer, the level with the largest relative excess."""
+    """Return the level with the largest relative excess for each layer."""
     best = torch.stack([_relative(level) for level in levels]).argmax(0)
     return [levels[int(place)].name for place in best]
 

@@ -85,7 +85,7 @@ class AttentionType(Settings):
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether the function at a step depends on the number of steps of the run."""
+        """Return whether the function at a step depends on the number of steps of the run."""
         return False
 
     def apply_to(self, model: Any) -> None:

@@ -103,7 +103,7 @@ def natural_gradient_attention(
 
 
 class NaturalGradientAttention(AttentionType):
-    """The same forward pass; the gradient to queries and keys is that of ``natural_score_gradient``."""
+    """The plain forward pass; the gradient to queries and keys is that of ``natural_score_gradient``."""
 
     kind: Literal["natural_gradient"]
     damping: float = Field(gt=0, le=1e30)  # above, 1 + damping leaves float32

@@ -83,7 +83,7 @@ def _at_unit_temperature(inputs: AttentionInputs) -> AttentionInputs:
 
 
 class ConstantTemperature(Settings):
-    """The same temperature in every head, layer and step."""
+    """A constant temperature for all heads, layers and steps."""
 
     kind: Literal["constant"]
     value: Positive
@@ -163,7 +163,7 @@ class TemperedAttention(AttentionType):
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether the temperature at a step depends on the number of steps of the run."""
+        """Return whether the temperature at a step depends on the number of steps of the run."""
         return isinstance(self.temperature, LinearTemperature | CosineTemperature)
 
     def apply_to(self, model: Any) -> None:

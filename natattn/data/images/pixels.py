@@ -52,7 +52,7 @@ class Picture:
 
     @property
     def key(self) -> int:
-        """What it is held out by: `hash_number` of its content."""
+        """Return the `hash_number` of its content, which draws held-out images."""
         return int.from_bytes(self.digest[:8])
 
 

@@ -1,4 +1,4 @@
-"""What all sources of images share: settings, held-out splits, and labelled or captioned images before decoding."""
+"""Common parts of sources of images: settings, held-out splits, and labelled or captioned images before decoding."""
 
 import math
 from collections.abc import Mapping, Sequence

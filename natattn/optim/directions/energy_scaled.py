@@ -38,7 +38,7 @@ class EnergyScaled(Direction):
 
     @property
     def elementwise(self) -> bool:  # type: ignore[override]
-        """Whether the inner direction is elementwise."""
+        """Return whether the inner direction is elementwise."""
         return self.inner.elementwise
 
     def check(self, matrix: Matrix) -> None:

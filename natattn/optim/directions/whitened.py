@@ -141,7 +141,7 @@ class Whitened(Direction):
 
     @property
     def _kept(self) -> Kept:
-        """What is kept of (factor + damping)⁻¹: dual needs a root R with Rᵀ R the inverse, on both sides of orth."""
+        """Return the stored form of (factor + damping)⁻¹; dual needs a root R, with Rᵀ R the inverse, on both sides."""
         return "inverse" if self.form == "newton" else "root"
 
     def _heads(self, matrix: Matrix) -> int:

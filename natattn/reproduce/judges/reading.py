@@ -59,7 +59,7 @@ def count(row: Row, heading: str) -> int:
 
 
 def mean_cell(group: Group, rows: Sequence[Row], heading: str) -> Estimate:
-    """As ``over_seeds``, of the numbers under a heading; a row for each member."""
+    """Return ``over_seeds`` of the numbers under a heading, with one row per member."""
     return over_seeds(group, [number(row, heading) for row in rows])
 
 
@@ -84,7 +84,7 @@ def value_of(row: Row, heading: str, *, text: str) -> float:
 
 
 def is_rounded(row: Row, low: str = "low") -> bool:
-    """Whether ``bounds`` has to take the digits that a page shows."""
+    """Return whether ``bounds`` has to use the rounded digits of a page."""
     return bool(row) and low not in row
 
 
