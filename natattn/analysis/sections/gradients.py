@@ -13,7 +13,7 @@ from natattn.report.section import Advance, Cell, Picture, Section, interval_tex
 
 
 def gradients_section(subject: Subject, settings: AnalyzeSettings, advance: Advance) -> Section:
-    """The noise scale of all parameters and by role, with what batch sizes it suggests.
+    """The gradient noise scale, overall and by role, and the batch sizes that it suggests.
 
     Raises: UserError for a model that does not predict the next token.
     """
