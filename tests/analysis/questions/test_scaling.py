@@ -98,7 +98,7 @@ def result_of(points):
 
 
 def section_of(points, monkeypatch):
-    monkeypatch.setattr(scaling.run_figures, "powers", lambda *arguments, **named: b"")
+    monkeypatch.setattr(scaling.figures, "powers", lambda *arguments, **named: b"")
     return scaling.section(result_of(points))
 
 

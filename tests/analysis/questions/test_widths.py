@@ -106,7 +106,7 @@ def test_lack_of_fit_needs_repetition():
 def section_of(found, monkeypatch, *, least=()):
     """Return the section about these peaks, and the panels that it draws by the name of the picture."""
     drawn = []
-    monkeypatch.setattr(widths.run_figures, "powers", lambda panels, x_label: drawn.append(panels) or b"")
+    monkeypatch.setattr(widths.figures, "powers", lambda panels, x_label: drawn.append(panels) or b"")
     section = widths.section(study(found, [LeastLoss(*values) for values in least]))
     return section, dict(zip([picture.name for picture in section.pictures], drawn, strict=True))
 
