@@ -32,7 +32,7 @@ class Group:
 
     @property
     def reference(self) -> str | None:
-        """Return the arm that the others are compared with; None if there is none."""
+        """Return the arm that the others are compared with, or None."""
         return self.runs[0].reference
 
     @property

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -13,16 +12,9 @@ from natattn.config.messages import first_line
 from natattn.errors import UserError
 
 # At most two digits: PyTorch wraps device indices from 256 on.
-_NAME = r"^(auto|cpu|cuda(:\d{1,2})?)$"
-DeviceName = Annotated[str, Field(pattern=_NAME)]
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_VALUES = (":4096:8", ":16:8")  # the values for which cuBLAS documents reproducible results
-
-
-def check_name(name: str) -> None:
-    """Raises: UserError for a name that is not a supported device."""
-    if re.fullmatch(_NAME, name) is None:
-        raise UserError(f"device={name}: no such device; valid: auto, cpu, cuda, cuda:N")
 
 
 def chosen_device(name: str, key: str = "device") -> torch.device:
