@@ -236,7 +236,7 @@ def test_a_signal_stops_all_ranks_with_a_whole_checkpoint(tiny, tmp_path):
     _wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert "natattn: interrupted; go on with" in errors
+    assert "natattn: interrupted; resume with" in errors
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     path, state, warnings = load_newest(tmp_path / "run" / "checkpoints")
     assert path is not None
@@ -277,7 +277,7 @@ def test_all_ranks_agree_that_time_is_up_and_that_an_arm_has_diverged(tiny, tmp_
         (["train.batch_size=3"], "train.batch_size=3: cannot be divided equally among 2 ranks"),
         (["model=published"], "model=published"),
         (["train.parallel=fsdp", "stabilisers.qk_clip=10"], "train.parallel=ddp"),
-        (["-m", "seed=0,1"], "start torchrun once for each job"),
+        (["-m", "seed=0,1"], "Start torchrun once for each job"),
         (["train.parallel=both"], "train.parallel=both"),
     ],
 )
