@@ -93,7 +93,7 @@ def train_models(
     Raises:
         ValueError: naming the key that is unknown or out of range, or what is wrong with the data or the folder.
         RuntimeError: a model diverged.
-        KeyboardInterrupt: training was interrupted; ``natattn train resume=FOLDER`` goes on with it.
+        KeyboardInterrupt: training was interrupted; resume with ``natattn train resume=FOLDER``.
     """
     from natattn.training.train import train
 
@@ -107,7 +107,7 @@ def train_models(
     except UserError as error:
         raise ValueError(str(error)) from error
     if result.outcome == "interrupted":
-        raise KeyboardInterrupt(f"interrupted; go on with: natattn train resume={shlex.quote(str(target))}")
+        raise KeyboardInterrupt(f"interrupted; resume with: natattn train resume={shlex.quote(str(target))}")
     if result.outcome == "time_limit":
         warnings.warn(
             f"training stopped after max_seconds={max_seconds}, before {settings.train.steps} steps "

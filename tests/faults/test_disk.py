@@ -195,7 +195,7 @@ def test_a_disk_that_may_not_be_written_to(
     }
     assert server.run(["train", *small, "hydra.run.dir=run"], fault=fault, **options) == 1
     said = one_line(tmp_path / "log")
-    assert "run/checkpoints/step-000009: Read-only file system; make it writable and go on with" in said
+    assert "run/checkpoints/step-000009: Read-only file system; make it writable and resume with" in said
     assert server.run(["train", "resume=run"], **options) == 1, "it is still so"
     one_line(tmp_path / "log")
     remount(disk / "run" / "checkpoints", "rw")

@@ -61,7 +61,7 @@ def test_a_signal_stops_and_saves(
         assert not (tmp_path / "run").exists()
         command = [*small, "hydra.run.dir=run"]
     else:
-        assert said == "natattn: interrupted; go on with: natattn train resume=run\n"
+        assert said == "natattn: interrupted; resume with: natattn train resume=run\n"
         assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
         assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
         command = ["resume=run"]
@@ -81,7 +81,7 @@ def test_sigterm_while_compiling_ends_soon(
     started = time.monotonic()
     assert server.run(command, fault=fault, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "inductor"), **options) == 143
     assert time.monotonic() - started < 40, "a compilation of two models takes longer"
-    assert stderr(tmp_path).endswith("natattn: interrupted; go on with: natattn train resume=run\n")
+    assert stderr(tmp_path).endswith("natattn: interrupted; resume with: natattn train resume=run\n")
     last = max(step for step, _, _, _ in records(tmp_path / "run"))
     assert last == 0
 
